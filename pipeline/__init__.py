@@ -1,0 +1,3 @@
+"""showtell: image captioning on cached, frozen CNN features."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,156 @@
+"""Stage 3: the frozen CNN's weights, as an artifact of their own."""
+
+import logging
+import urllib.error
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torchvision
+import typer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.cnn.trunk import build_trunk, check_name
+from pipeline.command import run
+from pipeline.config import read
+from pipeline.config.backbone import BackboneConfig
+from pipeline.errors import InputError
+from pipeline.store.recipe import Preprocessing
+from pipeline.store.weights import Backbone, write_backbone
+
+log = logging.getLogger(__name__)
+
+FILES = (".pth", ".pt", ".safetensors")
+
+# With their own weights these renormalise their input from ImageNet's mean and deviation to
+# (x - 0.5) / 0.5 (torchvision's `transform_input`); said here as preprocessing instead.
+HALF = ("googlenet", "inception_v3")
+
+
+def make_backbone(out: Path, config: BackboneConfig) -> None:
+    """Write the trunk's weights to `out`.
+
+    Raises:
+        InputError: the model or the weights are unknown, cannot be had, or do not fit together.
+    """
+    check_name(config.name)
+    if config.weights == "random":
+        torch.manual_seed(config.seed)
+        label, given = f"random:{config.seed}", None
+    elif config.weights.lower().endswith(FILES):
+        label, given = Path(config.weights).name, _local(Path(config.weights).expanduser())
+    else:
+        label, given = _from_torchvision(config.name, config.weights)
+    trunk = build_trunk(config.name)
+    expected = trunk.state_dict()
+    tensors = expected if given is None else _fit(given, expected, config)
+    preprocessing = preprocessing_of(config.name, label)
+    write_backbone(out, Backbone(config.name, label, preprocessing, tensors))
+    log.info("%s (%s): %.1f M weights", config.name, label, _count(tensors) / 1e6)
+
+
+def preprocessing_of(name: str, weights: str) -> Preprocessing:
+    """What the named weights expect; for others, what the model's default weights do."""
+    known = torchvision.models.get_model_weights(name)
+    named = known[weights] if weights in known.__members__ else known.DEFAULT
+    transforms: Any = named.transforms()
+    half = name in HALF
+    return Preprocessing(
+        resize=transforms.resize_size[0],
+        size=transforms.crop_size[0],
+        interpolation=transforms.interpolation.value,
+        mean=(0.5,) * 3 if half else tuple(transforms.mean),
+        std=(0.5,) * 3 if half else tuple(transforms.std),
+    )
+
+
+def _from_torchvision(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
+    known = torchvision.models.get_model_weights(name)
+    allowed = ["DEFAULT", *known.__members__]
+    if weights not in allowed:
+        raise InputError(
+            f"{name} has no weights '{weights}'; allowed are {', '.join(dict.fromkeys(allowed))}, "
+            f"random, or a file ({' '.join(FILES)}) (backbone.weights)"
+        )
+    chosen = known.DEFAULT if weights == "DEFAULT" else known[weights]
+    try:
+        # check_hash: the address carries the beginning of the file's SHA-256.
+        return chosen.name, chosen.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise InputError(
+            f"cannot fetch {chosen.url} ({getattr(error, 'reason', error)}); "
+            "give backbone.weights the path of a state dict instead"
+        ) from None
+    except RuntimeError as error:
+        raise InputError(
+            f"{chosen.url} is not the file that torchvision expects ({error})"
+        ) from None
+
+
+def _local(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"backbone.weights names {path}, which is no file; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or no safetensors file ({error})") from None
+    except Exception as error:  # torch.load raises its readers' own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path} cannot be read as a state dict of plain tensors ({reason}); "
+            "save model.state_dict() alone"
+        ) from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise InputError(f"{path} is no state dict; save model.state_dict() alone")
+    return content
+
+
+def _fit(
+    given: dict[str, Tensor], expected: dict[str, Tensor], config: BackboneConfig
+) -> dict[str, Tensor]:
+    """The trunk's tensors out of a state dict; only what the trunk does not use may differ."""
+    what = f"the weights {config.weights} are not of {config.name}"
+    fitted = {}
+    for name, like in expected.items():
+        if name not in given and name.endswith("num_batches_tracked"):
+            fitted[name] = like  # counts training steps; nothing reads it here
+        elif name not in given:
+            raise InputError(f"{what}: they lack {name}")
+        elif given[name].shape != like.shape:
+            raise InputError(
+                f"{what}: {name} has shape {tuple(given[name].shape)}, not {tuple(like.shape)}"
+            )
+        else:
+            fitted[name] = given[name].to(like.dtype)
+            if like.is_floating_point() and not torch.isfinite(fitted[name]).all():
+                raise InputError(f"the weights {config.weights} hold non-finite numbers in {name}")
+    children = {name.split(".")[0] for name in expected}
+    extra = [name for name in given if name not in expected and name.split(".")[0] in children]
+    if extra:
+        raise InputError(f"{what}: they have {extra[0]}, which it has not")
+    return fitted
+
+
+def _count(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")],
+    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+) -> None:
+    """Get the frozen CNN's weights."""
+    make_backbone(out, read(params, BackboneConfig))
+
+
+if __name__ == "__main__":
+    run(main)

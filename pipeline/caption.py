@@ -1,0 +1,133 @@
+"""`showtell caption`: captions for one's own pictures, from the trained artifacts."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from pipeline.cnn.frozen import FrozenCNN, prepare
+from pipeline.command import run
+from pipeline.device import DeviceName, choose_device, make_repeatable
+from pipeline.errors import InputError
+from pipeline.model.captioning import caption_features
+from pipeline.model.search import Search
+from pipeline.store.model import read_model
+from pipeline.store.pictures import EXTENSIONS, decode_picture
+from pipeline.store.weights import read_backbone
+
+log = logging.getLogger(__name__)
+
+BATCH = 16
+
+
+class Captioner:
+    """The frozen CNN and the decoder come together as one: pictures in, captions out."""
+
+    def __init__(self, backbone: Path, model: Path, device: torch.device) -> None:
+        """
+        Raises:
+            InputError: a file cannot be used, or the model learned from another backbone.
+        """
+        self._model = read_model(model, device)
+        self._cnn = FrozenCNN(read_backbone(backbone), self._model.recipe, device)
+
+    def prepare(self, picture: Path) -> Tensor:
+        """Read one picture file as the CNN takes it: uint8 (3, S, S)."""
+        try:
+            content = picture.read_bytes()
+        except OSError as error:
+            raise InputError(f"the picture {picture} cannot be read ({error.strerror})") from None
+        return prepare(decode_picture(content, str(picture)), self._model.recipe)
+
+    def caption(self, pictures: list[Tensor], search: Search) -> list[str]:
+        """One caption for each prepared picture."""
+        features = self._cnn(torch.stack(pictures))  # (B, D)
+        words = caption_features(
+            self._model.decoder, features, self._model.vocabulary, search, len(pictures)
+        )
+        return [" ".join(caption) for caption in words]
+
+
+def find_pictures(paths: list[Path]) -> list[Path]:
+    """The files themselves, and the pictures in the folders, sorted.
+
+    Raises:
+        InputError: a path does not exist, or a folder has no pictures.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in EXTENSIONS)
+            if not inside:
+                raise InputError(
+                    f"the folder {path} holds no pictures ({' '.join(sorted(EXTENSIONS))})"
+                )
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"the picture {path} does not exist; check the path")
+    return found
+
+
+def caption_all(
+    captioner: Captioner, pictures: list[Path], search: Search
+) -> Iterator[tuple[Path, str | InputError]]:
+    """A caption for every picture, or why there is none, in order."""
+    for begin in range(0, len(pictures), BATCH):
+        prepared: list[tuple[Path, Tensor | InputError]] = []
+        for path in pictures[begin : begin + BATCH]:
+            try:
+                prepared.append((path, captioner.prepare(path)))
+            except InputError as error:
+                prepared.append((path, error))
+        good = [tensor for _, tensor in prepared if isinstance(tensor, Tensor)]
+        captions = iter(captioner.caption(good, search) if good else [])
+        for path, outcome in prepared:
+            yield path, next(captions) if isinstance(outcome, Tensor) else outcome
+
+
+def main(
+    photos: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    model: Annotated[Path, typer.Option(help="The trained model.")] = Path(
+        "models/captioner.safetensors"
+    ),
+    backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
+        "models/backbone.safetensors"
+    ),
+    beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
+    length_penalty: Annotated[float, typer.Option(min=0, max=5, help="Favours longer ones.")] = 0.7,
+    max_length: Annotated[int, typer.Option(min=1, max=200, help="Words at the most.")] = 20,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="COCO's results form.")] = False,
+) -> None:
+    """Caption your own pictures with the trained model."""
+    if device not in DeviceName.__args__:  # type: ignore[attr-defined]
+        raise InputError(f"--device is '{device}', but must be auto, cpu or cuda")
+    make_repeatable(seed=0)
+    pictures = find_pictures(photos)
+    captioner = Captioner(backbone, model, choose_device(device))  # type: ignore[arg-type]
+    search = Search(beam=beam, length_penalty=length_penalty, max_length=max_length)
+    results, failed = [], 0
+    for path, outcome in caption_all(captioner, pictures, search):
+        if isinstance(outcome, InputError):
+            print(f"error: {outcome}", file=sys.stderr)
+            failed += 1
+        elif as_json:
+            results.append({"image_id": path.name, "caption": outcome})
+        else:
+            print(f"{path}\t{outcome}", flush=True)
+    if as_json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run(main)

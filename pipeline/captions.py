@@ -1,0 +1,103 @@
+"""Stage 2: one table of every caption of a split, with its tokens."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.command import run
+from pipeline.config import read
+from pipeline.config.captions import CaptionsConfig
+from pipeline.errors import InputError
+from pipeline.scoring.tokens import TOKENIZER, tokenize
+from pipeline.store.table import (
+    OFFICIAL,
+    SPLIT_NAMES,
+    Summary,
+    split_digest,
+    write_summary,
+    write_table,
+)
+from pipeline.store.text import STRAY, TextArchive, read_text_archive
+
+log = logging.getLogger(__name__)
+
+
+def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig) -> None:
+    """Write the table of captions and the summary of where they came from.
+
+    Raises:
+        InputError: a split has no pictures, or a picture of one has no words in its captions.
+    """
+    archive = read_text_archive(text)
+    split_of = assign_splits(archive, config)
+    rows, empty = [], 0
+    for image_id in sorted(split_of):
+        described = False
+        for caption in archive.captions.get(image_id, []):
+            tokens = tokenize(caption)
+            if tokens:
+                rows.append((image_id, split_of[image_id], caption, tokens))
+                described = True
+            else:
+                log.warning("passed over: a caption of %s without words", image_id)
+                empty += 1
+        if not described:
+            raise InputError(f"{text}: no caption of {image_id!r} has any words")
+    digest = split_digest(split_of)
+    origin = "hash" if archive.splits is None else "lists"
+    write_table(table, rows)
+    write_summary(
+        summary,
+        Summary(
+            split="official" if digest == OFFICIAL else origin,
+            split_digest=digest,
+            tokenizer=TOKENIZER,
+            pictures={name: list(split_of.values()).count(name) for name in SPLIT_NAMES},
+            captions=len(rows),
+            empty_captions=empty,
+        ),
+    )
+
+
+def assign_splits(archive: TextArchive, config: CaptionsConfig) -> dict[str, str]:
+    """The split of every picture: by the archive's lists, else by a hash of the id.
+
+    A hash keeps each picture where it is when others are added or the order changes.
+    """
+    if archive.splits is not None:
+        split_of = {one: split for split, ids in archive.splits.items() for one in ids}
+    else:
+        log.warning("no split lists: the split is made from a hash of the ids, not the official")
+        split_of = {
+            image_id: _split_by_hash(image_id, config)
+            for image_id in archive.captions
+            if image_id not in STRAY
+        }
+    for name in SPLIT_NAMES:
+        if name not in split_of.values():
+            raise InputError(f"no picture falls into the split '{name}'; there are too few")
+    return split_of
+
+
+def _split_by_hash(image_id: str, config: CaptionsConfig) -> str:
+    place = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8]) / 2**64
+    if place < config.test_share:
+        return "test"
+    return "dev" if place < config.test_share + config.dev_share else "train"
+
+
+def main(
+    text: Annotated[Path, typer.Option(help="The text archive.")],
+    table: Annotated[Path, typer.Option(help="Where to write the captions table (CSV).")],
+    summary: Annotated[Path, typer.Option(help="Where to write its summary (JSON).")],
+    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+) -> None:
+    """Tokenise every caption into one table."""
+    make_captions(text, table, summary, read(params, CaptionsConfig))
+
+
+if __name__ == "__main__":
+    run(main)

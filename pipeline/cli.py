@@ -1,0 +1,78 @@
+"""The `showtell` command: the stages, and what people run besides the graph.
+
+Each command lives in its own module, which is imported only when it is called: `--help` must not
+wait for torch.
+"""
+
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline import __version__
+from pipeline.command import app, one_line_errors
+
+STAGES = {
+    "download": "Fetch and check the archives of pictures and captions.",
+    "captions": "Tokenise every caption into one table.",
+    "backbone": "Get the frozen CNN's weights.",
+    "extract": "Run the frozen CNN over every picture, once.",
+    "vocab": "Choose the vocabulary from the training captions.",
+    "train": "Train the decoder on the cached features.",
+    "evaluate": "Caption the test split and score the captions.",
+}
+OTHERS = {
+    "caption": "Caption your own pictures with the trained model.",
+    "demo": "Run the whole graph on a small data set made here, offline.",
+    "demo.pretrain": "Train the demo's small CNN to name single shapes.",
+}
+COMMANDS = STAGES | OTHERS
+
+
+class LazyGroup(TyperGroup):
+    """Knows every command's name and summary; imports the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name.replace(".", "-") for name in COMMANDS]
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        module = name.replace("-", ".")
+        if module not in COMMANDS:
+            return None
+        single = app()
+        single.command(name)(importlib.import_module(f"pipeline.{module}").main)
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for title, commands in (("Stages, in order", STAGES), ("Besides", OTHERS)):
+            with formatter.section(title):
+                formatter.write_dl([(name.replace(".", "-"), commands[name]) for name in commands])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"showtell {__version__}")
+        raise typer.Exit
+
+
+showtell = app(name="showtell", cls=LazyGroup, no_args_is_help=True)
+
+
+@showtell.callback()
+def _showtell(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True),
+) -> None:
+    """Image captioning on cached, frozen CNN features.
+
+    `dvc repro` runs the stages in order; each also runs alone.
+    """
+
+
+def main() -> None:
+    with one_line_errors():
+        showtell()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The edge of every command: arguments in, one clear line out when something is wrong."""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from pipeline.errors import InputError
+
+
+def app(**settings: Any) -> typer.Typer:
+    """A Typer application that leaves errors to `one_line_errors`."""
+    return typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings
+    )
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run one function as a command of its own: `python -m pipeline.STAGE`."""
+    single = app()
+    single.command()(main)
+    with one_line_errors():
+        single()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what a user can mend into one line on stderr and a non-zero exit.
+
+    Anything else is a defect of ours and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        yield
+    except InputError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted; nothing finished was lost, run the same command to go on", 130)
+    except BrokenPipeError:
+        os._exit(141)  # the reader of our output left: the shell's code for SIGPIPE
+    except MemoryError:
+        fail("out of memory; lower batch_size in params.yaml")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {error.filename}" if error.filename else ""
+            fail(f"no space left on the disk{where}; free some and run the same command again")
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}; check the path and its permissions")
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+            fail("the GPU is out of memory; lower batch_size in params.yaml")
+        raise
+
+
+def fail(line: str, code: int = 1) -> None:
+    """Print the line that explains the failure, and exit."""
+    print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)
+    raise SystemExit(code)

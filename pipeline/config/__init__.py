@@ -1,0 +1,109 @@
+"""params.yaml, read once at the edge into frozen, typed configs.
+
+Each group has a module of its own here, so that a new key for one stage does not make DVC rerun
+the others, which list only their own group's module among their `deps`.
+"""
+
+import difflib
+import importlib
+import re
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import InputError
+
+GROUPS = ("download", "captions", "backbone", "extract", "vocab", "train", "evaluate")
+
+
+class Config(BaseModel):
+    """One group of params.yaml: every key is required, none other is allowed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    group: ClassVar[str]
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def read(path: Path, config: type[AnyConfig]) -> AnyConfig:
+    """Read one group, once the whole file has been found good.
+
+    All groups are checked, whichever stage asks: a slip in `train` must not come to light after
+    an hour of extraction. The other groups cannot change what this one reads, so importing their
+    modules by name adds no dependency.
+
+    Raises:
+        InputError: the file is absent or no YAML, or a key is unknown, missing, of the wrong type
+            or impossible; the line names the key and what is allowed.
+    """
+    groups = _load(path)
+    unknown = [name for name in groups if name not in GROUPS]
+    if unknown:
+        raise InputError(f"{path}: unknown group '{unknown[0]}'; allowed are {', '.join(GROUPS)}")
+    for name in GROUPS:
+        importlib.import_module(f"pipeline.config.{name}")
+    by_group = {kind.group: _check(path, groups, kind) for kind in Config.__subclasses__()}
+    return by_group[config.group]  # type: ignore[return-value]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; name the file with --params") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected the groups {', '.join(GROUPS)}")
+    return content
+
+
+def _check(path: Path, groups: dict[str, Any], config: type[Config]) -> Config:
+    values = groups.get(config.group)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: the group '{config.group}' is missing; it needs {_keys(config)}")
+    try:
+        return config(**values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(config, error)}") from None
+    except TypeError:
+        raise InputError(f"{path}: the keys of '{config.group}' must be plain words") from None
+
+
+def _explain(config: type[Config], error: ValidationError) -> str:
+    """The first thing that is wrong, with its key and what is allowed."""
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    where = f"{config.group}.{key}" if key else config.group
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, config.model_fields, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"unknown key '{where}'; {hint}allowed are {_keys(config)}"
+    if first["type"] == "missing":
+        return f"'{where}' is missing; {_keys(config)} are all needed"
+    # A union (`int | 'auto'`) fails once for each of its members: say all that would do.
+    allowed = [
+        problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        for problem in error.errors()
+        if problem["loc"][:1] == first["loc"][:1]
+    ]
+    value = "null" if first["input"] is None else repr(first["input"])
+    return f"{where} is {value}, but must be {' or '.join(dict.fromkeys(allowed))}"
+
+
+def _keys(config: type[Config]) -> str:
+    return ", ".join(config.model_fields)
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """YAML 1.2's floats, as DVC reads them: in PyYAML's 1.1 a plain `1e-4` is a string."""
+
+
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)

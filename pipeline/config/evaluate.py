@@ -1,0 +1,21 @@
+"""Params of the evaluate stage."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config import Config
+
+
+class EvaluateConfig(Config):
+    """How captions are searched for, and on which split they are scored."""
+
+    group: ClassVar[str] = "evaluate"
+    split: Literal["dev", "test"]
+    beam: Annotated[int, Field(ge=1, le=100)]
+    length_penalty: Annotated[float, Field(ge=0, le=5)]
+    max_length: Annotated[int, Field(ge=1, le=200)]
+    block_ngram: Annotated[int, Field(ge=0, le=10)]
+    allow_unk: bool
+    batch_size: Annotated[int, Field(ge=1, le=65536)]
+    device: Literal["auto", "cpu", "cuda"]

@@ -1,0 +1,21 @@
+"""Params of the extract stage."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config import Config
+
+
+class ExtractConfig(Config):
+    """What the frozen CNN is shown, and what is kept of its answer."""
+
+    group: ClassVar[str] = "extract"
+    layer: Literal["pooled", "grid"]
+    framing: Literal["crop", "squash"]
+    size: Annotated[int, Field(ge=32, le=4096)] | None
+    dtype: Literal["float16", "float32"]
+    batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"]
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "float32", "bfloat16"]

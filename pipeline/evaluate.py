@@ -1,0 +1,136 @@
+"""Stage 7: captions of a split that the model has not seen, and their scores."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from pipeline.command import run
+from pipeline.config import read
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.device import choose_device, make_repeatable
+from pipeline.model.captioning import caption_features
+from pipeline.model.search import Search
+from pipeline.scoring.metrics import SCALE, cider, each_bleu_4, headline, rouge_l
+from pipeline.scoring.yardsticks import best_constant, human_scores
+from pipeline.store.features import read_features
+from pipeline.store.model import read_model
+from pipeline.store.recipe import require_same_recipe
+from pipeline.store.results import write_captions, write_lengths, write_metrics, write_scores
+from pipeline.store.table import captions_of, read_summary, read_table
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: Path,
+    features: Path,
+    table: Path,
+    summary: Path,
+    captions: Path,
+    scores: Path,
+    lengths: Path,
+    metrics: Path,
+    config: EvaluateConfig,
+) -> None:
+    """Caption a split and write `captions`, `scores` (a row a picture), `lengths`, `metrics`.
+
+    Raises:
+        InputError: an input cannot be used, or the features are not those of the model.
+    """
+    device = choose_device(config.device)
+    make_repeatable(seed=0)
+    trained = read_model(model, device)
+    cache = read_features(features)
+    require_same_recipe(cache.recipe, trained.recipe, where=str(features))
+    about = read_summary(summary)
+    everything = read_table(table)
+    split = captions_of(everything, config.split)
+
+    rows = torch.from_numpy(cache.rows(split.ids)).to(device)
+    made = caption_features(
+        trained.decoder, rows, trained.vocabulary, search_of(config), config.batch_size
+    )
+    constant = best_constant(captions_of(everything, "train").captions, split.references)
+    human = human_scores(split.references)
+    measured: dict[str, Any] = {
+        **headline(made, split.references),
+        **variety(made),
+        "constant": {
+            "caption": " ".join(constant),
+            **headline([constant] * len(made), split.references),
+        },
+        **({"human": human} if human else {}),
+        "about": {
+            "scale": SCALE,
+            "tokenizer": about.tokenizer,
+            "split": f"{config.split} ({about.split})",
+            "split_digest": about.split_digest,
+            "pictures": len(made),
+            "references": sum(map(len, split.references)) / len(made),
+            "features": cache.recipe.label,
+        },
+    }
+    write_captions(captions, split.ids, made)
+    write_scores(
+        scores,
+        {
+            "image_id": split.ids,
+            "bleu_4_smoothed": each_bleu_4(made, split.references),
+            "cider": cider(made, split.references)[1],
+            "rouge_l": rouge_l(made, split.references)[1],
+            "words": [len(caption) for caption in made],
+        },
+    )
+    write_lengths(lengths, made, split.references)
+    write_metrics(metrics, measured)
+    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "rouge_l"):
+        log.info(
+            "%-8s %6.2f   constant caption %6.2f%s",
+            *(name, measured[name], measured["constant"][name]),
+            f"   people {human[name]:6.2f}" if human else "",
+        )
+
+
+def search_of(config: EvaluateConfig) -> Search:
+    return Search(
+        beam=config.beam,
+        length_penalty=config.length_penalty,
+        max_length=config.max_length,
+        block_ngram=config.block_ngram,
+        allow_unk=config.allow_unk,
+    )
+
+
+def variety(captions: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Mean words a caption, percentage of distinct captions, number of words ever used."""
+    return {
+        "length": sum(map(len, captions)) / len(captions),
+        "distinct": 100 * len({tuple(caption) for caption in captions}) / len(captions),
+        "vocabulary_used": len({word for caption in captions for word in caption}),
+    }
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="The trained model.")],
+    features: Annotated[Path, typer.Option(help="The cached features.")],
+    table: Annotated[Path, typer.Option(help="The captions table.")],
+    summary: Annotated[Path, typer.Option(help="Its summary.")],
+    captions: Annotated[Path, typer.Option(help="Where to write the captions (COCO results).")],
+    scores: Annotated[Path, typer.Option(help="Where to write a row of scores a picture (CSV).")],
+    lengths: Annotated[Path, typer.Option(help="Where to write caption lengths (CSV).")],
+    metrics: Annotated[Path, typer.Option(help="Where to write the metrics (JSON).")],
+    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+) -> None:
+    """Caption the test split and score the captions."""
+    evaluate(
+        *(model, features, table, summary, captions, scores, lengths, metrics),
+        read(params, EvaluateConfig),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

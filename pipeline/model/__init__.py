@@ -1,0 +1,1 @@
+"""Decoders behind one small interface, and the search that all of them share."""

@@ -1,0 +1,31 @@
+"""Progress of long work: a bar on a terminal, nothing in a log file."""
+
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+def bar(
+    items: Iterable[Item] | None = None,
+    *,
+    label: str,
+    total: int | None = None,
+    unit: str = "it",
+    initial: int = 0,
+) -> "tqdm[Item]":
+    """A tqdm bar on stderr that shows only where a person is watching."""
+    return tqdm(
+        items,
+        desc=label,
+        total=total,
+        unit=unit,
+        unit_scale=unit == "B",
+        initial=initial,
+        leave=False,
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+    )

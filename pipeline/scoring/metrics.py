@@ -1,0 +1,79 @@
+"""BLEU, CIDEr and ROUGE-L of captions against their references, all on the scale 0 to 100.
+
+BLEU is NLTK's corpus BLEU without smoothing (Papineni et al. 2002), CIDEr is pycocoevalcap's
+CIDEr-D with the references' own document frequencies (Vedantam et al. 2015), ROUGE-L is
+pycocoevalcap's (Lin 2004). All take the tokens of `pipeline.scoring.tokens`.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu, sentence_bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+SCALE = 100.0
+BLEU_WEIGHTS = [(1.0,), (1 / 2,) * 2, (1 / 3,) * 3, (1 / 4,) * 4]
+
+Tokens = Sequence[str]
+
+
+def bleu(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """Corpus BLEU-1 to BLEU-4, x100, unsmoothed; 0 where no n-gram matches."""
+    if not any(captions):
+        return [0.0] * 4
+    with warnings.catch_warnings():
+        # NLTK warns where an order has no match, and gives 1e-78 or so.
+        warnings.simplefilter("ignore", UserWarning)
+        scores = corpus_bleu(references, captions, weights=BLEU_WEIGHTS)
+    return [SCALE * score if score > 1e-30 else 0.0 for score in scores]
+
+
+def cider(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> tuple[float, list[float]]:
+    """CIDEr-D, x100: the mean, and each caption's."""
+    mean, each = Cider().compute_score(*_as_coco(captions, references))
+    return SCALE * float(mean), [SCALE * float(one) for one in each]
+
+
+def rouge_l(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> tuple[float, list[float]]:
+    """ROUGE-L, x100: the mean, and each caption's."""
+    mean, each = Rouge().compute_score(*_as_coco(captions, references))
+    return SCALE * float(mean), [SCALE * float(one) for one in each]
+
+
+def each_bleu_4(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """Smoothed sentence BLEU-4 of each caption, x100: to sort captions by, not to average.
+
+    Corpus BLEU is no mean over sentences; without smoothing most sentences would have 0. Smoothed
+    by adding 0.1 to orders without a match (Chen & Cherry 2014, method 1).
+    """
+    smooth = SmoothingFunction(epsilon=0.1).method1
+    return [
+        SCALE * float(sentence_bleu(refs, caption, smoothing_function=smooth)) if caption else 0.0
+        for caption, refs in zip(captions, references, strict=True)
+    ]
+
+
+def headline(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> dict[str, float]:
+    """The scores that a set of captions is known by."""
+    orders = bleu(captions, references)
+    return {
+        **{f"bleu_{n}": orders[n - 1] for n in range(1, 5)},
+        "cider": cider(captions, references)[0],
+        "rouge_l": rouge_l(captions, references)[0],
+    }
+
+
+def _as_coco(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """References and captions by number, as pycocoevalcap takes them."""
+    gts = {i: [" ".join(one) for one in refs] for i, refs in enumerate(references)}
+    res = {i: [" ".join(caption)] for i, caption in enumerate(captions)}
+    return gts, res

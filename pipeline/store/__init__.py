@@ -1,0 +1,1 @@
+"""Files on disk: one module knows each format, and writes, reads and checks it."""

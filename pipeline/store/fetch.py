@@ -1,0 +1,158 @@
+"""Fetching a large file over HTTP: streamed, resumed, retried, checked, moved into place whole."""
+
+import http.client
+import logging
+import time
+import urllib.error
+import urllib.request
+from hashlib import sha256
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.progress import bar
+from pipeline.store.files import file_digest
+from pipeline.store.pictures import open_zip
+
+log = logging.getLogger(__name__)
+
+BLOCK = 1 << 20
+LONGEST_PAUSE = 60.0
+
+
+class _BrokenOffError(Exception):
+    """The connection failed in a way that another try may mend."""
+
+
+def fetch(
+    url: str,
+    out: Path,
+    md5: str | None,
+    *,
+    retries: int,
+    timeout: float,
+    first_pause: float = 1.0,
+) -> None:
+    """Fetch a zip to `out`.
+
+    What has come is kept beside `out` in a `.part` file, so that a broken run goes on where it
+    stopped, if the server can (HTTP Range, RFC 9110 §14) and still has the same file (If-Range).
+
+    Args:
+        md5: the digest that the file must have; None to check only that it is a whole zip.
+        retries: how often to try again after a failure that may pass.
+        timeout: seconds without any data before a try counts as failed.
+        first_pause: seconds before the first retry, doubled with each.
+
+    Raises:
+        InputError: the server refuses, the tries are used up, or the file is another.
+    """
+    # The name tells addresses apart: a mirror's half must not be continued from another.
+    part = out.with_name(f"{out.name}.{sha256(url.encode()).hexdigest()[:8]}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    resumed = part.exists()
+    _fetch_with_retries(url, part, retries, timeout, first_pause)
+    if resumed and not _is_expected(part, md5):
+        log.warning("%s: what was resumed is not whole; fetching it from the start", url)
+        _discard(part)
+        _fetch_with_retries(url, part, retries, timeout, first_pause)
+    try:
+        open_zip(part).close()
+        if md5 is not None and (found := file_digest(part)) != md5:
+            raise InputError(f"it has MD5 {found}, but {md5} is expected; set the params to match")
+    except InputError as error:
+        _discard(part)
+        raise InputError(f"fetched {url}, but {str(error).replace(str(part), 'it')}") from None
+    part.replace(out)
+    _tag(part).unlink(missing_ok=True)
+
+
+def _is_expected(part: Path, md5: str | None) -> bool:
+    if md5 is not None:
+        return file_digest(part) == md5
+    try:
+        open_zip(part).close()
+    except InputError:
+        return False
+    return True
+
+
+def _fetch_with_retries(
+    url: str, part: Path, retries: int, timeout: float, first_pause: float
+) -> None:
+    for attempt in range(retries + 1):
+        try:
+            return _fetch_once(url, part, timeout)
+        except _BrokenOffError as error:
+            if attempt == retries:
+                kept = f"; {part.stat().st_size} bytes are kept, run again to go on" * part.exists()
+                raise InputError(
+                    f"cannot fetch {url}: {error} ({retries + 1} tries){kept}"
+                ) from None
+            pause = min(first_pause * 2**attempt, LONGEST_PAUSE)
+            log.warning("%s: %s; trying again in %.0f s", url, error, pause)
+            time.sleep(pause)
+
+
+def _fetch_once(url: str, part: Path, timeout: float) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "showtell"})
+    tag = _tag(part)
+    if have and tag.exists():
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", tag.read_text())
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            _receive(response, part, have)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # what we have is no beginning of what they have
+            _discard(part)
+            raise _BrokenOffError("the server has another file than the part here") from None
+        if error.code in (408, 429) or error.code >= 500:
+            raise _BrokenOffError(f"HTTP {error.code} {error.reason}") from None
+        raise InputError(
+            f"cannot fetch {url}: HTTP {error.code} {error.reason}; check the address in params"
+        ) from None
+    except urllib.error.URLError as error:
+        raise _BrokenOffError(str(error.reason)) from None
+    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        raise _BrokenOffError(str(error) or type(error).__name__) from None
+
+
+def _receive(response: http.client.HTTPResponse, part: Path, have: int) -> None:
+    """Append to the part where the server continues, else write it anew."""
+    continues = response.status == 206 and (
+        response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    )
+    if not continues:
+        have = 0
+        _remember(part, response)
+    length = response.headers.get("Content-Length")
+    total = have + int(length) if length and length.isdigit() else None
+    with (
+        part.open("ab" if continues else "wb") as out,
+        bar(label=part.name.split(".")[0], total=total, unit="B", initial=have) as progress,
+    ):
+        while block := response.read(BLOCK):
+            out.write(block)
+            progress.update(len(block))
+            have += len(block)
+    if total is not None and have < total:
+        raise _BrokenOffError(f"the connection broke at {have} of {total} bytes")
+
+
+def _remember(part: Path, response: http.client.HTTPResponse) -> None:
+    """Keep what tells this version of the file from a later one; a weak tag cannot (RFC 9110)."""
+    tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    if tag and not tag.startswith("W/"):
+        _tag(part).write_text(tag)
+    else:
+        _tag(part).unlink(missing_ok=True)
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _tag(part).unlink(missing_ok=True)
+
+
+def _tag(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")

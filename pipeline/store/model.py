@@ -1,0 +1,59 @@
+"""The trained captioner: one safetensors file with all that captioning needs besides the CNN."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import InputError
+from pipeline.model.decoder import DecoderConfig, ShowAndTell
+from pipeline.scoring.tokens import TOKENIZER
+from pipeline.store.recipe import FeatureRecipe
+from pipeline.store.tensors import read_tensors, write_tensors
+from pipeline.store.vocabulary import Vocabulary, check_words
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder, its words, and how the features that it learned from were made."""
+
+    decoder: ShowAndTell
+    vocabulary: Vocabulary
+    recipe: FeatureRecipe
+
+
+def write_model(path: Path, model: Model) -> None:
+    header = {
+        "format": FORMAT,
+        "tokenizer": TOKENIZER,
+        "decoder": model.decoder.config.to_json(),
+        "features": model.recipe.to_json(),
+        "vocabulary": list(model.vocabulary.words),
+    }
+    write_tensors(path, model.decoder.state_dict(), header)
+
+
+def read_model(path: Path, device: torch.device) -> Model:
+    """A model ready to caption, in eval mode on `device`.
+
+    Raises:
+        InputError: the file is absent, damaged, or no model of this version.
+    """
+    tensors, header = read_tensors(path, made_by="train")
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path} is no captioning model of this version; run 'train' again")
+    vocabulary = check_words(header.get("vocabulary"), where=str(path))
+    recipe = FeatureRecipe.from_json(header.get("features"), where=str(path))
+    try:
+        config = DecoderConfig(**header["decoder"])
+        if config.vocabulary_size != len(vocabulary):
+            raise ValueError(f"{config.vocabulary_size} outputs for {len(vocabulary)} words")
+        decoder = ShowAndTell(config)
+        decoder.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: its weights do not fit its description ({error}); run 'train' again"
+        ) from None
+    return Model(decoder.to(device).eval(), vocabulary, recipe)

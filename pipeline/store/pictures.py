@@ -1,0 +1,142 @@
+"""The picture archive: a zip, read in place; nothing is ever unpacked."""
+
+import io
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+from PIL import Image, ImageOps
+
+from pipeline.errors import InputError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+
+# Larger than any camera's picture: past this it is a mistake or a decompression bomb.
+MAX_PIXELS = 200_000_000
+
+
+class PictureArchive:
+    """Pictures of a zip by id, which is the file's name without its folders.
+
+    Each worker opens its own: the handle is not shared.
+
+    Raises:
+        InputError: the file is no whole zip, holds no picture, or one id twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip = open_zip(path)
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in self._zip.infolist():
+            name = PurePosixPath(member.filename)
+            if is_clutter(member) or name.suffix.lower() not in EXTENSIONS:
+                continue
+            if name.name in self._members:
+                raise InputError(
+                    f"{path} holds two pictures named {name.name!r} "
+                    f"({self._members[name.name].filename} and {member.filename}); keep one"
+                )
+            self._members[name.name] = member
+        if not self._members:
+            raise InputError(f"{path} holds no pictures; expected {' '.join(sorted(EXTENSIONS))}")
+
+    def __enter__(self) -> "PictureArchive":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._zip.close()
+
+    @property
+    def ids(self) -> list[str]:
+        """All picture ids, sorted."""
+        return sorted(self._members)
+
+    def picture(self, image_id: str) -> Image.Image:
+        """One picture, upright, in RGB.
+
+        Raises:
+            InputError: it is absent, damaged, or absurdly large; the line names it.
+        """
+        if image_id not in self._members:
+            raise InputError(f"{self.path} holds no picture {image_id!r}")
+        return decode_picture(self.content(image_id), f"{image_id} in {self.path}")
+
+    def content(self, image_id: str) -> bytes:
+        """One picture's bytes as they are in the archive, its checksum verified."""
+        try:
+            return self._zip.read(self._members[image_id])
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
+            # RuntimeError: encrypted; NotImplementedError: an unknown compression.
+            raise InputError(
+                f"{self.path}: {image_id} cannot be unpacked ({e}); fetch the archive again"
+            ) from None
+
+
+def decode_picture(content: bytes, name: str) -> Image.Image:
+    """Decode a picture: upright by its EXIF tag, in RGB, transparency on white.
+
+    Raises:
+        InputError: it is empty, no picture, truncated, or absurdly large.
+    """
+    if not content:
+        raise InputError(f"the picture {name} is empty; replace or remove it")
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise InputError(
+                    f"the picture {name} is {width} x {height}, more than "
+                    f"{MAX_PIXELS // 1_000_000} megapixels; make it smaller or remove it"
+                )
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        raise InputError(
+            f"the picture {name} cannot be decoded ({error}); replace or remove it"
+        ) from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits a pixel and more: Pillow would clip, not scale
+        picture = picture.convert("I").point(lambda value: value / 257).convert("L")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open a zip, saying what it is where it is none.
+
+    Raises:
+        InputError: the file is absent, a web page, or no whole zip.
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the stage 'download' makes it") from None
+    except zipfile.BadZipFile:
+        with path.open("rb") as content:
+            begin = content.read(512).lstrip().lower()
+        if begin.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+            what = "a web page, not a zip: the address leads to a page about the file"
+        elif begin.startswith(b"pk"):
+            what = "a truncated or damaged zip"
+        else:
+            what = "no zip"
+        raise InputError(f"{path} is {what}; check the address and fetch it again") from None
+
+
+def is_clutter(member: zipfile.ZipInfo) -> bool:
+    """Folders and what macOS adds to a zip."""
+    parts = PurePosixPath(member.filename).parts
+    return member.is_dir() or "__MACOSX" in parts or parts[-1].startswith("._")

@@ -1,0 +1,59 @@
+"""What evaluation leaves: captions, a score per picture, and metrics, all for git to carry."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.store.files import atomic, write_json
+
+DECIMALS = 4
+
+
+def write_captions(path: Path, ids: Sequence[str], captions: Sequence[Sequence[str]]) -> None:
+    """COCO's results form: a list of `{"image_id": …, "caption": …}`."""
+    pairs = zip(ids, captions, strict=True)
+    write_json(path, [{"image_id": one, "caption": " ".join(caption)} for one, caption in pairs])
+
+
+def write_scores(path: Path, columns: dict[str, Sequence[Any]]) -> None:
+    """A row a picture."""
+    with atomic(path) as scratch:
+        pd.DataFrame(columns).to_csv(
+            scratch, index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n"
+        )
+
+
+def write_lengths(
+    path: Path, captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
+) -> None:
+    """What percentage of captions, and of references, has each number of words."""
+    ours = Counter(len(caption) for caption in captions)
+    theirs = Counter(len(one) for refs in references for one in refs)
+    write_scores(
+        path,
+        {
+            "words": range(max(*ours, *theirs) + 1),
+            "captions": [100 * ours[n] / ours.total() for n in range(max(*ours, *theirs) + 1)],
+            "references": [
+                100 * theirs[n] / theirs.total() for n in range(max(*ours, *theirs) + 1)
+            ],
+        },
+    )
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Metrics as DVC reads them; numbers rounded, so that a diff shows what matters.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    write_json(path, _rounded(metrics))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return round(value, DECIMALS) if isinstance(value, float) else value

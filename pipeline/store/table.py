@@ -1,0 +1,121 @@
+"""The captions table: a row per caption, as CSV, and a summary of where it came from, as JSON."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.errors import InputError
+from pipeline.scoring.tokens import TOKENIZER
+from pipeline.store.files import atomic, read_json, write_json
+
+COLUMNS = ["image_id", "split", "caption", "tokens"]
+SPLIT_NAMES = ("train", "dev", "test")
+
+# `split_digest` of Flickr8k's own three lists.
+OFFICIAL = "ea848140f1f931a6"
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Tokenised captions of one split, by picture id, in the table's order."""
+
+    by_picture: dict[str, list[list[str]]]
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self.by_picture)
+
+    @property
+    def references(self) -> list[list[list[str]]]:
+        """The captions of each picture, in the order of `ids`."""
+        return list(self.by_picture.values())
+
+    @property
+    def captions(self) -> list[list[str]]:
+        """All captions, of whichever picture."""
+        return [caption for captions in self.by_picture.values() for caption in captions]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a score must be read with: which split it is, and which tokens."""
+
+    split: str  # official; lists (the text archive's own); hash (made from the ids)
+    split_digest: str
+    tokenizer: str
+    pictures: dict[str, int]
+    captions: int
+    empty_captions: int
+
+
+def split_digest(split_of: dict[str, str]) -> str:
+    """A fingerprint of which picture is in which split."""
+    lines = "\n".join(f"{image_id}\t{split}" for image_id, split in sorted(split_of.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def write_table(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> None:
+    """Write rows of (picture id, split, raw caption, tokens)."""
+    table = pd.DataFrame(
+        [(image_id, split, caption, " ".join(tokens)) for image_id, split, caption, tokens in rows],
+        columns=COLUMNS,
+    )
+    with atomic(path) as scratch:
+        table.to_csv(scratch, index=False, lineterminator="\n")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """
+    Raises:
+        InputError: the file is absent or no captions table.
+    """
+    try:
+        # No value means 'missing' here: a caption may well be the word 'null'.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the stage 'captions' makes it") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise InputError(f"{path} is no captions table ({error}); run 'captions' again") from None
+    if list(table.columns) != COLUMNS:
+        raise InputError(f"{path} has other columns than {', '.join(COLUMNS)}; run 'captions'")
+    wrong = table[~table["split"].isin(SPLIT_NAMES) | (table["tokens"] == "")]
+    if len(table) == 0 or len(wrong):
+        where = f"line {wrong.index[0] + 2}" if len(wrong) else "it is empty"
+        raise InputError(f"{path} is no captions table ({where}); run 'captions' again")
+    return table
+
+
+def captions_of(table: pd.DataFrame, split: str) -> Captions:
+    """The tokenised captions of one split."""
+    rows = table[table["split"] == split]
+    by_picture: dict[str, list[list[str]]] = {}
+    for image_id, tokens in zip(rows["image_id"], rows["tokens"], strict=True):
+        by_picture.setdefault(image_id, []).append(tokens.split(" "))
+    if not by_picture:
+        raise InputError(f"the captions table has no pictures in the split '{split}'")
+    return Captions(by_picture)
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    write_json(path, asdict(summary))
+
+
+def read_summary(path: Path) -> Summary:
+    """
+    Raises:
+        InputError: the file is absent, no summary, or of another tokeniser than this code's.
+    """
+    content = read_json(path, made_by="captions")
+    try:
+        summary = Summary(**content)
+    except TypeError:
+        raise InputError(f"{path} is no summary of captions; run 'captions' again") from None
+    if summary.tokenizer != TOKENIZER:
+        raise InputError(
+            f"{path} was made with the tokeniser {summary.tokenizer}, this is {TOKENIZER}; "
+            "run 'captions' again"
+        )
+    return summary

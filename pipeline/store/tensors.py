@@ -1,0 +1,60 @@
+"""Tensors with a JSON header in one safetensors file: no pickle, always the same bytes."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.store.files import atomic
+
+# One key only: with several, safetensors writes them in a random order.
+HEADER = "showtell"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors (moved to the CPU) and a header."""
+    text = json.dumps(header, ensure_ascii=False, allow_nan=False)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as scratch:
+        save_file(whole, scratch, metadata={HEADER: text})
+
+
+def read_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        InputError: the file is absent, truncated, or not of this project, or holds a number that
+            is not finite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the stage '{made_by}' makes it") from None
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} is damaged or no safetensors file ({error}); run '{made_by}' again"
+        ) from None
+    if not isinstance(header, dict):
+        raise InputError(f"{path} was not written by the stage '{made_by}'; run it again")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds numbers that are not finite; run '{made_by}'")
+    return tensors, header
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """A fingerprint of names, types, shapes and values; 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()[:16]
