@@ -25,29 +25,32 @@ STAGES = {
 OTHERS = {
     "caption": "Caption your own pictures with the trained model.",
     "demo": "Run the whole graph on a small data set made here, offline.",
-    "demo.pretrain": "Train the demo's small CNN to name single shapes.",
+    "demo-pretrain": "Train the demo's small CNN to name shapes.",
 }
 COMMANDS = STAGES | OTHERS
+MODULES = {name: f"pipeline.{name}" for name in COMMANDS} | {
+    "demo": "pipeline.demo.run",
+    "demo-pretrain": "pipeline.demo.pretrain",
+}
 
 
 class LazyGroup(TyperGroup):
     """Knows every command's name and summary; imports the one that is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name.replace(".", "-") for name in COMMANDS]
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        module = name.replace("-", ".")
-        if module not in COMMANDS:
+        if name not in MODULES:
             return None
         single = app()
-        single.command(name)(importlib.import_module(f"pipeline.{module}").main)
+        single.command(name)(importlib.import_module(MODULES[name]).main)
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, commands in (("Stages, in order", STAGES), ("Besides", OTHERS)):
             with formatter.section(title):
-                formatter.write_dl([(name.replace(".", "-"), commands[name]) for name in commands])
+                formatter.write_dl(list(commands.items()))
 
 
 def _print_version(wanted: bool) -> None:

@@ -76,6 +76,7 @@ def train(
     words = read_vocabulary(vocabulary)
     learn, validate, recipe = load_data(features, table, words, device)
     decoder = ShowAndTell(decoder_config(config, learn.features.shape[1], len(words))).to(device)
+    decoder.standardize_by(learn.features)
     optimizer = torch.optim.AdamW(
         decoder.parameters(),
         lr=config.learning_rate,

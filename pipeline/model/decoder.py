@@ -46,14 +46,17 @@ class DecoderConfig:
 class ShowAndTell(nn.Module):
     """Captions from one vector per picture."""
 
+    feature_mean: Tensor  # (D,)
+    feature_std: Tensor  # (D,)
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = nn.Sequential(
-            # Features of different backbones differ in scale; the decoder should not care.
-            nn.LayerNorm(config.feature_size),
-            nn.Linear(config.feature_size, config.embed_size),
-        )
+        # What all pictures have in common says nothing: features are seen as deviations from the
+        # training pictures' mean, in standard deviations.
+        self.register_buffer("feature_mean", torch.zeros(config.feature_size))
+        self.register_buffer("feature_std", torch.ones(config.feature_size))
+        self.image = nn.Linear(config.feature_size, config.embed_size)
         self.embed = nn.Embedding(config.vocabulary_size, config.embed_size)
         self.dropout = nn.Dropout(config.dropout)
         rnn = nn.LSTM if config.cell == "lstm" else nn.GRU
@@ -77,6 +80,16 @@ class ShowAndTell(nn.Module):
                 getattr(self.rnn, f"bias_ih_l{layer}")[H : 2 * H].fill_(1.0)
                 getattr(self.rnn, f"bias_hh_l{layer}")[H : 2 * H].zero_()
 
+    def standardize_by(self, features: Tensor) -> None:
+        """Remember the mean and deviation of the training pictures' features (N, D)."""
+        self.feature_mean.copy_(features.mean(dim=0))
+        # A feature that never varies carries nothing; do not divide by nothing.
+        self.feature_std.copy_(features.std(dim=0).clamp_min(1e-3))
+
+    def see(self, features: Tensor) -> Tensor:
+        """The picture as the first input: (B, D) -> (B, 1, E)."""
+        return self.image((features - self.feature_mean) / self.feature_std).unsqueeze(1)
+
     def forward(self, features: Tensor, words: Tensor) -> Tensor:
         """Teacher forcing: logits (B, T, V) of the word that follows each of `words` (B, T).
 
@@ -84,14 +97,13 @@ class ShowAndTell(nn.Module):
             features: (B, D), one vector per caption.
             words: (B, T), beginning with <start>.
         """
-        image = self.image(features).unsqueeze(1)  # (B, 1, E)
-        inputs = torch.cat([image, self.embed(words)], dim=1)  # (B, 1 + T, E)
+        inputs = torch.cat([self.see(features), self.embed(words)], dim=1)  # (B, 1 + T, E)
         outputs, _ = self.rnn(self.dropout(inputs))  # (B, 1 + T, H)
         # The picture's own step predicts nothing: the first word is predicted from <start>.
         return self.output(self.dropout(outputs[:, 1:]))
 
     def start(self, features: Tensor) -> State:
-        _, state = self.rnn(self.dropout(self.image(features).unsqueeze(1)))
+        _, state = self.rnn(self.dropout(self.see(features)))
         return self._batch_first(state)
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:

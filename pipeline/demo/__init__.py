@@ -1,0 +1,1 @@
+"""The whole graph on a little world of coloured shapes, made here, offline."""

@@ -1,0 +1,161 @@
+"""`showtell demo`: the very graph of dvc.yaml, on other data, in a workspace of its own."""
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from pipeline.command import run
+from pipeline.demo.archives import write_archives
+from pipeline.demo.naming import named_right
+from pipeline.errors import InputError
+from pipeline.scoring.tokens import tokenize
+from pipeline.store.files import file_digest
+from pipeline.store.table import captions_of, read_table
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path("source")  # in the workspace: what the download stage is pointed at
+IMAGES, TEXT = SOURCE / "Flickr8k_Dataset.zip", SOURCE / "Flickr8k_text.zip"
+COUNTS = {"train": 1600, "dev": 200, "test": 200}
+SEED = 8
+
+# What differs from the checkout's params.yaml.
+PARAMS: dict[str, dict[str, Any]] = {
+    "download": {"images": str(IMAGES), "text": str(TEXT)},
+    "backbone": {"name": "shufflenet_v2_x0_5", "weights": "pipeline/demo/shapes.safetensors"},
+    "extract": {"layer": "pooled", "framing": "squash", "size": 96},
+    "vocab": {"min_count": 2},
+    "train": {
+        "embed_size": 128,
+        "hidden_size": 256,
+        "dropout": 0.3,
+        "epochs": 12,
+        "batch_size": 64,
+        "learning_rate": 0.004,
+    },
+    "evaluate": {"split": "test", "beam": 3, "max_length": 16},
+}
+
+
+def demo(checkout: Path, workspace: Path, counts: dict[str, int] = COUNTS) -> None:
+    """Make the workspace, run the graph in it with DVC, and show what came of it.
+
+    A second run finds everything up to date.
+
+    Raises:
+        InputError: `checkout` is no checkout of the project, DVC is missing, or a stage failed.
+    """
+    prepare_workspace(checkout, workspace, counts)
+    dvc(workspace, "repro")
+    show(workspace)
+
+
+def prepare_workspace(checkout: Path, workspace: Path, counts: dict[str, int]) -> None:
+    """The checkout's graph and code, the demo's data and params, and no git."""
+    for name in ("dvc.yaml", "params.yaml", "pipeline", ".dvc/config"):
+        if not (checkout / name).exists():
+            raise InputError(f"{checkout} has no {name}; run the demo in the project's checkout")
+    if importlib.util.find_spec("dvc") is None:
+        raise InputError("DVC is not installed here; pip install 'showtell[dvc]'")
+    workspace.mkdir(parents=True, exist_ok=True)
+    (workspace / ".gitignore").write_text("*\n")
+    shutil.rmtree(workspace / "pipeline", ignore_errors=True)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(checkout / "pipeline", workspace / "pipeline", ignore=ignore)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copyfile(checkout / name, workspace / name)
+    if not (workspace / ".dvc").is_dir():
+        dvc(workspace, "init", "--no-scm", "--quiet")
+    settings = (checkout / ".dvc" / "config").read_text()
+    (workspace / ".dvc" / "config").write_text(
+        settings.replace("[core]", "[core]\n    no_scm = true")
+    )
+
+    made = workspace / SOURCE / "made.json"
+    if not (made.is_file() and _as_made(workspace, made, counts)):
+        write_archives(workspace / IMAGES, workspace / TEXT, counts, SEED)
+        made.write_text(json.dumps(_fingerprint(workspace, counts)))
+    digests = _fingerprint(workspace, counts)
+    params = yaml.safe_load((checkout / "params.yaml").read_text(encoding="utf-8"))
+    for group, changes in PARAMS.items():
+        params[group].update(changes)
+    params["download"].update(images_md5=digests["images"], text_md5=digests["text"])
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def _as_made(workspace: Path, made: Path, counts: dict[str, int]) -> bool:
+    try:
+        return bool(json.loads(made.read_text()) == _fingerprint(workspace, counts))
+    except (OSError, ValueError):
+        return False
+
+
+def _fingerprint(workspace: Path, counts: dict[str, int]) -> dict[str, Any]:
+    return {
+        "counts": counts,
+        "seed": SEED,
+        "images": file_digest(workspace / IMAGES),
+        "text": file_digest(workspace / TEXT),
+    }
+
+
+def dvc(workspace: Path, *arguments: str) -> None:
+    """Run DVC in the workspace, with this Python as the stages' `python`.
+
+    Raises:
+        InputError: it failed; its own output has said why.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    # DVC must take the workspace for a project of its own, wherever it is called from.
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    if subprocess.run(command, cwd=workspace, env=environment, check=False).returncode:
+        raise InputError(f"dvc {arguments[0]} failed in {workspace}; its output above says why")
+
+
+def show(workspace: Path) -> None:
+    """Scores beside the yardsticks, some captions, and where to look next."""
+    metrics = json.loads((workspace / "reports/metrics.json").read_text())
+    made = json.loads((workspace / "reports/captions.json").read_text())
+    references = captions_of(read_table(workspace / "data/captions.csv"), "test").by_picture
+    right = sum(
+        named_right(tokenize(one["caption"]), references[one["image_id"]][0]) for one in made
+    )
+    print("\nscores on 200 test pictures, x100".replace("200", str(len(made))))
+    print(f"{'':10}{'model':>10}{'constant':>10}{'people':>10}")
+    for name in ("bleu_1", "bleu_4", "cider", "rouge_l"):
+        row = (metrics[name], metrics["constant"][name], metrics["human"][name])
+        print(f"{name:10}" + "".join(f"{value:10.1f}" for value in row))
+    print(f"both shapes and colours named right: {right} of {len(made)}")
+    print("\nconstant: one caption for every picture; people: one caption against the other four")
+    print("\nsome captions (* wrong)")
+    for one in made[:8]:
+        expected = references[one["image_id"]]
+        mark = " " if named_right(tokenize(one["caption"]), expected[0]) else "*"
+        print(f" {mark} {one['caption']:52} of: {' '.join(expected[0])}")
+    print(f"""
+where to look next, in {workspace}
+  reports/metrics.json, reports/captions.json, reports/scores.csv   all that was measured
+  dvc plots show         curves of loss and scores by epoch, as a page
+  dvc exp run needs git: copy the folder out, or work in the checkout with your own params
+  showtell caption source/…   (or any picture) with the model made here""")
+
+
+def main(
+    workspace: Annotated[Path, typer.Option(help="Where to run it.")] = Path(".demo"),
+) -> None:
+    """Run the whole graph on a small data set made here, offline."""
+    demo(Path.cwd(), workspace)
+
+
+if __name__ == "__main__":
+    run(main)

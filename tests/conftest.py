@@ -1,0 +1,174 @@
+"""A small real data set and its artifacts, made once by the stages themselves."""
+
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.backbone import make_backbone
+from pipeline.captions import make_captions
+from pipeline.config import read
+from pipeline.config.backbone import BackboneConfig
+from pipeline.config.captions import CaptionsConfig
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.train import TrainConfig
+from pipeline.config.vocab import VocabConfig
+from pipeline.demo.archives import write_archives
+from pipeline.evaluate import evaluate
+from pipeline.extract import extract
+from pipeline.train import train
+from pipeline.vocab import make_vocabulary
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = ROOT / "pipeline/demo/shapes.safetensors"
+SHARED = ROOT.parent / "shared"
+
+# Small enough for seconds, and different from the real job by params alone.
+TINY: dict[str, dict[str, Any]] = {
+    "backbone": {"name": "shufflenet_v2_x0_5", "weights": str(SHAPES)},
+    "extract": {"framing": "squash", "size": 64, "device": "cpu"},
+    "vocab": {"min_count": 1},
+    "train": {
+        "embed_size": 16,
+        "hidden_size": 24,
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "device": "cpu",
+    },
+    "evaluate": {"beam": 2, "max_length": 12, "device": "cpu"},
+}
+
+
+def params(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The committed params, made tiny, with these groups' keys changed."""
+    groups = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for source in (TINY, changes):
+        for group, values in source.items():
+            groups[group].update(values)
+    return groups
+
+
+def write_params(path: Path, **changes: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(params(**changes)), encoding="utf-8")
+    return path
+
+
+def make_zip(path: Path, members: dict[str, bytes | str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def showtell(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The single line that a failed command must end with; there is never a traceback."""
+    assert result.returncode not in (0, None)
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: "), result.stderr
+    return last
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Where everything of a finished tiny run is."""
+
+    folder: Path
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "data/images.zip"
+
+    @property
+    def text(self) -> Path:
+        return self.folder / "data/text.zip"
+
+    @property
+    def table(self) -> Path:
+        return self.folder / "data/captions.csv"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "data/captions.json"
+
+    @property
+    def vocabulary(self) -> Path:
+        return self.folder / "data/vocabulary.json"
+
+    @property
+    def backbone(self) -> Path:
+        return self.folder / "models/backbone.safetensors"
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features/features.h5"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "models/captioner.safetensors"
+
+    @property
+    def history(self) -> Path:
+        return self.folder / "reports/history.csv"
+
+    @property
+    def reports(self) -> Path:
+        return self.folder / "reports"
+
+    @property
+    def params(self) -> Path:
+        return self.folder / "params.yaml"
+
+    def evaluate(self, config: EvaluateConfig, out: Path, **other: Path) -> None:
+        """Evaluate into the folder `out`; `other` replaces inputs."""
+        inputs = {
+            "model": self.model,
+            "features": self.features,
+            "table": self.table,
+            "summary": self.summary,
+        }
+        names = ("captions.json", "scores.csv", "lengths.csv", "metrics.json")
+        evaluate(*(inputs | other).values(), *(out / name for name in names), config)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """The two archives of a little world, in Flickr8k's layout."""
+    made = Artifacts(tmp_path_factory.mktemp("world"))
+    counts = {"train": 40, "dev": 10, "test": 12}
+    write_archives(made.images, made.text, counts, seed=1)
+    write_params(made.params, download={"images": str(made.images), "text": str(made.text)})
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny(world: Artifacts) -> Artifacts:
+    """All artifacts of the little world, from the stages themselves."""
+    make_captions(world.text, world.table, world.summary, read(world.params, CaptionsConfig))
+    make_backbone(world.backbone, read(world.params, BackboneConfig))
+    extract(world.images, world.backbone, world.features, read(world.params, ExtractConfig))
+    make_vocabulary(world.table, world.vocabulary, read(world.params, VocabConfig))
+    train(
+        *(world.features, world.table, world.vocabulary, world.model, world.history),
+        read(world.params, TrainConfig),
+    )
+    world.evaluate(read(world.params, EvaluateConfig), world.reports)
+    return world

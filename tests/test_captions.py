@@ -1,0 +1,106 @@
+"""One table of every caption, and where its split came from."""
+
+import json
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.captions import assign_splits, make_captions
+from pipeline.config.captions import CaptionsConfig
+from pipeline.errors import InputError
+from pipeline.store.table import captions_of, read_summary, read_table
+from pipeline.store.text import TextArchive
+from tests.conftest import SHARED, Artifacts, make_zip
+
+SHARES = CaptionsConfig(dev_share=0.125, test_share=0.125)
+
+LISTS = {
+    "Flickr_8k.trainImages.txt": "a.jpg\n",
+    "Flickr_8k.devImages.txt": "b.jpg\n",
+    "Flickr_8k.testImages.txt": "c.jpg\n",
+}
+
+
+def table_of(folder: Path, tokens: str) -> pd.DataFrame:
+    text = make_zip(folder / "text.zip", {"Flickr8k.token.txt": tokens, **LISTS})
+    make_captions(text, folder / "captions.csv", folder / "captions.json", SHARES)
+    return read_table(folder / "captions.csv")
+
+
+def test_a_row_a_caption_with_its_split_and_tokens(tmp_path: Path) -> None:
+    table = table_of(
+        tmp_path, "b.jpg#0\tTwo dogs .\nc.jpg#0\tA man 's hat !\na.jpg#0\tA cat\na.jpg#1\tCats"
+    )
+    assert table.to_numpy().tolist() == [
+        ["a.jpg", "train", "A cat", "a cat"],
+        ["a.jpg", "train", "Cats", "cats"],
+        ["b.jpg", "dev", "Two dogs .", "two dogs"],
+        ["c.jpg", "test", "A man 's hat !", "a man 's hat"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["a\ttab", 'say "hi", ok', "null", "NA", "=1+1", "café 狗 🐕", "a, b; c", "  spaced  "],
+)
+def test_odd_captions_come_back_as_they_were(tmp_path: Path, caption: str) -> None:
+    table = table_of(tmp_path, f"a.jpg#0\t{caption}\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
+    assert table["caption"][0] == caption
+
+
+def test_a_caption_without_words_is_passed_over_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = table_of(tmp_path, "a.jpg#0\t\na.jpg#1\tA cat\nb.jpg#0\tx\nc.jpg#0\ty\n")
+    assert len(table) == 3
+    assert json.loads((tmp_path / "captions.json").read_text())["empty_captions"] == 1
+    assert "passed over: a caption of a.jpg without words" in caplog.messages
+
+
+def test_a_picture_without_any_words_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no caption of 'b\.jpg' has any words"):
+        table_of(tmp_path, "a.jpg#0\tA cat\nb.jpg#0\t . \nc.jpg#0\ty\n")
+
+
+def test_without_lists_a_hash_of_the_id_decides_and_is_said() -> None:
+    ids = [f"{number}.jpg" for number in range(4000)]
+    archive = TextArchive({one: ["A dog"] for one in ids}, None)
+    split_of = assign_splits(archive, SHARES)
+    sizes = {name: list(split_of.values()).count(name) for name in ("train", "dev", "test")}
+    assert 2900 < sizes["train"] < 3100
+    assert 430 < sizes["dev"] < 570
+    assert 430 < sizes["test"] < 570
+    # Neither order nor company moves a picture.
+    random.Random(0).shuffle(ids)
+    other = assign_splits(TextArchive({one: ["A dog"] for one in ids[:2000]}, None), SHARES)
+    assert all(split_of[one] == other[one] for one in ids[:2000])
+
+
+def test_the_summary_says_whose_split_it_is(tmp_path: Path, tiny: Artifacts) -> None:
+    assert read_summary(tiny.summary).split == "lists"
+    text = make_zip(
+        tmp_path / "text.zip",
+        {"captions.txt": "image,caption\n" + "".join(f"{n}.jpg,A dog\n" for n in range(60))},
+    )
+    make_captions(text, tmp_path / "captions.csv", tmp_path / "captions.json", SHARES)
+    assert read_summary(tmp_path / "captions.json").split == "hash"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs Flickr8k in ../shared")
+def test_flickr8ks_own_lists_are_known_as_the_official_split(tmp_path: Path) -> None:
+    text = SHARED / "flickr8k/Flickr8k_text.zip"
+    make_captions(text, tmp_path / "captions.csv", tmp_path / "captions.json", SHARES)
+    summary = read_summary(tmp_path / "captions.json")
+    assert summary.split == "official"
+    assert summary.pictures == {"train": 6000, "dev": 1000, "test": 1000}
+    assert len(captions_of(read_table(tmp_path / "captions.csv"), "test").references) == 1000
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "image_id,split,caption,tokens\nx,none,A,a\n"])
+def test_a_bad_table_is_said(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"captions\.csv .*'captions'"):
+        read_table(path)

@@ -1,0 +1,78 @@
+"""params.yaml: read once into frozen, typed configs; a slip is answered before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config import read
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.train import TrainConfig
+from pipeline.errors import InputError
+from tests.conftest import ROOT, one_line, showtell, write_params
+
+
+def test_committed_params_are_good_and_frozen() -> None:
+    config = read(ROOT / "params.yaml", TrainConfig)
+    assert config.cell == "lstm"
+    with pytest.raises(ValidationError):
+        config.cell = "gru"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": {"droput": 0.1}}, ["train.droput", "did you mean 'dropout'", "hidden_size"]),
+        ({"train": {"dropout": 1.5}}, ["train.dropout is 1.5", "less than 1"]),
+        ({"train": {"epochs": "ten"}}, ["train.epochs is 'ten'", "integer"]),
+        ({"train": {"epochs": True}}, ["train.epochs is True", "integer"]),
+        ({"train": {"cell": "rnn"}}, ["train.cell is 'rnn'", "'lstm' or 'gru'"]),
+        ({"train": {"learning_rate": None}}, ["train.learning_rate is null", "number"]),
+        ({"train": {"learning_rate": float("nan")}}, ["train.learning_rate is nan"]),
+        ({"extract": {"batch_size": 0}}, ["extract.batch_size is 0", "1 or 'auto'"]),
+        ({"extract": {"layer": "fc7"}}, ["extract.layer is 'fc7'", "'pooled' or 'grid'"]),
+        ({"download": {"images_md5": "abc"}}, ["download.images_md5", "pattern"]),
+        ({"captions": {"dev_share": 0.6, "test_share": 0.4}}, ["captions", "below 1"]),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(
+    tmp_path: Path, changes: dict[str, dict[str, Any]], said: list[str]
+) -> None:
+    path = write_params(tmp_path / "params.yaml", **changes)
+    with pytest.raises(InputError) as error:
+        read(path, ExtractConfig)  # whichever stage asks, every group is checked
+    for part in said:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "train: 3", "a: [", "\0", "other: {}"])
+def test_what_is_no_params_file_is_said_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"params\.yaml"):
+        read(path, TrainConfig)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = write_params(tmp_path / "params.yaml")
+    lines = [line for line in path.read_text().splitlines() if "clip_norm" not in line]
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"'train\.clip_norm' is missing"):
+        read(path, TrainConfig)
+
+
+def test_floats_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    path.write_text(text.replace("learning_rate: 0.002", "learning_rate: 2e-3"), encoding="utf-8")
+    assert "2e-3" in path.read_text(encoding="utf-8")
+    assert read(path, TrainConfig).learning_rate == 0.002
+
+
+def test_nothing_is_started_on_a_bad_param(tmp_path: Path) -> None:
+    path = write_params(tmp_path / "params.yaml", evaluate={"beam": 0})
+    out = tmp_path / "images.zip"
+    result = showtell("download", "--images", out, "--text", tmp_path / "t.zip", "--params", path)
+    assert "evaluate.beam is 0" in one_line(result)
+    assert not out.exists()

@@ -1,0 +1,116 @@
+"""The demo: the same graph on a little world, and it must be looking at the picture."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import read
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.demo.naming import named_right
+from pipeline.demo.run import PARAMS
+from pipeline.store.features import create_features, read_features
+from pipeline.store.table import captions_of, read_table
+from tests.conftest import ROOT, Artifacts, showtell
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Artifacts, str]]:
+    """A workspace in which the demo has run, and what it printed."""
+    before = git_status()
+    workspace = tmp_path_factory.mktemp("demo") / "workspace"
+    result = showtell("demo", "--workspace", workspace)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert git_status() == before  # the checkout is untouched
+    yield Artifacts(workspace), result.stdout
+
+
+def git_status() -> str:
+    command = ["git", "status", "--porcelain", "--ignored"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return "\n".join(line for line in result.stdout.splitlines() if "__pycache__" not in line)
+
+
+def test_captions_name_the_right_shapes_and_colours(finished: tuple[Artifacts, str]) -> None:
+    made, _ = finished
+    references = captions_of(read_table(made.table), "test").by_picture
+    captions = json.loads((made.reports / "captions.json").read_text())
+    right = [named_right(c["caption"].split(), references[c["image_id"]][0]) for c in captions]
+    assert len(right) == 200
+    assert np.mean(right) >= 0.9
+
+
+def test_scores_are_far_above_a_constant_caption(finished: tuple[Artifacts, str]) -> None:
+    metrics = json.loads((finished[0].reports / "metrics.json").read_text())
+    assert metrics["bleu_4"] >= 2 * metrics["constant"]["bleu_4"]
+
+
+def test_with_the_features_of_other_pictures_they_fall_to_it(
+    finished: tuple[Artifacts, str], tmp_path: Path
+) -> None:
+    made, _ = finished
+    cache = read_features(made.features)
+    shuffled = tmp_path / "features.h5"
+    order = np.random.default_rng(0).permutation(len(cache.ids))
+    shape = cache.array.shape[1:]
+    with create_features(shuffled, cache.ids, shape, "float16", cache.recipe) as rows:
+        rows[:] = cache.array[order]
+    made.evaluate(read(made.params, EvaluateConfig), tmp_path, features=shuffled)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["bleu_4"] < 1.3 * metrics["constant"]["bleu_4"]
+
+
+def test_it_shows_scores_captions_and_where_to_look_next(finished: tuple[Artifacts, str]) -> None:
+    _, shown = finished
+    for part in ("bleu_4", "constant", "people", "some captions", "where to look next"):
+        assert part in shown
+
+
+def test_a_second_run_runs_no_stage(finished: tuple[Artifacts, str]) -> None:
+    made, _ = finished
+    lock = (made.folder / "dvc.lock").read_bytes()
+    result = showtell("demo", "--workspace", made.folder)
+    assert result.returncode == 0, result.stderr
+    assert "Data and pipelines are up to date." in result.stdout
+    assert "Running stage" not in result.stdout
+    assert (made.folder / "dvc.lock").read_bytes() == lock
+
+
+def test_it_differs_from_the_real_job_by_params_alone(finished: tuple[Artifacts, str]) -> None:
+    made, _ = finished
+    assert (made.folder / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        copy = made.folder / path.relative_to(ROOT)
+        assert copy.read_bytes() == path.read_bytes()
+    assert "random" not in PARAMS["backbone"].values()
+
+
+def test_the_shipped_weights_are_small() -> None:
+    assert (ROOT / "pipeline/demo/shapes.safetensors").stat().st_size < 1_500_000
+
+
+def test_pretraining_is_a_command_that_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        result = showtell(
+            *("demo-pretrain", "--out", tmp_path / name, "--pictures", 200, "--epochs", 1)
+        )
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_outside_a_checkout_it_says_where_to_go(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.demo.run"]
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "run the demo in the project's checkout" in result.stderr

@@ -1,0 +1,172 @@
+"""The download stage: from wherever the archives are, and only if they fit together."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import read
+from pipeline.config.download import DownloadConfig
+from pipeline.download import download
+from pipeline.errors import InputError
+from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
+from tests.server import serving
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def config(folder: Path, **download: object) -> DownloadConfig:
+    base = {"images_md5": None, "text_md5": None, "retries": 0}
+    return read(write_params(folder / "params.yaml", download=base | download), DownloadConfig)
+
+
+def flickr(folder: Path, **changes: str) -> tuple[Path, Path]:
+    """A tiny Flickr8k whose files can be changed; a file changed to '' is left out."""
+    images = {f"Flicker8k_Dataset/{name}.jpg": "jpeg" for name in "abc"}
+    images |= {"__MACOSX/Flicker8k_Dataset/._a.jpg": "junk", "Flicker8k_Dataset/": ""}
+    text = {
+        "Flickr8k.token.txt": "".join(
+            f"{name}.jpg#{i}\tA dog {i} .\n" for name in "abc" for i in range(2)
+        )
+        + "2258277193_586949ec62.jpg.1#0\tA stray .\n",
+        "Flickr_8k.trainImages.txt": "a.jpg\n",
+        "Flickr_8k.devImages.txt": "b.jpg\r\n",
+        "Flickr_8k.testImages.txt": "c.jpg",
+        "__MACOSX/._Flickr8k.token.txt": "junk",
+        "readme.txt": "ignored",
+    }
+    for name, content in changes.items():
+        part = images if name.endswith(".jpg") else text
+        part[name] = content
+    images = {k: v for k, v in images.items() if v or k.endswith("/")}
+    return (
+        make_zip(folder / "images.zip", images),  # type: ignore[arg-type]
+        make_zip(folder / "text.zip", {k: v for k, v in text.items() if v}),
+    )
+
+
+def run(folder: Path, images: Path | str, text: Path | str | None, **more: object) -> Path:
+    out = folder / "data"
+    settings = config(folder, images=str(images), text=text and str(text), **more)
+    download(out / "images.zip", out / "text.zip", settings)
+    return out
+
+
+def test_a_local_path_a_file_address_and_a_mirror_give_the_same(tmp_path: Path) -> None:
+    images, text = flickr(tmp_path)
+    with serving(images.read_bytes()) as server:
+        for number, source in enumerate([str(images), images.as_uri(), server.url]):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            out = run(folder, source, text, images_md5=md5(images), text_md5=md5(text))
+            assert (out / "images.zip").read_bytes() == images.read_bytes()
+            assert (out / "text.zip").read_bytes() == text.read_bytes()
+
+
+def test_what_is_here_already_is_not_fetched_again(tmp_path: Path) -> None:
+    images, text = flickr(tmp_path)
+    with serving(images.read_bytes()) as server:
+        for _ in range(2):
+            run(tmp_path, server.url, text, images_md5=md5(images))
+        assert len(server.requests) == 1
+
+
+def test_the_stray_id_and_macos_clutter_are_passed_over_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run(tmp_path, *flickr(tmp_path))
+    assert caplog.messages == ["3 pictures, 3 with captions"]
+
+
+def test_what_else_does_not_match_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, text = flickr(tmp_path, **{"Flicker8k_Dataset/extra.jpg": "jpeg"})
+    run(tmp_path, images, text)
+    assert "passed over: extra.jpg has no captions" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"Flicker8k_Dataset/b.jpg": ""}, r"needs the picture 'b\.jpg'"),
+        ({"Flickr_8k.testImages.txt": "c.jpg\nd.jpg\n"}, r"needs the picture 'd\.jpg'"),
+        ({"Flickr8k.token.txt": "a.jpg#0\tA dog .\n"}, r"no captions for 'b\.jpg'"),
+        ({"Flickr8k.token.txt": "a.jpg A dog .\n"}, r"token\.txt, line 1"),
+        ({"Flickr8k.token.txt": "a.jpg#0\tx\n\nb.jpg#x\ty\n"}, r"token\.txt, line 3"),
+        ({"Flickr8k.token.txt": ""}, "holds no captions"),
+        ({"Flickr_8k.devImages.txt": ""}, r"lacks Flickr_8k\.devImages\.txt"),
+        ({"Flickr_8k.devImages.txt": "b.jpg\nb.jpg"}, r"names 'b\.jpg' twice"),
+        ({"Flickr_8k.devImages.txt": "a.jpg"}, r"'a\.jpg' is in two split lists"),
+        ({"Flickr_8k.devImages.txt": "\n"}, "is empty"),
+        ({"other/a.jpg": "jpeg"}, r"two pictures named 'a\.jpg'"),
+    ],
+)
+def test_content_that_does_not_fit_together_is_said(
+    tmp_path: Path, changes: dict[str, str], said: str
+) -> None:
+    images, text = flickr(tmp_path, **changes)
+    with pytest.raises(InputError, match=said):
+        run(tmp_path, images, text)
+
+
+def test_captions_that_are_no_utf8_are_said(tmp_path: Path) -> None:
+    images, _ = flickr(tmp_path)
+    text = make_zip(tmp_path / "t.zip", {"Flickr8k.token.txt": b"a.jpg#0\tcaf\xe9\n"})
+    with pytest.raises(InputError, match=r"not UTF-8 at byte 11"):
+        run(tmp_path, images, text)
+
+
+def test_kaggles_single_zip(tmp_path: Path) -> None:
+    members: dict[str, bytes | str] = {f"Images/{n}.jpg": "jpeg" for n in range(8)}
+    rows = "".join(f'{n}.jpg,"A dog, ""Rex"", runs ."\n{n}.jpg,A cat .\n' for n in range(8))
+    archive = make_zip(
+        tmp_path / "kaggle.zip", members | {"captions.txt": "image,caption\n" + rows}
+    )
+    out = run(tmp_path, archive, None)
+    first = (out / "text.zip").read_bytes()
+    run(tmp_path, archive, None)
+    assert (out / "text.zip").read_bytes() == first
+
+
+def test_a_damaged_picture_is_found_where_no_digest_vouches(tmp_path: Path) -> None:
+    images, text = flickr(tmp_path)
+    content = images.read_bytes()
+    images.write_bytes(content.replace(b"jpeg", b"jpEg", 1))
+    with pytest.raises(InputError, match=r"a\.jpg cannot be unpacked"):
+        run(tmp_path, images, text)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "truncated or damaged zip"),
+        (lambda path: path.write_text("<html>Sign in</html>"), "a web page, not a zip"),
+        (lambda path: path.unlink(), "which is no file; check the path"),
+    ],
+)
+def test_a_bad_archive_is_one_line_and_leaves_nothing(
+    tmp_path: Path, world: Artifacts, make: object, said: str
+) -> None:
+    images, text = flickr(tmp_path)
+    make(images)  # type: ignore[operator]
+    params = write_params(
+        tmp_path / "params.yaml",
+        download={"images": str(images), "images_md5": None, "text": str(text), "text_md5": None},
+    )
+    out = tmp_path / "data"
+    result = showtell(
+        *("download", "--images", out / "images.zip", "--text", out / "text.zip"),
+        *("--params", params),
+    )
+    assert said in one_line(result)
+    assert not (out / "images.zip").exists()
+
+
+def test_another_protocol_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot fetch ftp://x/y: give an http"):
+        run(tmp_path, "ftp://x/y", None)

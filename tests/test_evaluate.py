@@ -1,0 +1,132 @@
+"""Evaluation: captions, a score a picture, and metrics that say what they are."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pipeline.config import read
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.errors import InputError
+from pipeline.store.features import create_features, read_features
+from pipeline.store.recipe import FeatureRecipe
+from tests.conftest import Artifacts, one_line, showtell, write_params
+
+
+def config(folder: Path, **changes: Any) -> EvaluateConfig:
+    return read(write_params(folder / "params.yaml", evaluate=changes), EvaluateConfig)
+
+
+def metrics(tiny: Artifacts, folder: Path, **changes: Any) -> dict[str, Any]:
+    tiny.evaluate(config(folder, **changes), folder)
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_metrics_say_what_they_are(tiny: Artifacts) -> None:
+    made = json.loads((tiny.reports / "metrics.json").read_text())
+    assert {f"bleu_{n}" for n in range(1, 5)} | {"cider", "rouge_l", "length"} <= made.keys()
+    assert {"distinct", "vocabulary_used", "constant", "human"} <= made.keys()
+    about = made["about"]
+    assert (about["scale"], about["tokenizer"]) == (100.0, "ptb-lower-nopunct-1")
+    assert (about["split"], about["pictures"], about["references"]) == ("test (lists)", 12, 5.0)
+    assert about["features"] == "shufflenet_v2_x0_5 (shapes.safetensors), pooled, squash"
+    assert 0 <= made["bleu_4"] <= made["bleu_1"] <= 100
+    assert made["constant"]["bleu_4"] < made["human"]["bleu_1"]
+
+
+def test_the_same_bytes_every_time(tiny: Artifacts, tmp_path: Path) -> None:
+    metrics(tiny, tmp_path)
+    for name in ("captions.json", "scores.csv", "lengths.csv", "metrics.json"):
+        assert (tmp_path / name).read_bytes() == (tiny.reports / name).read_bytes()
+
+
+def test_captions_are_in_cocos_results_form(tiny: Artifacts) -> None:
+    captions = json.loads((tiny.reports / "captions.json").read_text())
+    assert len(captions) == 12
+    assert all(one.keys() == {"image_id", "caption"} for one in captions)
+
+
+def test_a_row_of_scores_a_picture(tiny: Artifacts) -> None:
+    scores = pd.read_csv(tiny.reports / "scores.csv")
+    made = json.loads((tiny.reports / "metrics.json").read_text())
+    assert scores["cider"].mean() == pytest.approx(made["cider"], abs=1e-3)
+    assert scores["rouge_l"].mean() == pytest.approx(made["rouge_l"], abs=1e-3)
+    assert scores["words"].mean() == pytest.approx(made["length"], abs=1e-3)
+
+
+def test_the_lengths_add_up(tiny: Artifacts) -> None:
+    lengths = pd.read_csv(tiny.reports / "lengths.csv")
+    assert lengths["captions"].sum() == pytest.approx(100, abs=0.01)
+    assert lengths["references"].sum() == pytest.approx(100, abs=0.01)
+
+
+def test_another_split_by_param(tiny: Artifacts, tmp_path: Path) -> None:
+    assert metrics(tiny, tmp_path, split="dev")["about"]["split"] == "dev (lists)"
+
+
+def test_max_length_is_kept(tiny: Artifacts, tmp_path: Path) -> None:
+    metrics(tiny, tmp_path, max_length=3)
+    assert pd.read_csv(tmp_path / "scores.csv")["words"].max() <= 3
+
+
+def other_features(tiny: Artifacts, path: Path, recipe: FeatureRecipe) -> Path:
+    cache = read_features(tiny.features)
+    with create_features(path, cache.ids, cache.array.shape[1:], "float16", recipe) as rows:
+        rows[:] = cache.array
+    return path
+
+
+def test_features_of_another_backbone_are_refused(tiny: Artifacts, tmp_path: Path) -> None:
+    recipe = read_features(tiny.features).recipe
+    for change, said in (
+        (
+            {"backbone": "resnet50"},
+            "its backbone is resnet50, but the model was trained on shuffle",
+        ),
+        ({"weights_digest": "0" * 16}, "its weights_digest"),
+        ({"framing": "crop"}, "its framing is crop"),
+        ({"preprocessing": replace(recipe.preprocessing, size=96)}, "its preprocessing"),
+    ):
+        path = other_features(tiny, tmp_path / "f.h5", replace(recipe, **change))
+        with pytest.raises(InputError, match=said):
+            tiny.evaluate(config(tmp_path), tmp_path, features=path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_the_same_weights_under_another_name_are_the_same(tiny: Artifacts, tmp_path: Path) -> None:
+    recipe = replace(read_features(tiny.features).recipe, weights="renamed.pth")
+    path = other_features(tiny, tmp_path / "f.h5", recipe)
+    tiny.evaluate(config(tmp_path), tmp_path, features=path)
+    before = json.loads((tiny.reports / "metrics.json").read_text())
+    assert json.loads((tmp_path / "metrics.json").read_text())["bleu_4"] == before["bleu_4"]
+
+
+def test_untrained_weights_are_called_so(tiny: Artifacts) -> None:
+    recipe = replace(read_features(tiny.features).recipe, weights="random:0")
+    assert "UNTRAINED" in recipe.label
+
+
+def test_a_truncated_model_is_one_line_and_older_results_stay(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    model = tmp_path / "captioner.safetensors"
+    model.write_bytes(tiny.model.read_bytes()[:5000])
+    old = tmp_path / "metrics.json"
+    old.write_text("old")
+    result = showtell(
+        *("evaluate", "--model", model, "--features", tiny.features, "--table", tiny.table),
+        *("--summary", tiny.summary, "--captions", tmp_path / "c", "--scores", tmp_path / "s"),
+        *("--lengths", tmp_path / "l", "--metrics", old, "--params", tiny.params),
+    )
+    assert "captioner.safetensors is damaged" in one_line(result)
+    assert old.read_text() == "old"
+
+
+def test_a_summary_of_another_tokeniser_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
+    summary = tmp_path / "captions.json"
+    summary.write_text(tiny.summary.read_text().replace("ptb-lower", "spaces"))
+    with pytest.raises(InputError, match="made with the tokeniser spaces"):
+        tiny.evaluate(config(tmp_path), tmp_path, summary=summary)

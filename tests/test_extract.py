@@ -1,0 +1,205 @@
+"""The feature cache: every picture once, the same bytes each time, and readable by what it says."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from pipeline.cnn.frozen import prepare
+from pipeline.config import read
+from pipeline.config.extract import ExtractConfig
+from pipeline.errors import InputError
+from pipeline.extract import extract, make_recipe
+from pipeline.store.features import read_features
+from pipeline.store.pictures import PictureArchive, decode_picture
+from pipeline.store.weights import read_backbone
+from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
+
+
+def config(folder: Path, **changes: Any) -> ExtractConfig:
+    return read(write_params(folder / "params.yaml", extract=changes), ExtractConfig)
+
+
+def jpeg(picture: Image.Image, **options: Any) -> bytes:
+    made = io.BytesIO()
+    picture.save(made, options.pop("format", "JPEG"), **options)
+    return made.getvalue()
+
+
+def scene(mode: str = "RGB", size: tuple[int, int] = (90, 60)) -> Image.Image:
+    """Red to the left, blue to the right."""
+    picture = Image.new("RGB", size, "blue")
+    picture.paste("red", (0, 0, size[0] // 2, size[1]))
+    return picture.convert(mode)
+
+
+def test_the_file_describes_itself(tiny: Artifacts) -> None:
+    cache = read_features(tiny.features)
+    backbone = read_backbone(tiny.backbone)
+    assert cache.recipe.backbone == "shufflenet_v2_x0_5"
+    assert cache.recipe.weights == "shapes.safetensors"
+    assert cache.recipe.weights_digest == backbone.digest
+    assert (cache.recipe.framing, cache.recipe.preprocessing.size) == ("squash", 64)
+    assert cache.array.shape == (62, 1024)
+    assert cache.array.dtype == np.float16
+    assert cache.ids == PictureArchive(tiny.images).ids
+
+
+def test_a_grid_pools_to_the_pooled_vector(tiny: Artifacts, tmp_path: Path) -> None:
+    out = tmp_path / "grid.h5"
+    extract(tiny.images, tiny.backbone, out, config(tmp_path, layer="grid", dtype="float32"))
+    grid = read_features(out).array
+    assert grid.shape == (62, 2, 2, 1024)
+    pooled = read_features(tiny.features).array
+    np.testing.assert_allclose(grid.mean(axis=(1, 2)), pooled, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"workers": 1}, {"workers": 7}])
+def test_the_same_bytes_every_time(
+    tiny: Artifacts, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    out = tmp_path / "again.h5"
+    extract(tiny.images, tiny.backbone, out, config(tmp_path, **changes))
+    assert out.read_bytes() == tiny.features.read_bytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 1000])
+def test_the_batch_size_does_not_matter(tiny: Artifacts, tmp_path: Path, batch_size: int) -> None:
+    out = tmp_path / "again.h5"
+    extract(tiny.images, tiny.backbone, out, config(tmp_path, batch_size=batch_size))
+    again, before = read_features(out), read_features(tiny.features)
+    assert again.ids == before.ids
+    np.testing.assert_allclose(again.array, before.array, rtol=1e-2, atol=1e-3)
+
+
+def test_bfloat16_keeps_the_direction(tiny: Artifacts, tmp_path: Path) -> None:
+    out = tmp_path / "bf16.h5"
+    extract(tiny.images, tiny.backbone, out, config(tmp_path, precision="bfloat16"))
+    a, b = (
+        torch.from_numpy(read_features(p).rows(read_features(p).ids)) for p in (out, tiny.features)
+    )
+    assert torch.cosine_similarity(a, b).min() > 0.999
+
+
+@pytest.mark.parametrize("framing", ["crop", "squash"])
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (500, 375), (64, 64), (31, 400)])
+def test_pictures_are_prepared_as_torchvision_does(
+    tiny: Artifacts, tmp_path: Path, framing: str, size: tuple[int, int]
+) -> None:
+    recipe = make_recipe(read_backbone(tiny.backbone), config(tmp_path, framing=framing))
+    picture = scene(size=size).rotate(20)
+    pre = recipe.preprocessing
+    f = torchvision.transforms.functional
+    if framing == "squash":
+        expected = f.resize(picture, [pre.size, pre.size])
+    else:
+        expected = f.center_crop(f.resize(picture, [pre.resize]), [pre.size])
+    assert torch.equal(prepare(picture, recipe), f.pil_to_tensor(expected))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1", "LA", "YCbCr", "I;16"])
+def test_every_kind_of_picture_becomes_rgb(mode: str) -> None:
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((8, 8), 32896, np.uint16))
+        assert decode_picture(jpeg(picture, format="PNG"), "x").getpixel((0, 0)) == (128, 128, 128)
+        return
+    kind = {"RGBA": "PNG", "P": "GIF", "1": "PNG", "LA": "PNG"}.get(mode, "JPEG")
+    picture = decode_picture(jpeg(scene(mode), format=kind), "x")
+    assert picture.mode == "RGB"
+    left, right = picture.getpixel((10, 30)), picture.getpixel((80, 30))
+    if mode in ("CMYK", "P", "RGBA", "YCbCr"):
+        assert left[0] > 200 > 60 > left[2]  # type: ignore[index]
+        assert right[2] > 200 > 60 > right[0]  # type: ignore[index]
+
+
+def test_transparency_is_white() -> None:
+    picture = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    assert decode_picture(jpeg(picture, format="PNG"), "x").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_picture_turned_by_exif_stands_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    picture = decode_picture(jpeg(scene(), exif=exif), "x")
+    assert picture.size == (60, 90)
+    assert picture.getpixel((30, 10))[0] > 200  # type: ignore[index]  # red is on top now
+
+
+def huge() -> bytes:
+    """A PNG of 30,000 x 30,000 pixels in a few kilobytes."""
+    return jpeg(Image.new("1", (30_000, 30_000)), format="PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", r"b\.jpg in .* is empty"),
+        (jpeg(scene())[:-200], r"b\.jpg in .* cannot be decoded"),
+        (b"<html>gone</html>", r"b\.jpg in .* cannot be decoded"),
+        (huge(), r"b\.jpg in .*(pixels|30000 x 30000)"),
+    ],
+)
+def test_a_bad_picture_is_named_and_leaves_nothing(
+    tiny: Artifacts, tmp_path: Path, content: bytes, said: str
+) -> None:
+    images = make_zip(tmp_path / "i.zip", {"a.jpg": jpeg(scene()), "b.jpg": content})
+    out = tmp_path / "features.h5"
+    with pytest.raises(InputError, match=said):
+        extract(images, tiny.backbone, out, config(tmp_path))
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".h5", ".part")] == []
+
+
+def test_numbers_too_large_for_the_dtype_are_said(tiny: Artifacts, tmp_path: Path) -> None:
+    from pipeline.store.weights import Backbone, write_backbone
+
+    backbone = read_backbone(tiny.backbone)
+    name = "conv5.1.weight"
+    loud = {**backbone.tensors, name: backbone.tensors[name] * 1e6}
+    weights = tmp_path / "loud.safetensors"
+    write_backbone(weights, Backbone(backbone.name, "loud", backbone.preprocessing, loud))
+    with pytest.raises(InputError, match=r"not finite; set extract\.dtype: float32"):
+        extract(tiny.images, weights, tmp_path / "f.h5", config(tmp_path))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_demanded_and_absent_is_said(tiny: Artifacts, tmp_path: Path) -> None:
+    params = write_params(tmp_path / "params.yaml", extract={"device": "cuda"})
+    result = showtell(
+        *("extract", "--images", tiny.images, "--weights", tiny.backbone),
+        *("--out", tmp_path / "f.h5", "--params", params),
+    )
+    assert "no CUDA device is visible" in one_line(result)
+
+
+def test_a_rotten_cache_is_said(tiny: Artifacts, tmp_path: Path) -> None:
+    whole = tiny.features.read_bytes()
+    path = tmp_path / "features.h5"
+    for rotten in (whole[:-1], whole[:1000], b"", b"\x89HDF\r\n\x1a\n" + bytes(5000)):
+        path.write_bytes(rotten)
+        with pytest.raises(InputError, match=r"features\.h5 is damaged"):
+            read_features(path)
+
+
+def test_rows_that_are_missing_or_not_finite_are_said(tiny: Artifacts, tmp_path: Path) -> None:
+    path = tmp_path / "features.h5"
+    path.write_bytes(tiny.features.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["features"][3, 5] = np.nan
+    cache = read_features(path)
+    with pytest.raises(InputError, match="not finite"):
+        cache.rows(cache.ids)
+    with pytest.raises(InputError, match=r"lacks 1 pictures, 'other\.jpg'"):
+        cache.rows([cache.ids[0], "other.jpg"])
+
+
+def test_rows_come_in_the_order_asked_for(tiny: Artifacts) -> None:
+    cache = read_features(tiny.features)
+    ids = cache.ids[::-7]
+    for image_id, row in zip(ids, cache.rows(ids), strict=True):
+        assert np.array_equal(row, cache.array[cache.ids.index(image_id)].astype(np.float32))

@@ -1,0 +1,148 @@
+"""Fetching over HTTP: resumed, retried, checked, and never half a file in place."""
+
+import hashlib
+import io
+import random
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.store.fetch import fetch
+from tests.server import Behaviour, serving
+
+
+def some_zip(seed: int = 0) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("noise.bin"), random.Random(seed).randbytes(3_000_000))
+    return made.getvalue()
+
+
+CONTENT = some_zip()
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server() -> Iterator[Behaviour]:
+    with serving(CONTENT) as behaviour:
+        yield behaviour
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "images.zip"
+
+
+def get(server: Behaviour, out: Path, md5: str | None = MD5, retries: int = 2) -> None:
+    fetch(server.url, out, md5, retries=retries, timeout=5, first_pause=0.01)
+
+
+def left_over(out: Path) -> list[str]:
+    return sorted(path.name for path in out.parent.iterdir() if path != out)
+
+
+def test_a_file_arrives_whole_and_alone(server: Behaviour, out: Path) -> None:
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+    assert left_over(out) == []
+
+
+def test_a_dropped_connection_is_resumed_where_it_broke(server: Behaviour, out: Path) -> None:
+    server.break_after = [1_000_000, 500_000]
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=1000000-", "bytes=1500000-"]
+
+
+def test_what_came_is_kept_for_the_next_run(server: Behaviour, out: Path) -> None:
+    server.break_after = [1_000_000]
+    with pytest.raises(InputError, match=r"broke at 1000000 of .* bytes are kept"):
+        get(server, out, retries=0)
+    assert not out.exists()
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+    assert server.requests[-1] == "bytes=1000000-"
+    assert left_over(out) == []
+
+
+def test_a_server_without_range_is_asked_for_the_whole_file(server: Behaviour, out: Path) -> None:
+    server.break_after, server.ranges = [1_000_000], False
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+
+
+def test_without_a_tag_nothing_is_resumed(server: Behaviour, out: Path) -> None:
+    server.break_after, server.etag = [1_000_000], None
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+    assert server.requests == [None, None]
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server: Behaviour, out: Path) -> None:
+    server.break_after = [1_000_000]
+    with pytest.raises(InputError):
+        get(server, out, retries=0)
+    server.content, server.etag = some_zip(seed=1), '"v2"'
+    get(server, out, md5=hashlib.md5(server.content).hexdigest())
+    assert out.read_bytes() == server.content
+
+
+def test_a_rotten_part_is_fetched_anew(server: Behaviour, out: Path) -> None:
+    server.break_after = [1_000_000]
+    with pytest.raises(InputError):
+        get(server, out, retries=0)
+    (part,) = (path for path in out.parent.iterdir() if path.suffix == ".part")
+    part.write_bytes(b"\0" * 1_000_000)
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+
+
+def test_a_busy_server_is_asked_again(server: Behaviour, out: Path) -> None:
+    server.statuses = [503, 429]
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+
+
+def test_a_missing_file_is_not_asked_for_again(server: Behaviour, out: Path) -> None:
+    server.statuses = [404]
+    with pytest.raises(InputError, match=r"HTTP 404 .*check the address"):
+        get(server, out)
+    assert len(server.requests) == 1
+
+
+def test_a_wrong_digest_names_both(server: Behaviour, out: Path) -> None:
+    with pytest.raises(InputError, match=f"has MD5 {MD5}, but {'0' * 32} is expected"):
+        get(server, out, md5="0" * 32)
+    assert left_over(out) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html><title>Sign in</title>", "a web page"),
+        (CONTENT[:2_000_000], "a truncated or damaged zip"),
+        (b"gone", "no zip"),
+    ],
+)
+def test_what_is_no_zip_is_said(out: Path, content: bytes, said: str) -> None:
+    with serving(content) as server, pytest.raises(InputError, match=said) as error:
+        get(server, out, md5=None)
+    assert server.url in str(error.value)
+    assert not out.exists()
+    assert left_over(out) == []
+
+
+def test_an_older_file_survives_a_failed_fetch(server: Behaviour, out: Path) -> None:
+    get(server, out)
+    server.statuses = [404]
+    with pytest.raises(InputError):
+        get(server, out)
+    assert out.read_bytes() == CONTENT
+
+
+def test_no_server_at_all(out: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot fetch http://127\.0\.0\.1:9/x\.zip.*2 tries"):
+        fetch("http://127.0.0.1:9/x.zip", out, None, retries=1, timeout=2, first_pause=0.01)

@@ -1,0 +1,99 @@
+"""Scores: NLTK's BLEU equals coco-caption's, and the yardsticks are what they say."""
+
+import contextlib
+import io
+import random
+
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+
+from pipeline.scoring.metrics import bleu, cider, each_bleu_4, headline, rouge_l
+from pipeline.scoring.yardsticks import best_constant, human_scores
+
+WORDS = ["a", "the", "dog", "cat", "man", "runs", "sits", "on", "grass", "snow", "red", "big"]
+
+
+def sentences(seed: int, pictures: int) -> tuple[list[list[str]], list[list[list[str]]]]:
+    """Random captions, and five references of each that share words with it."""
+    rng = random.Random(seed)
+
+    def sentence() -> list[str]:
+        return rng.choices(WORDS, k=rng.randint(4, 14))
+
+    captions = [sentence() for _ in range(pictures)]
+    references = [
+        [[word if rng.random() < 0.7 else rng.choice(WORDS) for word in caption] for _ in range(5)]
+        for caption in captions
+    ]
+    for refs in references:
+        for ref in refs:
+            del ref[rng.randint(3, len(ref)) :]
+    return captions, references
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bleu_equals_coco_captions(seed: int) -> None:
+    captions, references = sentences(seed, pictures=40)
+    gts = {i: [" ".join(ref) for ref in refs] for i, refs in enumerate(references)}
+    res = {i: [" ".join(caption)] for i, caption in enumerate(captions)}
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs, _ = Bleu(4).compute_score(gts, res)
+    for order, ours in enumerate(bleu(captions, references)):
+        assert ours / 100 == pytest.approx(theirs[order], abs=1e-6)
+
+
+def test_bleu_by_hand() -> None:
+    """Papineni's example of clipping: 'the' is matched twice at the most."""
+    candidate = ["the"] * 7
+    references = ["the cat is on the mat".split(), "there is a cat on the mat".split()]
+    one, two, three, four = bleu([candidate], [references])
+    assert one == pytest.approx(100 * 2 / 7)
+    assert (two, three, four) == (0.0, 0.0, 0.0)
+
+
+def test_perfect_captions_have_the_highest_scores() -> None:
+    _, references = sentences(0, pictures=20)
+    perfect = headline([refs[0] for refs in references], references)
+    assert perfect["bleu_4"] == pytest.approx(100)
+    assert perfect["rouge_l"] == pytest.approx(100)
+    worse = headline([refs[0][::-1] for refs in references], references)
+    assert worse["bleu_4"] < 50
+    assert worse["cider"] < perfect["cider"]
+
+
+def test_empty_captions_score_nothing_and_break_nothing() -> None:
+    _, references = sentences(0, pictures=3)
+    empty: list[list[str]] = [[], [], []]
+    assert bleu(empty, references) == [0.0] * 4
+    assert each_bleu_4(empty, references) == [0.0] * 3
+    assert cider(empty, references)[0] == 0.0
+
+
+def test_each_caption_has_its_own_score_and_the_mean_is_the_corpus_one() -> None:
+    captions, references = sentences(3, pictures=10)
+    for metric in (cider, rouge_l):
+        mean, each = metric(captions, references)
+        assert len(each) == 10
+        assert mean == pytest.approx(sum(each) / 10)
+
+
+def test_the_best_constant_is_found_exactly() -> None:
+    candidates, references = sentences(1, pictures=30)
+    best = best_constant(candidates, references)
+
+    def said_of_all(caption: list[str]) -> float:
+        return bleu([caption] * len(references), references)[3]
+
+    assert said_of_all(list(best)) == pytest.approx(max(map(said_of_all, candidates)))
+
+
+def test_people_are_scored_against_the_other_references() -> None:
+    _, references = sentences(2, pictures=10)
+    same = [[refs[0]] * 5 for refs in references]
+    perfect = human_scores(same)
+    assert perfect is not None
+    assert perfect["bleu_4"] == pytest.approx(100)
+    ours = human_scores(references)
+    assert ours is not None
+    assert 0 < ours["bleu_4"] < 100
+    assert human_scores([[refs[0]] for refs in references]) is None

@@ -1,0 +1,185 @@
+"""The graph as users run it: real `dvc repro` in real repositories, on a small world."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.cli import STAGES
+from tests.conftest import ROOT, Artifacts, params
+
+
+class Repository:
+    """A git and DVC repository with the project's graph, code and a tiny world's params."""
+
+    def __init__(self, folder: Path, world: Artifacts) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name in ("pipeline", "data", "features", "models", "reports"):
+            kept = shutil.ignore_patterns("__pycache__", "*.zip", "*.csv", "*.json", "*.h5")
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name, ignore=kept)
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+            shutil.copyfile(ROOT / name, folder / name)
+        (folder / ".dvc").mkdir()
+        for name in ("config", ".gitignore"):
+            shutil.copyfile(ROOT / ".dvc" / name, folder / ".dvc" / name)
+        self.params: dict[str, Any] = params(
+            download={
+                "images": str(world.images),
+                "images_md5": None,
+                "text": str(world.text),
+                "text_md5": None,
+            }
+        )
+        self.write()
+        self.run("git", "init", "--quiet")
+        self.commit()
+
+    def write(self, **changes: dict[str, Any]) -> None:
+        groups = {name: values | changes.get(name, {}) for name, values in self.params.items()}
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(groups, sort_keys=False))
+
+    def run(self, *command: str) -> str:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        result = subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        who = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+        self.run("git", *who, "commit", "--quiet", "--message", "state")
+
+    def repro(self) -> set[str]:
+        """Run `dvc repro`; the stages that really ran."""
+        return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro")))
+
+    @property
+    def lock(self) -> str:
+        return (self.folder / "dvc.lock").read_text()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, world: Artifacts) -> Repository:
+    made = Repository(tmp_path_factory.mktemp("repro") / "repository", world)
+    assert made.repro() == set(STAGES)
+    made.commit()
+    return made
+
+
+def test_again_no_stage_runs_and_git_has_nothing_to_say(repository: Repository) -> None:
+    assert "Data and pipelines are up to date." in repository.run("dvc", "repro")
+    assert repository.run("git", "status", "--porcelain") == ""
+
+
+def test_git_carries_the_small_results_and_dvc_the_rest(repository: Repository) -> None:
+    tracked = set(repository.run("git", "ls-files").splitlines())
+    assert {f"reports/{n}" for n in ("metrics.json", "history.csv", "captions.json")} <= tracked
+    assert not [name for name in tracked if name.endswith((".zip", ".h5", "captioner.safetensors"))]
+
+
+def test_two_runs_from_nothing_give_the_same_lock(
+    repository: Repository, tmp_path: Path, world: Artifacts
+) -> None:
+    other = Repository(tmp_path / "other", world)
+    assert other.repro() == set(STAGES)
+    assert other.lock == repository.lock
+
+
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        ({"download": {"retries": 1}}, {"download"}),
+        ({"captions": {"dev_share": 0.2}}, {"captions"}),  # this text archive has its own lists
+        ({"backbone": {"weights": "random"}}, {"backbone", "extract", "train", "evaluate"}),
+        ({"extract": {"size": 32}}, {"extract", "train", "evaluate"}),
+        ({"vocab": {"min_count": 3}}, {"vocab", "train", "evaluate"}),
+        ({"train": {"seed": 1}}, {"train", "evaluate"}),
+        ({"evaluate": {"beam": 1}}, {"evaluate"}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_one_param_reruns_what_depends_on_it(
+    repository: Repository, change: dict[str, dict[str, Any]], rerun: set[str]
+) -> None:
+    repository.write(**change)
+    assert repository.repro() == rerun
+    repository.write()
+    assert repository.repro() == set()  # the run cache has it all
+
+
+def test_no_group_is_left_out_of_the_test_above() -> None:
+    (marks,) = (m for m in test_one_param_reruns_what_depends_on_it.pytestmark)  # type: ignore[attr-defined]
+    assert [next(iter(case[0])) for case in marks.args[1]] == list(STAGES)
+
+
+def test_metrics_params_plots_and_experiments_show_tables_worth_reading(
+    repository: Repository,
+) -> None:
+    shown = repository.run("dvc", "metrics", "show")
+    for name in ("bleu_4", "cider", "constant.bleu_4", "human.cider", "about.tokenizer"):
+        assert name in shown
+    repository.write(train={"cell": "gru"}, evaluate={"length_penalty": 0.0})
+    try:
+        assert repository.repro() == {"train", "evaluate"}
+        diff = repository.run("dvc", "params", "diff")
+        assert re.search(r"train\.cell\s+lstm\s+gru", diff)
+        diff = json.loads(repository.run("dvc", "metrics", "diff", "--json"))
+        assert "diff" in diff["reports/metrics.json"]["cider"]
+        table = repository.run("dvc", "exp", "show", "--csv")
+        assert "train.cell" in table
+        assert "cider" in table
+        repository.run("dvc", "plots", "show", "-o", "plots")
+        page = (repository.folder / "plots/index.html").read_text()
+        for name in ("loss by epoch", "caption length", "train_loss", "references"):
+            assert name in page
+        shutil.rmtree(repository.folder / "plots")
+    finally:
+        repository.write()
+        repository.repro()
+
+
+def test_a_temporary_experiment_runs_the_code_of_its_own_copy(repository: Repository) -> None:
+    """`dvc exp run --temp` with a changed param, without touching the workspace."""
+    before = repository.lock
+    repository.run("dvc", "exp", "run", "--temp", "--name", "greedy", "-S", "evaluate.beam=1")
+    assert repository.lock == before
+    shown = repository.run("dvc", "exp", "show", "--csv")
+    assert "greedy" in shown
+
+
+def test_a_failing_stage_says_why_in_one_line_and_keeps_what_was_made(
+    repository: Repository,
+) -> None:
+    repository.write(train={"learning_rate": 0.5, "device": "cuda"})
+    model = (repository.folder / "reports/metrics.json").read_bytes()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["dvc", "repro"],
+        cwd=repository.folder,
+        env={**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    repository.write()
+    assert result.returncode != 0
+    assert "error: params ask for device 'cuda'" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (repository.folder / "reports/metrics.json").read_bytes() == model
+    assert repository.repro() == set()

@@ -1,0 +1,145 @@
+"""Beam search, against an exhaustive search over a hand-written transition table.
+
+The idea of testing on a table of next-word probabilities is im2txt's.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.model.search import Search, beam_search
+from pipeline.store.vocabulary import END, PAD, START, UNK
+
+A, B, C, D = range(4, 8)  # words, after <pad> <start> <end> <unk>
+
+#            pad  start  end   unk   a     b     c     d
+TABLE = {
+    START: [0.02, 0.03, 0.05, 0.20, 0.40, 0.25, 0.04, 0.01],
+    UNK: [0.00, 0.00, 0.50, 0.10, 0.10, 0.10, 0.10, 0.10],
+    A: [0.01, 0.01, 0.08, 0.05, 0.30, 0.30, 0.15, 0.10],
+    B: [0.01, 0.01, 0.35, 0.10, 0.08, 0.05, 0.30, 0.10],
+    C: [0.01, 0.01, 0.28, 0.10, 0.20, 0.10, 0.05, 0.25],
+    D: [0.01, 0.01, 0.60, 0.08, 0.10, 0.10, 0.05, 0.05],
+}
+SECOND = {word: row[:4] + row[4:][::-1] for word, row in TABLE.items()}  # another picture
+
+
+class TableDecoder:
+    """Says the next word by a table; the state is the picture's number."""
+
+    def __init__(self, *tables: dict[int, list[float]]) -> None:
+        rows = [[table.get(word, [1 / 8] * 8) for word in range(8)] for table in tables]
+        self.log_probs = torch.tensor(rows, dtype=torch.float64).log()  # (pictures, word, next)
+        self.steps = 0
+
+    def start(self, features: Tensor) -> tuple[Tensor, ...]:
+        return (features.long(),)
+
+    def step(self, words: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self.steps += 1
+        return self.log_probs[state[0], words], state
+
+
+def exhaustive(
+    table: dict[int, list[float]], max_length: int, length_penalty: float, **rules: int
+) -> list[tuple[float, list[int]]]:
+    """All sentences of 1 to max_length words with their scores, the best first."""
+    words = [A, B, C, D] + ([UNK] if rules.get("allow_unk") else [])
+    n = rules.get("block_ngram", 0)
+    found = []
+    for length in range(1, max_length + 1):
+        for sentence in itertools.product(words, repeat=length):
+            grams = [sentence[i : i + n] for i in range(length - n + 1)] if n else []
+            if len(set(grams)) < len(grams):
+                continue
+            path = (START, *sentence, END)
+            total = sum(math.log(table[a][b]) for a, b in itertools.pairwise(path))
+            found.append((total / (length + 1) ** length_penalty, list(sentence)))
+    return sorted(found, key=lambda one: -one[0])
+
+
+@pytest.mark.parametrize("max_length", [1, 2, 4])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize("block_ngram", [0, 1, 2])
+@pytest.mark.parametrize("allow_unk", [False, True])
+def test_a_wide_beam_finds_the_best_of_all_sentences(
+    max_length: int, length_penalty: float, block_ngram: int, allow_unk: bool
+) -> None:
+    search = Search(1024, length_penalty, max_length, block_ngram, allow_unk)
+    made = beam_search(TableDecoder(TABLE, SECOND), torch.tensor([0, 1]), search)
+    for table, hypothesis in zip((TABLE, SECOND), made, strict=True):
+        score, sentence = exhaustive(
+            table, max_length, length_penalty, block_ngram=block_ngram, allow_unk=allow_unk
+        )[0]
+        assert hypothesis.words == sentence
+        assert hypothesis.score == pytest.approx(score, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("beam", "length_penalty", "max_length", "words", "probability"),
+    [
+        # Greedy: a is likeliest, then a again (0.30, first of equals), and only then the end.
+        (1, 0.0, 1, [A], 0.40 * 0.08),
+        (1, 0.0, 2, [A, A], 0.40 * 0.30 * 0.08),
+        # Two beams see that b ends well.
+        (2, 0.0, 1, [B], 0.25 * 0.35),
+        (2, 0.0, 4, [B], 0.25 * 0.35),
+        # Two beams and a mean per word keep to longer ones.
+        (2, 1.0, 3, [A, B, C], 0.40 * 0.30 * 0.30 * 0.28),
+    ],
+)
+def test_exact_sentences_and_scores_by_hand(
+    beam: int, length_penalty: float, max_length: int, words: list[int], probability: float
+) -> None:
+    search = Search(beam, length_penalty, max_length)
+    (made,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
+    assert made.words == words
+    normal = (len(words) + 1) ** length_penalty
+    assert made.score == pytest.approx(math.log(probability) / normal, abs=1e-6)
+
+
+@pytest.mark.parametrize("beam", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.5])
+def test_a_batch_gives_what_each_picture_gives_alone(beam: int, length_penalty: float) -> None:
+    decoder = TableDecoder(TABLE, SECOND)
+    search = Search(beam, length_penalty, max_length=6)
+    pictures = torch.tensor([0, 1, 1, 0, 1])
+    together = beam_search(decoder, pictures, search)
+    alone = [beam_search(decoder, picture.view(1), search)[0] for picture in pictures]
+    assert [one.words for one in together] == [one.words for one in alone]
+    assert [one.score for one in together] == pytest.approx([one.score for one in alone])
+
+
+def test_a_beam_is_never_better_than_the_best_sentence_nor_worse_than_its_score() -> None:
+    """A reported score is the score of the reported sentence."""
+    for beam in (1, 2, 3, 8):
+        (made,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), Search(beam, 0.7, 5))
+        scores = {tuple(sentence): score for score, sentence in exhaustive(TABLE, 5, 0.7)}
+        assert made.score == pytest.approx(scores[tuple(made.words)], abs=1e-6)
+        assert made.score <= max(scores.values()) + 1e-9
+
+
+def test_a_caption_has_a_word_at_least_and_max_length_at_most() -> None:
+    silent = {word: [0.0, 0.0, 0.97, 0.01, 0.005, 0.005, 0.005, 0.005] for word in range(8)}
+    endless = {word: [0.0, 0.0, 0.0001, 0.0, 0.9996, 0.0001, 0.0001, 0.0001] for word in range(8)}
+    made = beam_search(TableDecoder(silent, endless), torch.tensor([0, 1]), Search(3, 1.0, 7))
+    assert len(made[0].words) == 1
+    assert len(made[1].words) == 7
+
+
+def test_only_words_are_said() -> None:
+    noise = {word: [0.3, 0.3, 0.1, 0.2, 0.025, 0.025, 0.025, 0.025] for word in range(8)}
+    (made,) = beam_search(TableDecoder(noise), torch.tensor([0]), Search(2, 1.0, 5))
+    assert not {PAD, START, END, UNK} & set(made.words)
+    allowed = Search(2, 1.0, 5, allow_unk=True)
+    assert UNK in beam_search(TableDecoder(noise), torch.tensor([0]), allowed)[0].words
+
+
+def test_search_stops_once_nothing_can_win() -> None:
+    decided = {word: [0.0, 0.0, 0.9, 0.0, 0.025, 0.025, 0.025, 0.025] for word in range(4, 8)}
+    decoder = TableDecoder({**decided, START: [0.0, 0.0, 0.0, 0.0, 0.97, 0.01, 0.01, 0.01]})
+    beam_search(decoder, torch.tensor([0]), Search(beam=4, length_penalty=0.0, max_length=50))
+    assert decoder.steps < 5
