@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,14 @@ from tests.conftest import ROOT, Artifacts, showtell
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Artifacts, str]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifacts, str]:
     """A workspace in which the demo has run, and what it printed."""
     before = git_status()
     workspace = tmp_path_factory.mktemp("demo") / "workspace"
     result = showtell("demo", "--workspace", workspace)
     assert result.returncode == 0, result.stdout + result.stderr
     assert git_status() == before  # the checkout is untouched
-    yield Artifacts(workspace), result.stdout
+    return Artifacts(workspace), result.stdout
 
 
 def git_status() -> str:

@@ -108,8 +108,8 @@ def _draw_shape(
 Relation = Literal["left", "right", "above", "below"]
 
 _PHRASES: dict[Relation, tuple[str, ...]] = {
-    "left": ("to the left of", "left of"),
-    "right": ("to the right of", "right of"),
+    "left": ("left of", "beside"),
+    "right": ("right of", "beside"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
@@ -132,12 +132,11 @@ def describe(things: list[Thing], rng: random.Random, count: int = 5) -> list[st
         caption = (
             rng.choice(
                 [
-                    f"A {a.name} is {phrase} a {b.name} .",
                     f"A {a.name} {phrase} a {b.name} .",
-                    f"There is a {a.name} {phrase} a {b.name} .",
-                    f"The {a.name} is {phrase} the {b.name} .",
-                    f"A picture of a {a.name} {phrase} a {b.name} .",
                     f"A {a.name} and a {b.name} .",
+                    f"The {a.name} is {phrase} the {b.name} .",
+                    f"One {a.name} , one {b.name} .",
+                    f"There , {phrase} a {b.name} : a {a.name} .",
                 ]
             )
             .replace("A orange", "An orange")
