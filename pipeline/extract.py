@@ -56,13 +56,13 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     began = time.monotonic()
     row = 0
     with (
-        create_features(out, ids, shape, config.dtype, recipe) as dataset,
+        create_features(out, ids, shape, config.dtype, recipe) as rows,
         bar(label="extract", total=len(ids), unit="picture") as progress,
     ):
         for pictures in _prepared(images, ids, recipe, batch, workers):
             features = cnn(pictures).to(getattr(torch, config.dtype)).cpu()
             _check_finite(features, ids[row : row + len(features)], config)
-            dataset[row : row + len(features)] = features.numpy()
+            rows.write(row, features.numpy())
             row += len(features)
             progress.update(len(features))
     seconds = time.monotonic() - began

@@ -53,9 +53,15 @@ def test_it_learns_to_tell_twenty_pictures_apart(cell: str) -> None:
     assert [one.words for one in made] == words[:, 1:].tolist()
 
 
-def test_the_scale_of_the_features_does_not_matter() -> None:
-    model = decoder().eval()
-    features, words = torch.randn(3, 12), torch.full((3, 1), START)
+def test_what_all_pictures_have_in_common_does_not_matter() -> None:
+    """Features are standardised by the training pictures: neither offset nor scale counts."""
+    features, words = torch.randn(50, 12), torch.full((50, 1), START)
+    plain, moved = decoder().eval(), decoder().eval()
+    plain.standardize_by(features)
+    moved.standardize_by(7 + 100 * features)
     torch.testing.assert_close(
-        model(features, words), model(100 * features, words), atol=1e-3, rtol=0
+        plain(features, words), moved(7 + 100 * features, words), atol=1e-4, rtol=0
     )
+    constant = torch.ones(50, 12)
+    plain.standardize_by(constant)
+    assert torch.isfinite(plain(constant, words)).all()

@@ -75,7 +75,7 @@ def test_max_length_is_kept(tiny: Artifacts, tmp_path: Path) -> None:
 def other_features(tiny: Artifacts, path: Path, recipe: FeatureRecipe) -> Path:
     cache = read_features(tiny.features)
     with create_features(path, cache.ids, cache.array.shape[1:], "float16", recipe) as rows:
-        rows[:] = cache.array
+        rows.write(0, cache.array)
     return path
 
 

@@ -19,7 +19,7 @@ A, B, C, D = range(4, 8)  # words, after <pad> <start> <end> <unk>
 TABLE = {
     START: [0.02, 0.03, 0.05, 0.20, 0.40, 0.25, 0.04, 0.01],
     UNK: [0.00, 0.00, 0.50, 0.10, 0.10, 0.10, 0.10, 0.10],
-    A: [0.01, 0.01, 0.08, 0.05, 0.30, 0.30, 0.15, 0.10],
+    A: [0.01, 0.01, 0.08, 0.05, 0.32, 0.28, 0.15, 0.10],
     B: [0.01, 0.01, 0.35, 0.10, 0.08, 0.05, 0.30, 0.10],
     C: [0.01, 0.01, 0.28, 0.10, 0.20, 0.10, 0.05, 0.25],
     D: [0.01, 0.01, 0.60, 0.08, 0.10, 0.10, 0.05, 0.05],
@@ -81,14 +81,17 @@ def test_a_wide_beam_finds_the_best_of_all_sentences(
 @pytest.mark.parametrize(
     ("beam", "length_penalty", "max_length", "words", "probability"),
     [
-        # Greedy: a is likeliest, then a again (0.30, first of equals), and only then the end.
+        # Greedy: a is the likeliest, again and again, until only the end is allowed.
         (1, 0.0, 1, [A], 0.40 * 0.08),
-        (1, 0.0, 2, [A, A], 0.40 * 0.30 * 0.08),
-        # Two beams see that b ends well.
+        (1, 0.0, 2, [A, A], 0.40 * 0.32 * 0.08),
+        # Two beams after one word, a 0.40 and b 0.25: b ends better.
         (2, 0.0, 1, [B], 0.25 * 0.35),
-        (2, 0.0, 4, [B], 0.25 * 0.35),
-        # Two beams and a mean per word keep to longer ones.
-        (2, 1.0, 3, [A, B, C], 0.40 * 0.30 * 0.30 * 0.28),
+        # With more words, a a 0.128 and a b 0.112 crowd out the end of b, 0.0875; a third beam
+        # keeps it.
+        (2, 0.0, 4, [A, B], 0.40 * 0.28 * 0.35),
+        (3, 0.0, 4, [B], 0.25 * 0.35),
+        # A mean per word likes the longer one better.
+        (3, 1.0, 3, [A, B], 0.40 * 0.28 * 0.35),
     ],
 )
 def test_exact_sentences_and_scores_by_hand(

@@ -128,7 +128,7 @@ def main(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures and the training.")] = 0,
 ) -> None:
-    """Train the demo's small CNN to name single shapes; its weights ship with the project."""
+    """Train the demo's small CNN to name shapes."""
     right = pretrain(out, pictures, epochs, seed)
     log.info("wrote %s: %.1f %% of held-out pictures named right", out, 100 * right)
 

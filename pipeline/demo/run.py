@@ -16,9 +16,11 @@ import yaml
 from pipeline.command import run
 from pipeline.demo.archives import write_archives
 from pipeline.demo.naming import named_right
+from pipeline.demo.sheet import contact_sheet
 from pipeline.errors import InputError
 from pipeline.scoring.tokens import tokenize
 from pipeline.store.files import file_digest
+from pipeline.store.pictures import PictureArchive
 from pipeline.store.table import captions_of, read_table
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ SOURCE = Path("source")  # in the workspace: what the download stage is pointed 
 IMAGES, TEXT = SOURCE / "Flickr8k_Dataset.zip", SOURCE / "Flickr8k_text.zip"
 COUNTS = {"train": 2400, "dev": 200, "test": 200}
 SEED = 8
+SHOWN = 8
 
 # What differs from the checkout's params.yaml.
 PARAMS: dict[str, dict[str, Any]] = {
@@ -132,24 +135,39 @@ def show(workspace: Path) -> None:
     right = sum(
         named_right(tokenize(one["caption"]), references[one["image_id"]][0]) for one in made
     )
-    print("\nscores on 200 test pictures, x100".replace("200", str(len(made))))
+    print(f"\nscores on {len(made)} test pictures, x100")
     print(f"{'':10}{'model':>10}{'constant':>10}{'people':>10}")
     for name in ("bleu_1", "bleu_4", "cider", "rouge_l"):
         row = (metrics[name], metrics["constant"][name], metrics["human"][name])
         print(f"{name:10}" + "".join(f"{value:10.1f}" for value in row))
     print(f"both shapes and colours named right: {right} of {len(made)}")
-    print("\nconstant: one caption for every picture; people: one caption against the other four")
+    print("constant: one caption for every picture; people: one caption against the other four")
     print("\nsome captions (* wrong)")
-    for one in made[:8]:
+    shown = made[:SHOWN]
+    for one in shown:
         expected = references[one["image_id"]]
         mark = " " if named_right(tokenize(one["caption"]), expected[0]) else "*"
-        print(f" {mark} {one['caption']:52} of: {' '.join(expected[0])}")
+        print(f" {mark} {one['caption']:44} of: {' '.join(expected[0])}")
+    write_pictures(workspace, shown)
     print(f"""
-where to look next, in {workspace}
-  reports/metrics.json, reports/captions.json, reports/scores.csv   all that was measured
-  dvc plots show         curves of loss and scores by epoch, as a page
-  dvc exp run needs git: copy the folder out, or work in the checkout with your own params
-  showtell caption source/…   (or any picture) with the model made here""")
+where to look next
+  {workspace}/captions.png         these pictures with their captions
+  {workspace}/reports/             all that was measured: metrics, history, captions, scores
+  cd {workspace} && dvc plots show     curves of loss and scores by epoch, as a page
+  cd {workspace} && showtell caption photos/     with the model made here
+  README.md                  the real job, and how to compare experiments""")
+
+
+def write_pictures(workspace: Path, captions: list[dict[str, str]]) -> None:
+    """The pictures of these captions as files, and all on one sheet."""
+    photos = workspace / "photos"
+    photos.mkdir(exist_ok=True)
+    pictures = []
+    with PictureArchive(workspace / "data/images.zip") as archive:
+        for one in captions:
+            (photos / one["image_id"]).write_bytes(archive.content(one["image_id"]))
+            pictures.append((archive.picture(one["image_id"]), one["caption"]))
+    contact_sheet(pictures).save(workspace / "captions.png")
 
 
 def main(

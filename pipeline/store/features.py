@@ -6,12 +6,15 @@ same values, in whatever order the rows were written, and can be memory-mapped: 
 readers, shuffled reads, no handle to share, no lock.
 """
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -52,24 +55,51 @@ class Features:
         return rows
 
 
+class RowWriter:
+    """Writes rows of a cache that is being made, in any order."""
+
+    def __init__(self, file: BinaryIO, offset: int, dtype: str) -> None:
+        self._file, self._offset, self._dtype = file, offset, dtype
+
+    def write(self, first: int, rows: NDArray[Any]) -> None:
+        """Write `rows` (n, …) to the rows from `first` on."""
+        content = np.ascontiguousarray(rows, dtype=self._dtype)
+        self._file.seek(self._offset + first * content[0].nbytes)
+        self._file.write(content.data)
+
+
 @contextmanager
 def create_features(
     path: Path, ids: Sequence[str], shape: Sequence[int], dtype: str, recipe: FeatureRecipe
-) -> Iterator[h5py.Dataset]:
-    """A dataset (N, *shape) to write rows of; the file appears at `path` when all is done.
+) -> Iterator[RowWriter]:
+    """Write rows of shape `shape`; the file appears at `path` when all is done.
+
+    HDF5 lays the file out, and the rows go straight to where it says: the HDF5 library does not
+    survive a disk that fills up, plain writes do.
 
     Args:
         ids: sorted, distinct; one a row.
         dtype: `float16` or `float32`.
     """
-    names = np.array([image_id.encode() for image_id in ids])
-    with atomic(path) as scratch, h5py.File(scratch, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["recipe"] = json.dumps(recipe.to_json(), ensure_ascii=False)
-        file.create_dataset("ids", data=names, track_times=False)
-        yield file.create_dataset(
-            "features", shape=(len(ids), *shape), dtype=dtype, track_times=False
-        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = len(ids) * int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if shutil.disk_usage(path.parent).free < size:  # say so now, rather than after an hour
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    with atomic(path) as scratch:
+        with h5py.File(scratch, "w") as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["recipe"] = json.dumps(recipe.to_json(), ensure_ascii=False)
+            names = np.array([image_id.encode() for image_id in ids])
+            file.create_dataset("ids", data=names, track_times=False)
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            dataset = file.create_dataset(
+                "features", (len(ids), *shape), dtype, dcpl=layout, track_times=False
+            )
+            offset = dataset.id.get_offset()
+        with scratch.open("r+b") as rows:
+            yield RowWriter(rows, offset, dtype)
 
 
 def read_features(path: Path) -> Features:

@@ -84,7 +84,8 @@ def _fetch_with_retries(
             return _fetch_once(url, part, timeout)
         except _BrokenOffError as error:
             if attempt == retries:
-                kept = f"; {part.stat().st_size} bytes are kept, run again to go on" * part.exists()
+                have = part.stat().st_size if part.exists() else 0
+                kept = f"; {have} bytes are kept, run again to go on" if have else ""
                 raise InputError(
                     f"cannot fetch {url}: {error} ({retries + 1} tries){kept}"
                 ) from None

@@ -1,0 +1,70 @@
+"""A disk that is full: one line, nothing half-written, and what was there stays."""
+
+import errno
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.store.features import create_features, read_features
+from tests.conftest import Artifacts, one_line, showtell, write_params
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_extraction(small_disk: Path, tiny: Artifacts) -> None:
+    out = small_disk / "features.h5"
+    result = showtell(
+        *("extract", "--images", tiny.images, "--weights", tiny.backbone),
+        *("--out", out, "--params", tiny.params),
+    )
+    assert "no space left on the disk" in one_line(result)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_training_keeps_an_older_model(small_disk: Path, tiny: Artifacts) -> None:
+    out = small_disk / "model.safetensors"
+    out.write_text("older")
+    result = showtell(
+        *("train", "--features", tiny.features, "--table", tiny.table),
+        *("--vocabulary", tiny.vocabulary, "--out", out),
+        *("--history", small_disk / "history.csv", "--params", tiny.params),
+    )
+    assert "no space left on the disk" in one_line(result)
+    assert out.read_text() == "older"
+
+
+def test_extraction_that_ends_later(small_disk: Path, tiny: Artifacts) -> None:
+    """Another program takes the space that was there at the start."""
+    cache = read_features(tiny.features)
+    path = small_disk / "f.h5"
+    with create_features(path, cache.ids, (256,), "float16", cache.recipe) as rows:
+        (small_disk / "other").write_bytes(bytes(40_000))
+        with pytest.raises(OSError, match="No space left") as error:
+            rows.write(0, cache.array[:, :256])
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_download(small_disk: Path, world: Artifacts, tmp_path: Path) -> None:
+    where = {"images": str(world.images), "images_md5": None}
+    result = showtell(
+        *("download", "--images", small_disk / "i.zip", "--text", small_disk / "t.zip"),
+        *("--params", write_params(tmp_path / "params.yaml", download=where)),
+    )
+    assert "no space left on the disk" in one_line(result)
+    assert list(small_disk.iterdir()) == []
