@@ -75,7 +75,7 @@ def test_every_path_of_a_command_is_declared(stage: str) -> None:
     assert words[:3] == ["python", "-m", f"pipeline.{stage}"]
     paths = {word for word in words[3:] if not word.startswith("--")}
     data = {dep for dep in paths_of(stage, "deps") if not dep.startswith("pipeline/")}
-    assert paths == data | paths_of(stage, "outs")
+    assert paths == data | paths_of(stage, "outs") | paths_of(stage, "plots")
 
 
 def test_stages_stand_in_order_each_with_its_params_and_a_description() -> None:
