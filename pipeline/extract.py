@@ -75,9 +75,9 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
 def make_recipe(backbone: Backbone, config: ExtractConfig) -> FeatureRecipe:
     """How features are made with these weights and params."""
     pre = backbone.preprocessing
-    if config.size is not None:  # the same margin around the crop, at another size
-        resize = round(pre.resize * config.size / pre.size)
-        pre = replace(pre, resize=resize, size=config.size)
+    if config.image_size is not None:  # the same margin around the crop, at another size
+        resize = round(pre.resize * config.image_size / pre.size)
+        pre = replace(pre, resize=resize, size=config.image_size)
     return FeatureRecipe(
         backbone=backbone.name,
         weights=backbone.weights,

@@ -32,7 +32,7 @@ SHARED = ROOT.parent / "shared"
 # Small enough for seconds, and different from the real job by params alone.
 TINY: dict[str, dict[str, Any]] = {
     "backbone": {"name": "shufflenet_v2_x0_5", "weights": str(SHAPES)},
-    "extract": {"framing": "squash", "size": 64, "device": "cpu"},
+    "extract": {"framing": "squash", "image_size": 64, "device": "cpu"},
     "vocab": {"min_count": 1},
     "train": {
         "embed_size": 16,

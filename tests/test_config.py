@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from pipeline.config import read
@@ -52,6 +53,15 @@ def test_what_is_no_params_file_is_said_in_one_line(tmp_path: Path, text: str) -
     path.write_text(text)
     with pytest.raises(InputError, match=r"params\.yaml"):
         read(path, TrainConfig)
+
+
+def test_no_key_has_a_name_that_dvcs_run_cache_overlooks() -> None:
+    """DVC leaves `size` and `nfiles` out when it looks for an earlier run, in params as well.
+
+    A stage with such a param would be handed the artifacts of another value.
+    """
+    groups = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert not {"size", "nfiles"} & {key for group in groups.values() for key in group}
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import random
 
 import pytest
+from nltk.translate.bleu_score import corpus_bleu
 from pycocoevalcap.bleu.bleu import Bleu
 
 from pipeline.scoring.metrics import bleu, cider, each_bleu_4, headline, rouge_l
@@ -13,12 +14,14 @@ from pipeline.scoring.yardsticks import best_constant, human_scores
 WORDS = ["a", "the", "dog", "cat", "man", "runs", "sits", "on", "grass", "snow", "red", "big"]
 
 
-def sentences(seed: int, pictures: int) -> tuple[list[list[str]], list[list[list[str]]]]:
+def sentences(
+    seed: int, pictures: int, shortest: int = 4
+) -> tuple[list[list[str]], list[list[list[str]]]]:
     """Random captions, and five references of each that share words with it."""
     rng = random.Random(seed)
 
     def sentence() -> list[str]:
-        return rng.choices(WORDS, k=rng.randint(4, 14))
+        return rng.choices(WORDS, k=rng.randint(shortest, 14))
 
     captions = [sentence() for _ in range(pictures)]
     references = [
@@ -27,19 +30,28 @@ def sentences(seed: int, pictures: int) -> tuple[list[list[str]], list[list[list
     ]
     for refs in references:
         for ref in refs:
-            del ref[rng.randint(3, len(ref)) :]
+            del ref[rng.randint(min(3, len(ref)), len(ref)) :]
     return captions, references
 
 
+@pytest.mark.parametrize("shortest", [1, 4])
 @pytest.mark.parametrize("seed", range(5))
-def test_bleu_equals_coco_captions(seed: int) -> None:
-    captions, references = sentences(seed, pictures=40)
+def test_bleu_equals_coco_captions(seed: int, shortest: int) -> None:
+    captions, references = sentences(seed, 40, shortest)
+    assert (min(map(len, captions)) < 4) == (shortest < 4)
     gts = {i: [" ".join(ref) for ref in refs] for i, refs in enumerate(references)}
     res = {i: [" ".join(caption)] for i, caption in enumerate(captions)}
     with contextlib.redirect_stdout(io.StringIO()):
         theirs, _ = Bleu(4).compute_score(gts, res)
     for order, ours in enumerate(bleu(captions, references)):
         assert ours / 100 == pytest.approx(theirs[order], abs=1e-6)
+
+
+def test_bleu_equals_nltks_where_no_caption_is_too_short_for_an_n_gram() -> None:
+    captions, references = sentences(0, pictures=40)
+    weights = [(1.0,), (1 / 2,) * 2, (1 / 3,) * 3, (1 / 4,) * 4]
+    theirs = corpus_bleu(references, captions, weights)
+    assert bleu(captions, references) == pytest.approx([100 * one for one in theirs])
 
 
 def test_bleu_by_hand() -> None:

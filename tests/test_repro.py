@@ -107,7 +107,7 @@ def test_two_runs_from_nothing_give_the_same_lock(
         ({"download": {"retries": 1}}, {"download"}),
         ({"captions": {"dev_share": 0.2}}, {"captions"}),  # this text archive has its own lists
         ({"backbone": {"weights": "random"}}, {"backbone", "extract", "train", "evaluate"}),
-        ({"extract": {"size": 32}}, {"extract", "train", "evaluate"}),
+        ({"extract": {"image_size": 32}}, {"extract", "train", "evaluate"}),
         ({"vocab": {"min_count": 40}}, {"vocab", "train", "evaluate"}),
         ({"train": {"seed": 1}}, {"train", "evaluate"}),
         ({"evaluate": {"beam": 1}}, {"evaluate"}),

@@ -122,7 +122,7 @@ def test_a_beam_is_never_better_than_the_best_sentence_nor_worse_than_its_score(
         (made,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), Search(beam, 0.7, 5))
         scores = {tuple(sentence): score for score, sentence in exhaustive(TABLE, 5, 0.7)}
         assert made.score == pytest.approx(scores[tuple(made.words)], abs=1e-6)
-        assert made.score <= max(scores.values()) + 1e-9
+        assert made.score <= max(scores.values()) + 1e-6  # float32's rounding
 
 
 def test_a_caption_has_a_word_at_least_and_max_length_at_most() -> None:

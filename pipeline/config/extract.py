@@ -13,7 +13,7 @@ class ExtractConfig(Config):
     group: ClassVar[str] = "extract"
     layer: Literal["pooled", "grid"]
     framing: Literal["crop", "squash"]
-    size: Annotated[int, Field(ge=32, le=4096)] | None
+    image_size: Annotated[int, Field(ge=32, le=4096)] | None
     dtype: Literal["float16", "float32"]
     batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"]
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]

@@ -35,7 +35,7 @@ SHOWN = 8
 PARAMS: dict[str, dict[str, Any]] = {
     "download": {"images": str(IMAGES), "text": str(TEXT)},
     "backbone": {"name": "shufflenet_v2_x0_5", "weights": "pipeline/demo/shapes.safetensors"},
-    "extract": {"layer": "pooled", "framing": "squash", "size": 96},
+    "extract": {"layer": "pooled", "framing": "squash", "image_size": 96},
     "vocab": {"min_count": 2},
     "train": {
         "embed_size": 256,

@@ -1,32 +1,50 @@
 """BLEU, CIDEr and ROUGE-L of captions against their references, all on the scale 0 to 100.
 
-BLEU is NLTK's corpus BLEU without smoothing (Papineni et al. 2002), CIDEr is pycocoevalcap's
-CIDEr-D with the references' own document frequencies (Vedantam et al. 2015), ROUGE-L is
-pycocoevalcap's (Lin 2004). All take the tokens of `pipeline.scoring.tokens`.
+BLEU is NLTK's without smoothing (Papineni et al. 2002), CIDEr is pycocoevalcap's CIDEr-D with the
+references' own document frequencies (Vedantam et al. 2015), ROUGE-L is pycocoevalcap's (Lin 2004).
+All take the tokens of `pipeline.scoring.tokens`.
 """
 
-import warnings
 from collections.abc import Sequence
+from itertools import accumulate
 
-from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu, sentence_bleu
+from nltk.translate.bleu_score import (
+    SmoothingFunction,
+    brevity_penalty,
+    closest_ref_length,
+    modified_precision,
+    sentence_bleu,
+)
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 SCALE = 100.0
-BLEU_WEIGHTS = [(1.0,), (1 / 2,) * 2, (1 / 3,) * 3, (1 / 4,) * 4]
 
 Tokens = Sequence[str]
 
 
 def bleu(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """Corpus BLEU-1 to BLEU-4, x100, unsmoothed; 0 where no n-gram matches."""
-    if not any(captions):
-        return [0.0] * 4
-    with warnings.catch_warnings():
-        # NLTK warns where an order has no match, and gives 1e-78 or so.
-        warnings.simplefilter("ignore", UserWarning)
-        scores = corpus_bleu(references, captions, weights=BLEU_WEIGHTS)
-    return [SCALE * score if score > 1e-30 else 0.0 for score in scores]
+    """Corpus BLEU-1 to BLEU-4, x100, unsmoothed; 0 where no n-gram matches.
+
+    NLTK's `corpus_bleu`, put together from its own parts, because it counts a caption with too
+    few words for an n-gram as one n-gram that is wrong; the paper and coco-caption count none.
+    """
+    pairs = list(zip(captions, references, strict=True))
+    words = sum(len(caption) for caption in captions)
+    closest = sum(closest_ref_length(refs, len(caption)) for caption, refs in pairs)
+    precisions = [_precision(pairs, order) for order in range(1, 5)]
+    products = accumulate(precisions, lambda product, one: product * one)
+    penalty = brevity_penalty(closest, words)
+    return [SCALE * penalty * product ** (1 / n) for n, product in enumerate(products, start=1)]
+
+
+def _precision(pairs: Sequence[tuple[Tokens, Sequence[Tokens]]], order: int) -> float:
+    """Share of all captions' n-grams that are in a reference, clipped; 0 where there are none."""
+    counts = [
+        modified_precision(refs, caption, order) for caption, refs in pairs if len(caption) >= order
+    ]
+    total = sum(one.denominator for one in counts)
+    return sum(one.numerator for one in counts) / total if total else 0.0
 
 
 def cider(
