@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path("source")  # in the workspace: what the download stage is pointed at
 IMAGES, TEXT = SOURCE / "Flickr8k_Dataset.zip", SOURCE / "Flickr8k_text.zip"
-COUNTS = {"train": 2400, "dev": 200, "test": 200}
+COUNTS = {"train": 4000, "dev": 200, "test": 200}
 SEED = 8
 SHOWN = 8
 
@@ -43,9 +43,8 @@ PARAMS: dict[str, dict[str, Any]] = {
         "dropout": 0.2,
         "label_smoothing": 0.0,
         "epochs": 10,
-        "batch_size": 64,
-        "learning_rate": 0.012,
-        "warmup": 0.3,
+        "learning_rate": 0.004,
+        "warmup": 0.1,
     },
     "evaluate": {"split": "test", "beam": 3, "max_length": 16},
 }
