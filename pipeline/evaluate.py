@@ -19,7 +19,13 @@ from pipeline.scoring.yardsticks import best_constant, human_scores
 from pipeline.store.features import read_features
 from pipeline.store.model import read_model
 from pipeline.store.recipe import require_same_recipe
-from pipeline.store.results import write_captions, write_lengths, write_metrics, write_scores
+from pipeline.store.results import (
+    score_table,
+    write_captions,
+    write_lengths,
+    write_metrics,
+    write_scores,
+)
 from pipeline.store.table import captions_of, read_summary, read_table
 
 log = logging.getLogger(__name__)
@@ -55,24 +61,31 @@ def evaluate(
         trained.decoder, rows, trained.vocabulary, search_of(config), config.batch_size
     )
     constant = best_constant(captions_of(everything, "train").captions, split.references)
-    human = human_scores(split.references)
-    measured: dict[str, Any] = {
-        **headline(made, split.references),
-        **variety(made),
-        "constant": {
+    yardsticks: list[dict[str, Any]] = [
+        {
+            "name": "constant",
             "caption": " ".join(constant),
             **headline([constant] * len(made), split.references),
-        },
-        **({"human": human} if human else {}),
-        "about": {
-            "scale": SCALE,
-            "tokenizer": about.tokenizer,
-            "split": f"{config.split} ({about.split})",
-            "split_digest": about.split_digest,
-            "pictures": len(made),
-            "references": sum(map(len, split.references)) / len(made),
-            "features": cache.recipe.label,
-        },
+        }
+    ]
+    if human := human_scores(split.references):
+        yardsticks.append({"name": "human", **human})
+    content: dict[str, Any] = {
+        **headline(made, split.references),
+        **variety(made),
+        **({"backbone": "UNTRAINED"} if cache.recipe.untrained else {}),
+        "split": f"{config.split} ({about.split})",
+        "yardsticks": yardsticks,
+        "about": [
+            {
+                "scale": SCALE,
+                "tokenizer": about.tokenizer,
+                "split_digest": about.split_digest,
+                "pictures": len(made),
+                "references": sum(map(len, split.references)) / len(made),
+                "features": cache.recipe.label,
+            }
+        ],
     }
     write_captions(captions, split.ids, made)
     write_scores(
@@ -86,13 +99,8 @@ def evaluate(
         },
     )
     write_lengths(lengths, made, split.references)
-    write_metrics(metrics, measured)
-    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "rouge_l"):
-        log.info(
-            "%-8s %6.2f   constant caption %6.2f%s",
-            *(name, measured[name], measured["constant"][name]),
-            f"   people {human[name]:6.2f}" if human else "",
-        )
+    write_metrics(metrics, content)
+    log.info("%s", score_table(content))
 
 
 def search_of(config: EvaluateConfig) -> Search:

@@ -13,6 +13,7 @@ from pipeline.config.evaluate import EvaluateConfig
 from pipeline.errors import InputError
 from pipeline.store.features import create_features, read_features
 from pipeline.store.recipe import FeatureRecipe
+from pipeline.store.results import score_table
 from tests.conftest import Artifacts, one_line, showtell, write_params
 
 
@@ -28,13 +29,25 @@ def metrics(tiny: Artifacts, folder: Path, **changes: Any) -> dict[str, Any]:
 def test_metrics_say_what_they_are(tiny: Artifacts) -> None:
     made = json.loads((tiny.reports / "metrics.json").read_text())
     assert {f"bleu_{n}" for n in range(1, 5)} | {"cider", "rouge_l", "length"} <= made.keys()
-    assert {"distinct", "vocabulary_used", "constant", "human"} <= made.keys()
-    about = made["about"]
+    assert {"distinct", "vocabulary_used"} <= made.keys()
+    assert made["split"] == "test (lists)"
+    (about,) = made["about"]
     assert (about["scale"], about["tokenizer"]) == (100.0, "ptb-lower-nopunct-1")
-    assert (about["split"], about["pictures"], about["references"]) == ("test (lists)", 12, 5.0)
+    assert (about["pictures"], about["references"]) == (12, 5.0)
     assert about["features"] == "shufflenet_v2_x0_5 (shapes.safetensors), pooled, squash"
     assert 0 <= made["bleu_4"] <= made["bleu_1"] <= 100
-    assert made["constant"]["bleu_4"] < made["human"]["bleu_1"]
+
+
+def test_two_yardsticks_stand_beside_the_scores(tiny: Artifacts) -> None:
+    made = json.loads((tiny.reports / "metrics.json").read_text())
+    constant, human = made["yardsticks"]
+    assert (constant["name"], human["name"]) == ("constant", "human")
+    assert constant["caption"]
+    assert constant["bleu_4"] < human["bleu_1"]
+    shown = score_table(made).splitlines()
+    assert shown[0].split() == ["x100", "model", "constant", "human"]
+    numbers = (made["bleu_1"], constant["bleu_1"], human["bleu_1"])
+    assert shown[1].split() == ["bleu_1", *(f"{number:.2f}" for number in numbers)]
 
 
 def test_the_same_bytes_every_time(tiny: Artifacts, tmp_path: Path) -> None:
@@ -64,7 +77,7 @@ def test_the_lengths_add_up(tiny: Artifacts) -> None:
 
 
 def test_another_split_by_param(tiny: Artifacts, tmp_path: Path) -> None:
-    assert metrics(tiny, tmp_path, split="dev")["about"]["split"] == "dev (lists)"
+    assert metrics(tiny, tmp_path, split="dev")["split"] == "dev (lists)"
 
 
 def test_max_length_is_kept(tiny: Artifacts, tmp_path: Path) -> None:
@@ -104,9 +117,16 @@ def test_the_same_weights_under_another_name_are_the_same(tiny: Artifacts, tmp_p
     assert json.loads((tmp_path / "metrics.json").read_text())["bleu_4"] == before["bleu_4"]
 
 
-def test_untrained_weights_are_called_so(tiny: Artifacts) -> None:
+def test_untrained_weights_are_called_so_wherever_figures_appear(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
     recipe = replace(read_features(tiny.features).recipe, weights="random:0")
-    assert "UNTRAINED" in recipe.label
+    path = other_features(tiny, tmp_path / "f.h5", recipe)
+    tiny.evaluate(config(tmp_path), tmp_path, features=path)
+    made = json.loads((tmp_path / "metrics.json").read_text())
+    assert made["backbone"] == "UNTRAINED"  # a column of DVC's tables
+    assert "UNTRAINED" in made["about"][0]["features"]
+    assert "backbone" not in json.loads((tiny.reports / "metrics.json").read_text())
 
 
 def test_a_truncated_model_is_one_line_and_older_results_stay(

@@ -124,8 +124,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")] = Path(
         "pipeline/demo/shapes.safetensors"
     ),
-    pictures: Annotated[int, typer.Option(min=100, help="Pictures to draw.")] = 12000,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 8,
+    pictures: Annotated[int, typer.Option(min=100, help="Pictures to draw.")] = 20000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures and the training.")] = 0,
 ) -> None:
     """Train the demo's small CNN to name shapes."""

@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.scoring.tokens import tokenize
 from pipeline.store.files import file_digest
 from pipeline.store.pictures import PictureArchive
+from pipeline.store.results import score_table
 from pipeline.store.table import captions_of, read_table
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,6 @@ def dvc(workspace: Path, *arguments: str) -> None:
         InputError: it failed; its own output has said why.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    # DVC must take the workspace for a project of its own, wherever it is called from.
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
     command = [sys.executable, "-m", "dvc", *arguments]
     if subprocess.run(command, cwd=workspace, env=environment, check=False).returncode:
@@ -134,13 +134,11 @@ def show(workspace: Path) -> None:
     right = sum(
         named_right(tokenize(one["caption"]), references[one["image_id"]][0]) for one in made
     )
-    print(f"\nscores on {len(made)} test pictures, x100")
-    print(f"{'':10}{'model':>10}{'constant':>10}{'people':>10}")
-    for name in ("bleu_1", "bleu_4", "cider", "rouge_l"):
-        row = (metrics[name], metrics["constant"][name], metrics["human"][name])
-        print(f"{name:10}" + "".join(f"{value:10.1f}" for value in row))
+    print(f"\nscores on {len(made)} test pictures\n{score_table(metrics)}")
     print(f"both shapes and colours named right: {right} of {len(made)}")
-    print("constant: one caption for every picture; people: one caption against the other four")
+    print(
+        "constant: the best caption to say of every picture; human: one person against the others"
+    )
     print("\nsome captions (* wrong)")
     shown = made[:SHOWN]
     for one in shown:
@@ -148,13 +146,16 @@ def show(workspace: Path) -> None:
         mark = " " if named_right(tokenize(one["caption"]), expected[0]) else "*"
         print(f" {mark} {one['caption']:44} of: {' '.join(expected[0])}")
     write_pictures(workspace, shown)
+    activate = Path(sys.executable).parent / "activate"
+    enter = f"source {os.path.relpath(activate)} && " if activate.exists() else ""
     print(f"""
 where to look next
-  {workspace}/captions.png         these pictures with their captions
-  {workspace}/reports/             all that was measured: metrics, history, captions, scores
-  cd {workspace} && dvc plots show     curves of loss and scores by epoch, as a page
-  cd {workspace} && showtell caption photos/     with the model made here
-  README.md                  the real job, and how to compare experiments""")
+  {workspace}/captions.png   these pictures with their captions
+  {workspace}/reports/       all that was measured: metrics, history, captions, scores
+  README.md            the real job, and how to compare experiments
+and after `{enter}cd {workspace}`
+  dvc plots show             curves of loss and scores by epoch, as a page
+  showtell caption photos/   captions by the model made here""")
 
 
 def write_pictures(workspace: Path, captions: list[dict[str, str]]) -> None:

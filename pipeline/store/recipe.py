@@ -34,9 +34,13 @@ class FeatureRecipe:
     preprocessing: Preprocessing
 
     @property
+    def untrained(self) -> bool:
+        return self.weights.startswith("random:")
+
+    @property
     def label(self) -> str:
         """For people, beside figures: untrained weights are called so."""
-        untrained = ", UNTRAINED" if self.weights.startswith("random:") else ""
+        untrained = ", UNTRAINED" if self.untrained else ""
         return f"{self.backbone} ({self.weights}{untrained}), {self.layer}, {self.framing}"
 
     def to_json(self) -> dict[str, Any]:

@@ -47,13 +47,29 @@ def write_lengths(
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Metrics as DVC reads them; numbers rounded, so that a diff shows what matters.
 
+    DVC's tables have a column for every key and pass lists over. So what is the model's own stands
+    at the top, and what it is to be read with (`yardsticks`, `about`) in lists: a table of 30
+    columns is not read.
+
     Raises:
         ValueError: a number is not finite.
     """
     write_json(path, _rounded(metrics))
 
 
+def score_table(metrics: dict[str, Any]) -> str:
+    """For people: the model's scores beside the yardsticks', a line a score."""
+    yardsticks = metrics["yardsticks"]
+    lines = [f"{'x100':8}{'model':>10}" + "".join(f"{one['name']:>10}" for one in yardsticks)]
+    for name in (key for key in yardsticks[0] if key in metrics):
+        values = [metrics[name], *(one[name] for one in yardsticks)]
+        lines.append(f"{name:8}" + "".join(f"{value:10.2f}" for value in values))
+    return "\n".join(lines)
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
     return round(value, DECIMALS) if isinstance(value, float) else value
