@@ -1,6 +1,7 @@
 """Stage 3: the frozen CNN's weights, as an artifact of their own."""
 
 import logging
+import sys
 import urllib.error
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,7 +79,7 @@ def _from_torchvision(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
     try:
         # check_hash: the address carries the beginning of the file's SHA-256.
         return chosen.name, chosen.get_state_dict(
-            progress=False, check_hash=True, map_location="cpu", weights_only=True
+            progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise InputError(

@@ -131,7 +131,9 @@ def _check_finite(features: Tensor, ids: Sequence[str], config: ExtractConfig) -
 
 
 def _auto_workers() -> int:
-    return min(os.cpu_count() or 1, MAX_AUTO_WORKERS)
+    # Of a shared machine's cores, a cluster's job may use some only; macOS cannot say which.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, MAX_AUTO_WORKERS)
 
 
 def main(
