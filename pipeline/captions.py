@@ -47,7 +47,7 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
         if not described:
             raise InputError(f"{text}: no caption of {image_id!r} has any words")
     digest = split_digest(split_of)
-    origin = "hash" if archive.splits is None else "lists"
+    origin = "hash, not official" if archive.splits is None else "lists"
     write_table(table, rows)
     write_summary(
         summary,

@@ -100,7 +100,7 @@ def evaluate(
     )
     write_lengths(lengths, made, split.references)
     write_metrics(metrics, content)
-    log.info("%s", score_table(content))
+    log.info("%s, %s\n%s", content["split"], cache.recipe.label, score_table(content))
 
 
 def search_of(config: EvaluateConfig) -> Search:

@@ -75,6 +75,10 @@ def train(
     make_repeatable(config.seed)
     words = read_vocabulary(vocabulary)
     learn, validate, recipe = load_data(features, table, words, device)
+    log.info(
+        "%d captions of %d pictures: %s, %s on %s",
+        *(len(learn.captions), len(learn.references), recipe.label, precision, device),
+    )
     decoder = ShowAndTell(decoder_config(config, learn.features.shape[1], len(words))).to(device)
     decoder.standardize_by(learn.features)
     optimizer = torch.optim.AdamW(

@@ -85,7 +85,7 @@ def test_the_summary_says_whose_split_it_is(tmp_path: Path, tiny: Artifacts) -> 
         {"captions.txt": "image,caption\n" + "".join(f"{n}.jpg,A dog\n" for n in range(60))},
     )
     make_captions(text, tmp_path / "captions.csv", tmp_path / "captions.json", SHARES)
-    assert read_summary(tmp_path / "captions.json").split == "hash"
+    assert read_summary(tmp_path / "captions.json").split == "hash, not official"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Flickr8k in ../shared")

@@ -43,7 +43,7 @@ class Captions:
 class Summary:
     """What a score must be read with: which split it is, and which tokens."""
 
-    split: str  # official; lists (the text archive's own); hash (made from the ids)
+    split: str  # official; lists (the text archive's own); hash, not official (made from the ids)
     split_digest: str
     tokenizer: str
     pictures: dict[str, int]
