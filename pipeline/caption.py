@@ -102,7 +102,9 @@ def main(
         "models/backbone.safetensors"
     ),
     beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
-    length_penalty: Annotated[float, typer.Option(min=0, max=5, help="Favours longer ones.")] = 0.85,
+    length_penalty: Annotated[
+        float, typer.Option(min=0, max=5, help="Favours longer ones.")
+    ] = 0.85,
     max_length: Annotated[int, typer.Option(min=1, max=200, help="Words at the most.")] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="COCO's results form.")] = False,
