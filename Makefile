@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo: $(VENV)/installed  ## the whole graph on a small data set made here, offline
 	$(BIN)/showtell demo
@@ -13,6 +13,9 @@ test: $(VENV)/installed  ## style, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BENCH='--images pictures.zip'
+	$(BIN)/python -m benchmarks $(BENCH)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "showtell needs Python 3.11 or later: make PYTHON=python3.11 ...")'

@@ -5,11 +5,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 import typer
@@ -29,8 +29,11 @@ from pipeline.store.weights import Backbone, read_backbone
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 # A small batch keeps activations in a CPU's cache; a GPU wants work for all its cores.
-AUTO_BATCH = {"cpu": 4, "cuda": 128}
+AUTO_BATCH = {"cpu": 4, "cuda": 64}
 MAX_AUTO_WORKERS = 16
 
 
@@ -45,26 +48,26 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     make_repeatable(seed=0)
     backbone = read_backbone(weights)
     recipe = make_recipe(backbone, config)
-    cnn = FrozenCNN(backbone, recipe, device, precision)
+    batch = AUTO_BATCH[device.type] if config.batch_size == "auto" else config.batch_size
+    cnn = FrozenCNN(backbone, recipe, device, precision, batch)
     with PictureArchive(images) as archive:
         ids = archive.ids
     size = recipe.preprocessing.size
     shape = cnn(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1:]
-    batch = AUTO_BATCH[device.type] if config.batch_size == "auto" else config.batch_size
-    workers = _auto_workers() if config.workers == "auto" else config.workers
+    workers = auto_workers() if config.workers == "auto" else config.workers
 
     began = time.monotonic()
-    row = 0
     with (
         create_features(out, ids, shape, config.dtype, recipe) as rows,
         bar(label="extract", total=len(ids), unit="picture") as progress,
     ):
-        for pictures in _prepared(images, ids, recipe, batch, workers):
-            features = cnn(pictures).to(getattr(torch, config.dtype)).cpu()
-            _check_finite(features, ids[row : row + len(features)], config)
-            rows.write(row, features.numpy())
-            row += len(features)
-            progress.update(len(features))
+        row = 0
+        for features in features_of(images, ids, cnn, batch, workers):
+            stored = features.to(getattr(torch, config.dtype))
+            _check_finite(stored, ids[row : row + len(stored)], config)
+            rows.write(row, stored.numpy())
+            row += len(stored)
+            progress.update(len(stored))
     seconds = time.monotonic() - began
     log.info(
         "%d pictures in %.0f s, %.1f a second: %s, %s on %s",
@@ -88,38 +91,66 @@ def make_recipe(backbone: Backbone, config: ExtractConfig) -> FeatureRecipe:
     )
 
 
-def _prepared(
-    images: Path, ids: Sequence[str], recipe: FeatureRecipe, batch: int, workers: int
+def features_of(
+    images: Path, ids: Sequence[str], cnn: FrozenCNN, batch: int, workers: int
 ) -> Iterator[Tensor]:
-    """Batches uint8 (B, 3, S, S) in the order of `ids`, decoded ahead by threads.
+    """Features, float32 on the CPU, of `batch` pictures at a time, in the order of `ids`.
 
-    Pillow decodes and resizes outside Python's lock, so threads do, and nothing is copied between
-    processes. The window ahead is bounded: memory does not grow with the number of pictures.
+    On a CPU each of the worker threads decodes a batch and runs the CNN on it with one thread of
+    its own: no core ever waits for another at the end of a layer. Beside a GPU the workers decode,
+    and while one batch is computed the one before it is fetched. Pillow and torch work outside
+    Python's lock, so threads do, and nothing is copied between processes.
     """
     own = threading.local()
 
-    def load(image_id: str) -> Tensor:
+    def load(part: Sequence[str]) -> Tensor:
         if not hasattr(own, "archive"):
             own.archive = PictureArchive(images)  # a handle a worker: seeks must not mix
-        return prepare(own.archive.picture(image_id), recipe)
+        return torch.stack([prepare(own.archive.picture(one), cnn.recipe) for one in part])
 
-    ahead = 2 * batch + 2 * workers
-    waiting: deque[Future[Tensor]] = deque()
-    ready: list[Tensor] = []
-    with ThreadPoolExecutor(workers) as pool:
+    parts = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
+    if cnn.device.type == "cpu":
+        threads = torch.get_num_threads()
         try:
-            for image_id in ids:
-                waiting.append(pool.submit(load, image_id))
-                if len(waiting) > ahead:
-                    ready.append(waiting.popleft().result())
-                    if len(ready) == batch:
-                        yield torch.stack(ready)
-                        ready = []
-            ready.extend(future.result() for future in waiting)
-            for begin in range(0, len(ready), batch):
-                yield torch.stack(ready[begin : begin + batch])
+            with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
+                yield from in_order(pool, lambda part: cnn(load(part)), parts, ahead=2 * workers)
         finally:
-            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        computed: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        for pictures in in_order(pool, load, parts, ahead=workers + 2):
+            features = cnn(pictures)  # enqueued, as is the copy behind it
+            fetched = torch.empty(features.shape, pin_memory=True)
+            fetched.copy_(features, non_blocking=True)
+            computed.append((fetched, torch.cuda.Event()))
+            computed[-1][1].record()
+            if len(computed) > 1:
+                yield _arrived(*computed.popleft())
+        while computed:
+            yield _arrived(*computed.popleft())
+
+
+def _arrived(fetched: Tensor, copied: torch.cuda.Event) -> Tensor:
+    copied.synchronize()
+    return fetched
+
+
+def in_order(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """`pool.map` with a bounded window: memory does not grow with the number of items."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _check_finite(features: Tensor, ids: Sequence[str], config: ExtractConfig) -> None:
@@ -130,7 +161,7 @@ def _check_finite(features: Tensor, ids: Sequence[str], config: ExtractConfig) -
         raise InputError(f"the features of {image_id} are not finite{hint}")
 
 
-def _auto_workers() -> int:
+def auto_workers() -> int:
     # Of a shared machine's cores, a cluster's job may use some only; macOS cannot say which.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(cores or 1, MAX_AUTO_WORKERS)

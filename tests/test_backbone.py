@@ -9,7 +9,8 @@ import torchvision
 from safetensors.torch import save_file
 
 from pipeline.backbone import make_backbone, preprocessing_of
-from pipeline.cnn.trunk import build_trunk, cut, fold_batch_norms, pool
+from pipeline.cnn.fuse import fuse
+from pipeline.cnn.trunk import build_trunk, cut, pool
 from pipeline.config.backbone import BackboneConfig
 from pipeline.errors import InputError
 from pipeline.store.weights import read_backbone
@@ -62,9 +63,9 @@ def test_every_family_has_a_trunk_that_gives_its_last_grid(name: str) -> None:
     with torch.inference_mode():
         pictures = torch.randn(1, 3, 224, 224)
         grid = trunk(pictures)
-        folded = fold_batch_norms(trunk)(pictures)
+        fused = fuse(trunk, pictures)(pictures)
     assert tuple(grid.shape) == (1, *FAMILIES[name])
-    torch.testing.assert_close(folded, grid, rtol=1e-3, atol=1e-4 * float(grid.abs().max()))
+    torch.testing.assert_close(fused, grid, rtol=1e-3, atol=1e-4 * float(grid.abs().max()))
 
 
 @pytest.mark.parametrize(

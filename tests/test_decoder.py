@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.model.decoder import DecoderConfig, ShowAndTell
+from pipeline.model.dropout import Dropout
 from pipeline.model.search import Search, beam_search
 from pipeline.store.vocabulary import END, START
 
@@ -65,3 +66,29 @@ def test_what_all_pictures_have_in_common_does_not_matter() -> None:
     constant = torch.ones(50, 12)
     plain.standardize_by(constant)
     assert torch.isfinite(plain(constant, words)).all()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
+def test_dropout_drops_that_share_and_keeps_the_mean(p: float) -> None:
+    torch.manual_seed(0)
+    ones = torch.ones(1001, 997, requires_grad=True)  # no multiple of what a draw decides
+    dropped = Dropout(p).train()(ones)
+    assert float((dropped.detach() == 0).float().mean()) == pytest.approx(p, abs=0.002)
+    assert float(dropped.detach().mean()) == pytest.approx(1, abs=0.02)
+    dropped.sum().backward()
+    torch.testing.assert_close(ones.grad, dropped.detach())  # what was dropped learns nothing
+    torch.manual_seed(0)
+    assert torch.equal(Dropout(p).train()(ones), dropped)
+
+
+def test_dropout_of_neighbours_is_independent() -> None:
+    """Elements that share a random number must not share a fate."""
+    torch.manual_seed(0)
+    kept = (Dropout(0.5).train()(torch.ones(400_000)) > 0).float().view(-1, 4)
+    correlation = torch.corrcoef(kept.T) - torch.eye(4)
+    assert float(correlation.abs().max()) < 0.015
+
+
+def test_dropout_does_nothing_when_captioning() -> None:
+    ones = torch.ones(5)
+    assert torch.equal(Dropout(0.5).eval()(ones), ones)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.cnn.trunk import build_trunk, fold_batch_norms, pool
+from pipeline.cnn.fuse import fuse
+from pipeline.cnn.trunk import build_trunk, pool
 from pipeline.errors import InputError
 from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.weights import Backbone
@@ -40,8 +41,13 @@ class FrozenCNN:
         recipe: FeatureRecipe,
         device: torch.device,
         precision: torch.dtype = torch.float32,
+        batch: int = 4,
     ) -> None:
         """
+        Args:
+            batch: how many pictures it will mostly see at once; any number works, but oneDNN
+                lays weights out for this one, and others can take twice the time.
+
         Raises:
             InputError: the weights do not fit the model, or the recipe is of another backbone.
         """
@@ -58,10 +64,12 @@ class FrozenCNN:
             raise InputError(
                 f"the weights do not fit {backbone.name} at {pre.size} px ({error})"
             ) from None
-        trunk = fold_batch_norms(trunk).to(device)
-        self._trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trunk = trunk.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        example = torch.zeros(batch, 3, pre.size, pre.size, dtype=precision, device=device)
+        self._trunk = fuse(trunk, example.to(memory_format=torch.channels_last))
         self._grid = recipe.layer == "grid"
-        self._device, self._precision = device, precision
+        self.recipe, self.device = recipe, device
+        self._precision = precision
         # Pictures come as bytes, 0 to 255.
         self._mean = 255 * torch.tensor(pre.mean, device=device).view(3, 1, 1)
         self._std = 255 * torch.tensor(pre.std, device=device).view(3, 1, 1)
@@ -69,12 +77,12 @@ class FrozenCNN:
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) -> float32 (B, D) pooled, or (B, H, W, D) grid."""
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             pictures = pictures.pin_memory()
-        pictures = pictures.to(self._device, non_blocking=True)
+        pictures = pictures.to(self.device, non_blocking=True)
         inputs = ((pictures - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(
-            self._device.type, self._precision, enabled=self._precision != torch.float32
+            self.device.type, self._precision, enabled=self._precision != torch.float32
         ):
             grid = self._trunk(inputs).float()  # (B, D, H, W)
         return grid.permute(0, 2, 3, 1).contiguous() if self._grid else pool(grid)

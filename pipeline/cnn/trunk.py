@@ -7,13 +7,11 @@ what the classifier itself sees.
 
 import difflib
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
 from pipeline.errors import InputError
 
@@ -52,7 +50,7 @@ class Trunk(nn.Module):
         self._order = tuple(children)
         for name in children:
             self.add_module(name, getattr(model, name))
-        self._after = after  # without weights, so no children
+        self.after = nn.Sequential(*after)  # without weights
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, S, S), normalised -> the last grid (B, D, H, W)."""
@@ -61,9 +59,7 @@ class Trunk(nn.Module):
             child = getattr(self, name)
             for module in child if isinstance(child, nn.ModuleList) else [child]:
                 grid = module(grid)
-        for module in self._after:
-            grid = module(grid)
-        return grid
+        return self.after(grid)
 
 
 class ViTTrunk(nn.Module):
@@ -145,35 +141,3 @@ def cut(model: nn.Module, name: str) -> nn.Module:
 def pool(grid: Tensor) -> Tensor:
     """The pooled vector (B, D) of a grid (B, D, H, W)."""
     return grid.mean(dim=(2, 3))
-
-
-def fold_batch_norms(trunk: nn.Module) -> nn.Module:
-    """Fold each batch norm into the convolution before it, in place; nothing else changes.
-
-    A frozen batch norm is a scale and a shift: one pass over memory less for each. Only pairs
-    that follow each other directly in an `nn.Sequential` or by torchvision's naming (`conv1`,
-    `bn1`) are folded, and such pairs are always applied one after the other.
-    """
-    for parent in trunk.modules():
-        children: dict[str, Any] = dict(parent.named_children())
-        names = list(children)
-        pairs = [
-            (first, second)
-            for first, second in pairwise(names)
-            if isinstance(children[first], nn.Conv2d)
-            and isinstance(children[second], nn.BatchNorm2d)
-            and _applied_in_turn(parent, first, second)
-        ]
-        for first, second in pairs:
-            folded = fuse_conv_bn_eval(children[first], children[second])
-            setattr(parent, first, folded.requires_grad_(False))
-            setattr(parent, second, nn.Identity())
-    return trunk
-
-
-def _applied_in_turn(parent: nn.Module, conv: str, norm: str) -> bool:
-    if isinstance(parent, nn.Sequential):
-        return True
-    if type(parent).__name__ == "_DenseLayer":  # norms first: norm1 relu1 conv1 norm2 relu2 conv2
-        return False
-    return (conv, norm) == ("conv", "bn") or conv.removeprefix("conv") == norm.removeprefix("bn")

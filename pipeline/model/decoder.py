@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from pipeline.model.dropout import Dropout
+
 # What a step hands to the next one: tensors whose first dimension is the batch, so that a search
 # can reorder and drop rows without knowing what is in them.
 State = tuple[Tensor, ...]
@@ -58,7 +60,7 @@ class ShowAndTell(nn.Module):
         self.register_buffer("feature_std", torch.ones(config.feature_size))
         self.image = nn.Linear(config.feature_size, config.embed_size)
         self.embed = nn.Embedding(config.vocabulary_size, config.embed_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         rnn = nn.LSTM if config.cell == "lstm" else nn.GRU
         self.rnn = rnn(
             config.embed_size,

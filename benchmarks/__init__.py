@@ -1,0 +1,1 @@
+"""How fast the three hot paths run beside what the machine could do: `python -m benchmarks`."""

@@ -1,0 +1,55 @@
+"""What a user waits for when nothing is to be done: `--help`, and a `dvc repro` that is a no-op."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from benchmarks.timing import Row
+from pipeline.demo.run import dvc, prepare_workspace
+
+ROOT = Path(__file__).resolve().parent.parent
+COUNTS = {"train": 40, "dev": 10, "test": 10}
+
+
+def rows(repeats: int) -> list[Row]:
+    showtell = [sys.executable, "-m", "pipeline.cli", "--help"]
+    help_seconds = statistics.median(_seconds(showtell, ROOT) for _ in range(repeats))
+    with tempfile.TemporaryDirectory() as folder:
+        ours, trivial = Path(folder, "ours"), Path(folder, "trivial")
+        prepare_workspace(ROOT, ours, COUNTS)
+        stages = yaml.safe_load((ours / "dvc.yaml").read_text())["stages"]
+        trivial.mkdir()
+        dvc(trivial, "init", "--no-scm", "--quiet")
+        (trivial / "dvc.yaml").write_text(
+            yaml.safe_dump(
+                {"stages": {name: {"cmd": f"echo > {name}", "outs": [name]} for name in stages}}
+            )
+        )
+        for workspace in (ours, trivial):
+            dvc(workspace, "repro", "--quiet")
+        repro = [sys.executable, "-m", "dvc", "repro"]
+        mine, theirs = (
+            statistics.median(times)
+            for times in zip(
+                *(
+                    [_seconds(repro, workspace) for workspace in (ours, trivial)]
+                    for _ in range(repeats)
+                ),
+                strict=True,
+            )
+        )
+    return [
+        Row("showtell --help", help_seconds, "s", "0.5 s", help_seconds / 0.5, "at most 1"),
+        Row("no-op dvc repro", mine, "s", "trivial pipeline", mine / theirs, "at most 2"),
+    ]
+
+
+def _seconds(command: list[str], folder: Path) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return time.perf_counter() - began

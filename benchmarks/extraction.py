@@ -1,0 +1,227 @@
+"""Extraction, end to end: pictures a second, beside the CNN alone and beside the usual way."""
+
+import io
+import random
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from pathlib import Path
+
+import torch
+import torch._inductor.config as inductor
+import torchvision
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.timing import Row, interleaved
+from pipeline.backbone import preprocessing_of
+from pipeline.cnn.frozen import FrozenCNN
+from pipeline.cnn.trunk import build_trunk, pool
+from pipeline.config.extract import ExtractConfig
+from pipeline.extract import AUTO_BATCH, auto_workers, features_of, make_recipe
+from pipeline.store.features import create_features
+from pipeline.store.pictures import PictureArchive, decode_picture
+from pipeline.store.weights import Backbone
+
+PICTURES = {"resnet50": 192, "mobilenet_v2": 768}  # a round: some seconds of work
+
+CONFIG = ExtractConfig(
+    layer="pooled",
+    framing="squash",
+    image_size=None,
+    dtype="float16",
+    batch_size="auto",
+    workers="auto",
+    device="auto",
+    precision="auto",
+)
+
+
+def some_pictures(source: Path | None, out: Path, count: int, size: tuple[int, int]) -> None:
+    """The first `count` of a zip, again from the start where it has fewer; without a zip, JPEGs of
+    smooth noise, about as dear to decode as photos of that size."""
+    rng = random.Random(0)
+    with zipfile.ZipFile(out, "w") as archive:
+        if source is not None:
+            with PictureArchive(source) as given:
+                for number, image_id in zip(range(count), cycle(given.ids), strict=False):
+                    archive.writestr(f"{number:06d}.jpg", given.content(image_id))
+            return
+        for number in range(count):
+            small = Image.frombytes("RGB", (64, 48), rng.randbytes(64 * 48 * 3))
+            jpeg = io.BytesIO()
+            small.resize(size, Image.Resampling.BICUBIC).save(jpeg, "JPEG", quality=85)
+            archive.writestr(f"{number:06d}.jpg", jpeg.getvalue())
+
+
+def untrained(name: str) -> Backbone:
+    torch.manual_seed(0)
+    tensors = build_trunk(name).state_dict()
+    return Backbone(name, "random:0", preprocessing_of(name, "random:0"), tensors)
+
+
+class _Files(Dataset[Tensor]):
+    def __init__(self, folder: Path, name: str) -> None:
+        self._files = sorted(folder.iterdir())
+        self._transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self._transform(Image.open(self._files[i]).convert("RGB"))
+
+
+def plain_way(folder: Path, name: str, device: torch.device) -> Callable[[], int]:
+    """float32, a file a picture, a DataLoader: what one writes first."""
+    model = build_trunk(name).to(device)
+    files = _Files(folder, name)
+
+    @torch.no_grad()
+    def work() -> int:
+        for pictures in DataLoader(files, batch_size=32, num_workers=2):
+            pool(model(pictures.to(device))).cpu()
+        return len(files)
+
+    return work
+
+
+def on_all_cores(cnn: FrozenCNN, pictures: Tensor, count: int, workers: int) -> Callable[[], int]:
+    """The CNN alone on pictures in memory: a thread a core, each with one thread inside."""
+
+    def work() -> int:
+        if cnn.device.type != "cpu":
+            for _ in range(count):
+                cnn(pictures)
+            return count * len(pictures)
+        inside = torch.get_num_threads()
+        with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
+            list(pool.map(lambda _: cnn(pictures), range(count)))
+        torch.set_num_threads(inside)
+        return count * len(pictures)
+
+    return work
+
+
+def decoding(images: Path, workers: int) -> Callable[[], int]:
+    """Decoding alone, on all cores."""
+
+    def work() -> int:
+        with PictureArchive(images) as archive, ThreadPoolExecutor(workers) as threads:
+            contents = [archive.content(one) for one in archive.ids]
+            list(threads.map(lambda content: decode_picture(content, "").size, contents))
+        return len(contents)
+
+    return work
+
+
+def compiled(
+    backbone: Backbone, pictures: Tensor, precision: torch.dtype, count: int
+) -> Callable[[], int] | None:
+    """torch.compile with frozen weights, all of torch's threads in each pass; None without the
+    C++ compiler that it needs. Its own time does not count here."""
+    inductor.freezing = True
+    trunk = build_trunk(backbone.name)
+    trunk.load_state_dict(backbone.tensors)
+    trunk = trunk.to(pictures.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forward = torch.compile(trunk)
+    inputs = pictures.float().contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def work() -> int:
+        half = precision != torch.float32
+        with torch.autocast(pictures.device.type, precision, enabled=half):
+            for _ in range(count):
+                pool(forward(inputs)).float().cpu()
+        return count * len(pictures)
+
+    try:
+        work()
+    except Exception as error:  # the compiler's own kinds
+        print(f"not compiled: {str(error).splitlines()[0]}")
+        return None
+    return work
+
+
+def rows(
+    images: Path | None,
+    photos: Path | None,
+    device: torch.device,
+    precision: torch.dtype,
+    repeats: int,
+) -> Iterator[Row]:
+    """
+    Args:
+        images: a zip of pictures of the CNN's size; None to make some up.
+        photos: the same, larger: decoding may then be what limits.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, count in PICTURES.items():
+            path = Path(scratch, f"{name}.zip")
+            some_pictures(images, path, count, size=(224, 224))
+            yield from _rows(name, path, device, precision, repeats, photos=False)
+        name, path = "mobilenet_v2", Path(scratch, "photos.zip")
+        some_pictures(photos, path, PICTURES[name], size=(500, 375))
+        yield from _rows(name, path, device, precision, repeats, photos=True)
+
+
+def _rows(
+    name: str,
+    images: Path,
+    device: torch.device,
+    precision: torch.dtype,
+    repeats: int,
+    photos: bool,
+) -> list[Row]:
+    backbone = untrained(name)
+    recipe = make_recipe(backbone, CONFIG)
+    batch, workers = AUTO_BATCH[device.type], auto_workers()
+    cnn = FrozenCNN(backbone, recipe, device, precision, batch)
+    with PictureArchive(images) as archive:
+        contents = {one: archive.content(one) for one in archive.ids}
+    ids = list(contents)
+    size = recipe.preprocessing.size
+    ready = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    shape = cnn(ready).shape[1:]
+    passes = max(1, len(ids) // batch)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "files")
+        folder.mkdir()
+        for one, content in contents.items():
+            (folder / one).write_bytes(content)
+
+        def ours() -> int:
+            with create_features(Path(scratch, "f.h5"), ids, shape, "float16", recipe) as out:
+                row = 0
+                for features in features_of(images, ids, cnn, batch, workers):
+                    out.write(row, features.half().numpy())
+                    row += len(features)
+            return len(ids)
+
+        contenders = {
+            "ours": ours,
+            "bare": on_all_cores(cnn, ready, passes, workers),
+            "compiled": compiled(backbone, ready, precision, passes),
+            "decoding": decoding(images, workers) if photos else None,
+            "plain": None if photos else plain_way(folder, name, device),
+        }
+        rates = interleaved({key: work for key, work in contenders.items() if work}, repeats)
+    rate, what = rates["ours"], f"extraction, {name}"
+    fastest = max(rates[key] for key in ("bare", "compiled") if key in rates)
+    if photos:
+        limit = min(fastest, rates["decoding"])
+        what += ", photos"
+        return [Row(what, rate, "pictures/s", "CNN alone or decoding", rate / limit, "0.85")]
+    return [
+        Row(what, rate, "pictures/s", "fastest CNN alone", rate / fastest, "0.90"),
+        Row(what, rate, "pictures/s", "the plain way", rate / rates["plain"], "3, where bfloat16"),
+        *(
+            Row(f"CNN alone, {key}", rates[key], "pictures/s", "ours", rates[key] / rate)
+            for key in ("bare", "compiled")
+            if key in rates
+        ),
+    ]
