@@ -22,7 +22,7 @@ def main(
         Path | None, typer.Option(help="A zip of pictures of the CNN's size; else made up.")
     ] = None,
     photos: Annotated[Path | None, typer.Option(help="A zip of photos; else made up.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Measure the hot paths beside their limits, and print a table of ratios."""

@@ -3,6 +3,7 @@
 import logging
 import sys
 import urllib.error
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,17 +103,23 @@ def _local(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise InputError(f"{path} is damaged or no safetensors file ({error})") from None
-    except Exception as error:  # torch.load raises its readers' own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path} cannot be read as a state dict of plain tensors ({reason}); "
-            "save model.state_dict() alone"
-        ) from None
+    except Exception:  # torch.load raises its readers' own kinds, and advises to trust the file
+        if zipfile.is_zipfile(path) or not _begins_like_a_zip(path):
+            raise InputError(
+                f"{path} cannot be read as a state dict of plain tensors; "
+                "save model.state_dict() alone"
+            ) from None
+        raise InputError(f"{path} is truncated or damaged; fetch it again") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
         raise InputError(f"{path} is no state dict; save model.state_dict() alone")
     return content
+
+
+def _begins_like_a_zip(path: Path) -> bool:
+    with path.open("rb") as content:
+        return content.read(2) == b"PK"
 
 
 def _fit(

@@ -94,7 +94,9 @@ def caption_all(
 
 
 def main(
-    photos: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    photos: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO", help="Pictures, or folders of pictures.")
+    ],
     model: Annotated[Path, typer.Option(help="The trained model.")] = Path(
         "models/captioner.safetensors"
     ),
@@ -103,9 +105,12 @@ def main(
     ),
     beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
     length_penalty: Annotated[
-        float, typer.Option(min=0, max=5, help="Favours longer ones.")
+        float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
     ] = 0.85,
     max_length: Annotated[int, typer.Option(min=1, max=200, help="Words at the most.")] = 20,
+    block_ngram: Annotated[
+        int, typer.Option(min=0, max=10, help="No n-gram of this size twice; 0 allows all.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="COCO's results form.")] = False,
 ) -> None:
@@ -115,7 +120,7 @@ def main(
     make_repeatable(seed=0)
     pictures = find_pictures(photos)
     captioner = Captioner(backbone, model, choose_device(device))  # type: ignore[arg-type]
-    search = Search(beam=beam, length_penalty=length_penalty, max_length=max_length)
+    search = Search(beam, length_penalty, max_length, block_ngram)
     results, failed = [], 0
     for path, outcome in caption_all(captioner, pictures, search):
         if isinstance(outcome, InputError):

@@ -33,7 +33,10 @@ def test_committed_params_are_good_and_frozen() -> None:
         ({"train": {"learning_rate": float("nan")}}, ["train.learning_rate is nan"]),
         ({"extract": {"batch_size": 0}}, ["extract.batch_size is 0", "1 or 'auto'"]),
         ({"extract": {"layer": "fc7"}}, ["extract.layer is 'fc7'", "'pooled' or 'grid'"]),
-        ({"download": {"images_md5": "abc"}}, ["download.images_md5", "pattern"]),
+        (
+            {"download": {"images_md5": "abc"}},
+            ["download.images_md5", "32 hexadecimal digits, or null"],
+        ),
         ({"captions": {"dev_share": 0.6, "test_share": 0.4}}, ["captions", "below 1"]),
     ],
 )

@@ -47,16 +47,19 @@ class Repository:
         groups = {name: values | changes.get(name, {}) for name, values in self.params.items()}
         (self.folder / "params.yaml").write_text(yaml.safe_dump(groups, sort_keys=False))
 
-    def run(self, *command: str) -> str:
+    def try_to(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        result = subprocess.run(
+        return subprocess.run(
             command,
             cwd=self.folder,
-            env={**os.environ, "PATH": path},
+            env={**os.environ, "PATH": path, **variables},
             capture_output=True,
             text=True,
             check=False,
         )
+
+    def run(self, *command: str) -> str:
+        result = self.try_to(*command)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         return result.stdout
 
@@ -171,18 +174,20 @@ def test_a_failing_stage_says_why_in_one_line_and_keeps_what_was_made(
 ) -> None:
     repository.write(train={"learning_rate": 0.5, "device": "cuda"})
     model = (repository.folder / "reports/metrics.json").read_bytes()
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        ["dvc", "repro"],
-        cwd=repository.folder,
-        env={**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = repository.try_to("dvc", "repro", CUDA_VISIBLE_DEVICES="")
     repository.write()
     assert result.returncode != 0
     assert "error: params ask for device 'cuda'" in result.stderr
     assert "Traceback" not in result.stderr
     assert (repository.folder / "reports/metrics.json").read_bytes() == model
     assert repository.repro() <= {"evaluate"}
+
+
+def test_an_impossible_param_starts_nothing_and_the_reports_stay(repository: Repository) -> None:
+    reports = {p: p.read_bytes() for p in (repository.folder / "reports").glob("*.json")}
+    repository.write(evaluate={"beam": 0})
+    result = repository.try_to("dvc", "repro")
+    repository.write()
+    assert result.returncode != 0
+    assert "error: params.yaml: evaluate.beam is 0, but must be" in result.stderr
+    assert reports == {p: p.read_bytes() for p in (repository.folder / "reports").glob("*.json")}

@@ -21,7 +21,7 @@ GROUPS = ("download", "captions", "backbone", "extract", "vocab", "train", "eval
 class Config(BaseModel):
     """One group of params.yaml: every key is required, none other is allowed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     group: ClassVar[str]
 
 

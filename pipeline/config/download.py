@@ -1,12 +1,20 @@
 """Params of the download stage."""
 
+import re
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.config import Config
 
-Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+def _as_md5(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{32}", text):
+        raise ValueError("32 hexadecimal digits, or null")
+    return text
+
+
+Md5 = Annotated[str, AfterValidator(_as_md5)]
 
 
 class DownloadConfig(Config):

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import InputError
 
@@ -14,6 +14,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif"
 
 # Larger than any camera's picture: past this it is a mistake or a decompression bomb.
 MAX_PIXELS = 200_000_000
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, and warns without a picture's name
 
 
 class PictureArchive:
@@ -99,6 +100,10 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(picture))
     except InputError:
         raise
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{name} is no picture, or of a kind that cannot be decoded; replace or remove it"
+        ) from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise InputError(
             f"the picture {name} cannot be decoded ({error}); replace or remove it"
@@ -129,6 +134,8 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             begin = content.read(512).lstrip().lower()
         if begin.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
             what = "a web page, not a zip: the address leads to a page about the file"
+        elif not begin:
+            what = "empty"
         elif begin.startswith(b"pk"):
             what = "a truncated or damaged zip"
         else:
