@@ -178,7 +178,7 @@ def _rows(
 ) -> list[Row]:
     backbone = untrained(name)
     recipe = make_recipe(backbone, CONFIG)
-    batch, workers = AUTO_BATCH[device.type], auto_workers()
+    batch, workers = AUTO_BATCH[device.type], auto_workers(device)
     cnn = FrozenCNN(backbone, recipe, device, precision, batch)
     with PictureArchive(images) as archive:
         contents = {one: archive.content(one) for one in archive.ids}

@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 # A small batch keeps activations in a CPU's cache; a GPU wants work for all its cores.
 AUTO_BATCH = {"cpu": 4, "cuda": 64}
-MAX_AUTO_WORKERS = 16
+MAX_DECODERS = 16
 
 
 def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> None:
@@ -54,7 +54,7 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
         ids = archive.ids
     size = recipe.preprocessing.size
     shape = cnn(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1:]
-    workers = auto_workers() if config.workers == "auto" else config.workers
+    workers = auto_workers(device) if config.workers == "auto" else config.workers
 
     began = time.monotonic()
     with (
@@ -161,10 +161,11 @@ def _check_finite(features: Tensor, ids: Sequence[str], config: ExtractConfig) -
         raise InputError(f"the features of {image_id} are not finite{hint}")
 
 
-def auto_workers() -> int:
+def auto_workers(device: torch.device) -> int:
+    """A thread a core; beside a GPU, no more than can feed it."""
     # Of a shared machine's cores, a cluster's job may use some only; macOS cannot say which.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, MAX_AUTO_WORKERS)
+    return (cores or 1) if device.type == "cpu" else min(cores or 1, MAX_DECODERS)
 
 
 def main(
