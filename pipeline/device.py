@@ -55,6 +55,6 @@ def make_repeatable(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Finds reads of memory that nobody wrote; costs 7 % of a training, for we have none.
+    # Finds reads of memory that nobody wrote; is dear (docs/performance.md), and we have none.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

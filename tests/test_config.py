@@ -38,6 +38,7 @@ def test_committed_params_are_good_and_frozen() -> None:
             ["download.images_md5", "32 hexadecimal digits, or null"],
         ),
         ({"captions": {"dev_share": 0.6, "test_share": 0.4}}, ["captions", "below 1"]),
+        ({"train": {"clip_norm": float("inf")}}, ["train.clip_norm is inf", "finite"]),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(
