@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.timing import Row, interleaved
 from pipeline.backbone import preprocessing_of
 from pipeline.cnn.frozen import FrozenCNN
+from pipeline.cnn.prepare import decode
 from pipeline.cnn.trunk import build_trunk, pool
 from pipeline.config.extract import ExtractConfig
 from pipeline.extract import AUTO_BATCH, auto_workers, features_of, make_recipe
 from pipeline.store.features import create_features
-from pipeline.store.pictures import PictureArchive, decode_picture
+from pipeline.store.pictures import PictureArchive
 from pipeline.store.weights import Backbone
 
 PICTURES = {"resnet50": 96, "mobilenet_v2": 384}  # a round: some seconds of work
@@ -112,7 +113,7 @@ def decoding(images: Path, workers: int) -> Callable[[], int]:
     def work() -> int:
         with PictureArchive(images) as archive, ThreadPoolExecutor(workers) as threads:
             contents = [archive.content(one) for one in archive.ids]
-            list(threads.map(lambda content: decode_picture(content, "").size, contents))
+            list(threads.map(lambda content: decode(content, "").shape, contents))
         return len(contents)
 
     return work
@@ -128,7 +129,7 @@ def compiled(
     trunk.load_state_dict(backbone.tensors)
     trunk = trunk.to(pictures.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(trunk)
-    inputs = pictures.float().contiguous(memory_format=torch.channels_last)
+    inputs = pictures.float().permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
 
     @torch.inference_mode()
     def work() -> int:
@@ -184,7 +185,7 @@ def _rows(
         contents = {one: archive.content(one) for one in archive.ids}
     ids = list(contents)
     size = recipe.preprocessing.size
-    ready = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    ready = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
     shape = cnn(ready).shape[1:]
     passes = max(1, len(ids) // batch)
 

@@ -11,14 +11,15 @@ import torch
 import typer
 from torch import Tensor
 
-from pipeline.cnn.frozen import FrozenCNN, prepare
+from pipeline.cnn.frozen import FrozenCNN
+from pipeline.cnn.prepare import prepare
 from pipeline.command import run
 from pipeline.device import DeviceName, choose_device, make_repeatable
 from pipeline.errors import InputError
 from pipeline.model.captioning import caption_features
 from pipeline.model.search import Search
 from pipeline.store.model import read_model
-from pipeline.store.pictures import EXTENSIONS, decode_picture
+from pipeline.store.pictures import EXTENSIONS
 from pipeline.store.weights import read_backbone
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,12 @@ class Captioner:
         self._cnn = FrozenCNN(read_backbone(backbone), self._model.recipe, device)
 
     def prepare(self, picture: Path) -> Tensor:
-        """Read one picture file as the CNN takes it: uint8 (3, S, S)."""
+        """Read one picture file as the CNN takes it: uint8 (S, S, 3)."""
         try:
             content = picture.read_bytes()
         except OSError as error:
             raise InputError(f"the picture {picture} cannot be read ({error.strerror})") from None
-        return prepare(decode_picture(content, str(picture)), self._model.recipe)
+        return prepare(content, str(picture), self._model.recipe)
 
     def caption(self, pictures: list[Tensor], search: Search) -> list[str]:
         """One caption for each prepared picture."""

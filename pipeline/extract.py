@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -15,7 +16,8 @@ import torch
 import typer
 from torch import Tensor
 
-from pipeline.cnn.frozen import FrozenCNN, prepare
+from pipeline.cnn.frozen import FrozenCNN
+from pipeline.cnn.prepare import prepare
 from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
@@ -53,7 +55,7 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     with PictureArchive(images) as archive:
         ids = archive.ids
     size = recipe.preprocessing.size
-    shape = cnn(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1:]
+    shape = cnn(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1:]
     workers = auto_workers(device) if config.workers == "auto" else config.workers
 
     began = time.monotonic()
@@ -106,18 +108,15 @@ def features_of(
     def load(part: Sequence[str]) -> Tensor:
         if not hasattr(own, "archive"):
             own.archive = PictureArchive(images)  # a handle a worker: seeks must not mix
-        return torch.stack([prepare(own.archive.picture(one), cnn.recipe) for one in part])
+        contents = {f"{one} in {images}": own.archive.content(one) for one in part}
+        pictures = [prepare(content, name, cnn.recipe) for name, content in contents.items()]
+        return torch.stack(pictures)  # uint8 (B, S, S, 3)
 
     parts = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
-    if cnn.device.type == "cpu":
-        threads = torch.get_num_threads()
-        try:
-            with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
-                yield from in_order(pool, lambda part: cnn(load(part)), parts, ahead=2 * workers)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    with ThreadPoolExecutor(workers) as pool:
+    with _workers(workers) as pool:
+        if cnn.device.type == "cpu":
+            yield from in_order(pool, lambda part: cnn(load(part)), parts, ahead=2 * workers)
+            return
         computed: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         for pictures in in_order(pool, load, parts, ahead=workers + 2):
             features = cnn(pictures)  # enqueued, as is the copy behind it
@@ -129,6 +128,17 @@ def features_of(
                 yield _arrived(*computed.popleft())
         while computed:
             yield _arrived(*computed.popleft())
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[Executor]:
+    """Threads that share the cores among themselves: inside torch, each has one."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _arrived(fetched: Tensor, copied: torch.cuda.Event) -> Tensor:

@@ -1,12 +1,10 @@
-"""From pictures to features: the one path that extraction and captioning share.
+"""From prepared pictures to features: the one path that extraction and captioning share.
 
-Captions go wrong without an error when a picture is prepared otherwise than those that the decoder
-learned from. So preparation, CNN and pooling are here, and are told by a `FeatureRecipe` alone.
+Captions go wrong without an error when features are made otherwise than those that the decoder
+learned from. So `prepare`, CNN and pooling are told by a `FeatureRecipe` alone.
 """
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipeline.cnn.fuse import fuse
@@ -14,22 +12,6 @@ from pipeline.cnn.trunk import build_trunk, pool
 from pipeline.errors import InputError
 from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.weights import Backbone
-
-
-def prepare(picture: Image.Image, recipe: FeatureRecipe) -> Tensor:
-    """Resize (and crop) as the recipe says: an RGB picture -> uint8 (3, S, S)."""
-    pre = recipe.preprocessing
-    resample = Image.Resampling[pre.interpolation.upper()]
-    if recipe.framing == "squash":
-        picture = picture.resize((pre.size, pre.size), resample)
-    else:
-        # As torchvision's Resize and CenterCrop: the longer side's fraction is cut off.
-        short = min(picture.size)
-        width, height = (int(pre.resize * side / short) for side in picture.size)
-        picture = picture.resize((width, height), resample)
-        left, top = round((width - pre.size) / 2), round((height - pre.size) / 2)
-        picture = picture.crop((left, top, left + pre.size, top + pre.size))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 class FrozenCNN:
@@ -70,17 +52,20 @@ class FrozenCNN:
         self._grid = recipe.layer == "grid"
         self.recipe, self.device = recipe, device
         self._precision = precision
-        # Pictures come as bytes, 0 to 255.
-        self._mean = 255 * torch.tensor(pre.mean, device=device).view(3, 1, 1)
-        self._std = 255 * torch.tensor(pre.std, device=device).view(3, 1, 1)
+        # Pictures come as bytes, 0 to 255. A row's worth of each, since a CPU is slow to
+        # broadcast over three numbers at a time.
+        self._mean, self._std = (
+            255 * torch.tensor(rgb, device=device).repeat(pre.size) for rgb in (pre.mean, pre.std)
+        )  # (S * 3)
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> float32 (B, D) pooled, or (B, H, W, D) grid."""
+        """uint8 (B, S, S, 3) -> float32 (B, D) pooled, or (B, H, W, D) grid."""
         if self.device.type == "cuda":
             pictures = pictures.pin_memory()
         pictures = pictures.to(self.device, non_blocking=True)
-        inputs = ((pictures - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        rows = pictures.flatten(2).float().sub_(self._mean).div_(self._std)  # (B, S, S * 3)
+        inputs = rows.view(pictures.shape).permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
         with torch.autocast(
             self.device.type, self._precision, enabled=self._precision != torch.float32
         ):

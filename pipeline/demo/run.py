@@ -20,7 +20,7 @@ from pipeline.demo.sheet import contact_sheet
 from pipeline.errors import InputError
 from pipeline.scoring.tokens import tokenize
 from pipeline.store.files import file_digest
-from pipeline.store.pictures import PictureArchive
+from pipeline.store.pictures import PictureArchive, decode_picture
 from pipeline.store.results import score_table
 from pipeline.store.table import captions_of, read_table
 
@@ -165,8 +165,9 @@ def write_pictures(workspace: Path, captions: list[dict[str, str]]) -> None:
     pictures = []
     with PictureArchive(workspace / "data/images.zip") as archive:
         for one in captions:
-            (photos / one["image_id"]).write_bytes(archive.content(one["image_id"]))
-            pictures.append((archive.picture(one["image_id"]), one["caption"]))
+            content = archive.content(one["image_id"])
+            (photos / one["image_id"]).write_bytes(content)
+            pictures.append((decode_picture(content, one["image_id"]), one["caption"]))
     contact_sheet(pictures).save(workspace / "captions.png")
 
 

@@ -59,18 +59,14 @@ class PictureArchive:
         """All picture ids, sorted."""
         return sorted(self._members)
 
-    def picture(self, image_id: str) -> Image.Image:
-        """One picture, upright, in RGB.
+    def content(self, image_id: str) -> bytes:
+        """One picture's bytes as they are in the archive, its checksum verified.
 
         Raises:
-            InputError: it is absent, damaged, or absurdly large; the line names it.
+            InputError: it is absent or damaged.
         """
         if image_id not in self._members:
             raise InputError(f"{self.path} holds no picture {image_id!r}")
-        return decode_picture(self.content(image_id), f"{image_id} in {self.path}")
-
-    def content(self, image_id: str) -> bytes:
-        """One picture's bytes as they are in the archive, its checksum verified."""
         try:
             return self._zip.read(self._members[image_id])
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
@@ -89,15 +85,16 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
     if not content:
         raise InputError(f"the picture {name} is empty; replace or remove it")
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise InputError(
-                    f"the picture {name} is {width} x {height}, more than "
-                    f"{MAX_PIXELS // 1_000_000} megapixels; make it smaller or remove it"
-                )
-            picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+        picture = Image.open(io.BytesIO(content))
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise InputError(
+                f"the picture {name} is {width} x {height}, more than "
+                f"{MAX_PIXELS // 1_000_000} megapixels; make it smaller or remove it"
+            )
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _to_rgb(picture)
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -116,7 +113,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which copies
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

@@ -1,0 +1,52 @@
+"""From a picture file's bytes to what the CNN takes: decode, resize, crop.
+
+On a CPU these share the cores with the CNN, and beside a GPU they must feed it. So torch resizes,
+whose vector instructions take a quarter of Pillow's time; no value differs by more than 1 of 255.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.store.pictures import decode_picture
+from pipeline.store.recipe import FeatureRecipe
+
+
+def prepare(content: bytes, name: str, recipe: FeatureRecipe) -> Tensor:
+    """Decode, resize and crop as the recipe says -> uint8 (S, S, 3), RGB.
+
+    Args:
+        name: what to call the picture where it cannot be used.
+
+    Raises:
+        InputError: it is empty, no picture, truncated, or absurdly large.
+    """
+    pre = recipe.preprocessing
+    picture = decode(content, name)
+    height, width = picture.shape[:2]
+    if recipe.framing == "squash":
+        return _resized(picture, pre.size, pre.size, pre.interpolation)
+    # As torchvision's Resize and CenterCrop: the longer side's fraction is cut off.
+    height, width = (int(pre.resize * side / min(height, width)) for side in (height, width))
+    picture = _resized(picture, height, width, pre.interpolation)
+    top, left = round((height - pre.size) / 2), round((width - pre.size) / 2)
+    return picture[top : top + pre.size, left : left + pre.size]
+
+
+def decode(content: bytes, name: str) -> Tensor:
+    """A picture file's content -> uint8 (H, W, 3): upright, RGB, transparency on white.
+
+    Raises:
+        InputError: it is empty, no picture, truncated, or absurdly large.
+    """
+    return torch.from_numpy(np.array(decode_picture(content, name)))
+
+
+def _resized(picture: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """(H, W, 3) -> (height, width, 3)."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    planes = picture.permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W), a view: channels last
+    resized = F.interpolate(planes, size=(height, width), mode=interpolation, antialias=True)
+    return resized.squeeze(0).permute(1, 2, 0)
