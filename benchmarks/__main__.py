@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from benchmarks import edges, extraction, search, training
@@ -10,7 +11,7 @@ from benchmarks.timing import HEADER, machine
 from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
-from pipeline.device import choose_device, choose_precision, make_repeatable
+from pipeline.device import choose_device, fast_precisions, make_repeatable, training_precision
 from pipeline.errors import InputError
 
 PARTS = ("extraction", "training", "search", "edges")
@@ -30,12 +31,13 @@ def main(
         if part not in PARTS:
             raise InputError(f"there is no benchmark '{part}'; there are {', '.join(PARTS)}")
     device = choose_device("auto")
-    precision = choose_precision("auto", device)
+    precision = training_precision("auto", device)
+    frozen = [*fast_precisions(device), torch.float32][0]
     make_repeatable(seed=0)
     decoder = read(params, TrainConfig)
     print(f"{machine(device)}; medians of {repeats} interleaved rounds\n\n{HEADER}", flush=True)
     work = {
-        "extraction": lambda: extraction.rows(images, photos, device, precision, repeats),
+        "extraction": lambda: extraction.rows(images, photos, device, frozen, repeats),
         "training": lambda: training.rows(decoder, device, precision, repeats),
         "search": lambda: search.rows(decoder, device, repeats),
         "edges": lambda: edges.rows(repeats),

@@ -8,7 +8,6 @@ import torch
 from pipeline.errors import InputError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
-PrecisionName = Literal["auto", "float32", "bfloat16"]
 
 
 def choose_device(name: DeviceName) -> torch.device:
@@ -27,23 +26,31 @@ def choose_device(name: DeviceName) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
-    """The dtype of the heavy arithmetic; `auto` takes bfloat16 where the hardware multiplies it.
+def fast_precisions(device: torch.device) -> list[torch.dtype]:
+    """What the device multiplies faster than float32, the one that loses least first.
 
     Decided by what the processor says it has, never by a timing: two runs on one machine must
     choose alike.
     """
-    if name == "float32":
-        return torch.float32
-    if name == "bfloat16":
-        return torch.bfloat16
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        # Emulated bfloat16 (AVX2) is slower than float32.
-        flags = torch.cpu.get_capabilities()
-        native = bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
-    return torch.bfloat16 if native else torch.float32
+        capability = torch.cuda.get_device_capability(device)
+        return [
+            *([torch.float16] if capability >= (7, 0) else []),
+            *([torch.bfloat16] if capability >= (8, 0) else []),
+        ]
+    # Emulated bfloat16 (AVX2) is slower than float32.
+    flags = torch.cpu.get_capabilities()
+    return [torch.bfloat16] if flags.get("avx512_bf16") or flags.get("amx_bf16") else []
+
+
+def training_precision(
+    name: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> torch.dtype:
+    """The dtype of the heavy arithmetic; `auto` takes bfloat16 where the hardware multiplies it:
+    unlike float16 it has float32's range, which gradients need."""
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    return torch.bfloat16 if torch.bfloat16 in fast_precisions(device) else torch.float32
 
 
 def make_repeatable(seed: int) -> None:

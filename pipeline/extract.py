@@ -17,11 +17,12 @@ import typer
 from torch import Tensor
 
 from pipeline.cnn.frozen import FrozenCNN
+from pipeline.cnn.precision import fastest_faithful
 from pipeline.cnn.prepare import prepare
 from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
-from pipeline.device import choose_device, choose_precision, make_repeatable
+from pipeline.device import choose_device, fast_precisions, make_repeatable
 from pipeline.errors import InputError
 from pipeline.progress import bar
 from pipeline.store.features import create_features
@@ -37,6 +38,7 @@ Result = TypeVar("Result")
 # A small batch keeps activations in a CPU's cache; a GPU wants work for all its cores.
 AUTO_BATCH = {"cpu": 4, "cuda": 64}
 MAX_DECODERS = 16
+PROBED = 64  # pictures that tell which precision will do
 
 
 def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> None:
@@ -46,14 +48,13 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
         InputError: a picture or the weights cannot be used, or a feature is not finite.
     """
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
     make_repeatable(seed=0)
     backbone = read_backbone(weights)
     recipe = make_recipe(backbone, config)
     batch = AUTO_BATCH[device.type] if config.batch_size == "auto" else config.batch_size
-    cnn = FrozenCNN(backbone, recipe, device, precision, batch)
     with PictureArchive(images) as archive:
         ids = archive.ids
+        cnn = _frozen_cnn(backbone, recipe, device, config.precision, batch, archive)
     size = recipe.preprocessing.size
     shape = cnn(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1:]
     workers = auto_workers(device) if config.workers == "auto" else config.workers
@@ -73,8 +74,35 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     seconds = time.monotonic() - began
     log.info(
         "%d pictures in %.0f s, %.1f a second: %s, %s on %s",
-        *(len(ids), seconds, len(ids) / seconds, recipe.label, precision, device),
+        *(len(ids), seconds, len(ids) / seconds, recipe.label, cnn.precision, device),
     )
+
+
+def _frozen_cnn(
+    backbone: Backbone,
+    recipe: FeatureRecipe,
+    device: torch.device,
+    precision: str,
+    batch: int,
+    archive: PictureArchive,
+) -> FrozenCNN:
+    """The CNN in the precision that the params name, or that a probe of the archive chooses."""
+
+    def build(dtype: torch.dtype) -> FrozenCNN:
+        return FrozenCNN(backbone, recipe, device, dtype, batch)
+
+    def sample() -> Tensor:
+        return _load(archive, archive.ids[:PROBED], recipe)
+
+    if precision != "auto":
+        return build(getattr(torch, precision))
+    return fastest_faithful(build, fast_precisions(device), sample, batch)
+
+
+def _load(archive: PictureArchive, ids: Sequence[str], recipe: FeatureRecipe) -> Tensor:
+    """Prepared pictures of the archive, uint8 (B, S, S, 3)."""
+    contents = {f"{one} in {archive.path}": archive.content(one) for one in ids}
+    return torch.stack([prepare(content, name, recipe) for name, content in contents.items()])
 
 
 def make_recipe(backbone: Backbone, config: ExtractConfig) -> FeatureRecipe:
@@ -108,9 +136,7 @@ def features_of(
     def load(part: Sequence[str]) -> Tensor:
         if not hasattr(own, "archive"):
             own.archive = PictureArchive(images)  # a handle a worker: seeks must not mix
-        contents = {f"{one} in {images}": own.archive.content(one) for one in part}
-        pictures = [prepare(content, name, cnn.recipe) for name, content in contents.items()]
-        return torch.stack(pictures)  # uint8 (B, S, S, 3)
+        return _load(own.archive, part, cnn.recipe)
 
     parts = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
     with _workers(workers) as pool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
-from pipeline.device import choose_device, choose_precision, make_repeatable
+from pipeline.device import choose_device, make_repeatable, training_precision
 from pipeline.errors import InputError
 from pipeline.model.batches import Batch, EncodedCaptions, batches, encode
 from pipeline.model.captioning import caption_features
@@ -71,7 +71,7 @@ def train(
         InputError: an input cannot be used, or the loss stops being a number.
     """
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
+    precision = training_precision(config.precision, device)
     make_repeatable(config.seed)
     words = read_vocabulary(vocabulary)
     learn, validate, recipe = load_data(features, table, words, device)

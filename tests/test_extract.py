@@ -11,6 +11,8 @@ import torch
 import torchvision
 from PIL import Image
 
+from pipeline.cnn.frozen import FrozenCNN
+from pipeline.cnn.precision import fastest_faithful
 from pipeline.cnn.prepare import decode, prepare
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
@@ -18,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.extract import extract, make_recipe
 from pipeline.store.features import read_features
 from pipeline.store.pictures import PictureArchive
-from pipeline.store.weights import read_backbone
+from pipeline.store.weights import Backbone, read_backbone, write_backbone
 from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
 
 
@@ -85,6 +87,34 @@ def test_bfloat16_keeps_the_direction(tiny: Artifacts, tmp_path: Path) -> None:
         torch.from_numpy(read_features(p).rows(read_features(p).ids)) for p in (out, tiny.features)
     )
     assert torch.cosine_similarity(a, b).min() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("candidates", "chosen"),
+    [
+        ([], torch.float32),
+        ([torch.float16, torch.bfloat16], torch.float16),
+        (["overflow"], torch.float32),
+    ],
+)
+def test_a_probe_takes_the_first_precision_that_keeps_the_features(
+    tiny: Artifacts, tmp_path: Path, candidates: list[Any], chosen: torch.dtype
+) -> None:
+    backbone = read_backbone(tiny.backbone)
+    if "overflow" in candidates:  # of float16's range
+        candidates = [torch.float16]
+        name = "conv5.1.weight"
+        loud = {**backbone.tensors, name: backbone.tensors[name] * 1e6}
+        backbone = Backbone(backbone.name, "loud", backbone.preprocessing, loud)
+    recipe = make_recipe(backbone, config(tmp_path))
+    pictures = torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8)
+    cnn = fastest_faithful(
+        lambda precision: FrozenCNN(backbone, recipe, torch.device("cpu"), precision),
+        candidates,
+        lambda: pictures,
+        batch=4,
+    )
+    assert cnn.precision is chosen
 
 
 @pytest.mark.parametrize("framing", ["crop", "squash"])
@@ -158,8 +188,6 @@ def test_a_bad_picture_is_named_and_leaves_nothing(
 
 
 def test_numbers_too_large_for_the_dtype_are_said(tiny: Artifacts, tmp_path: Path) -> None:
-    from pipeline.store.weights import Backbone, write_backbone
-
     backbone = read_backbone(tiny.backbone)
     name = "conv5.1.weight"
     loud = {**backbone.tensors, name: backbone.tensors[name] * 1e6}

@@ -50,8 +50,7 @@ class FrozenCNN:
         example = torch.zeros(batch, 3, pre.size, pre.size, dtype=precision, device=device)
         self._trunk = fuse(trunk, example.to(memory_format=torch.channels_last))
         self._grid = recipe.layer == "grid"
-        self.recipe, self.device = recipe, device
-        self._precision = precision
+        self.recipe, self.device, self.precision = recipe, device, precision
         # Pictures come as bytes, 0 to 255. A row's worth of each, since a CPU is slow to
         # broadcast over three numbers at a time.
         self._mean, self._std = (
@@ -67,7 +66,7 @@ class FrozenCNN:
         rows = pictures.flatten(2).float().sub_(self._mean).div_(self._std)  # (B, S, S * 3)
         inputs = rows.view(pictures.shape).permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
         with torch.autocast(
-            self.device.type, self._precision, enabled=self._precision != torch.float32
+            self.device.type, self.precision, enabled=self.precision != torch.float32
         ):
             grid = self._trunk(inputs).float()  # (B, D, H, W)
         return grid.permute(0, 2, 3, 1).contiguous() if self._grid else pool(grid)

@@ -18,4 +18,4 @@ class ExtractConfig(Config):
     batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"]
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
     device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Literal["auto", "float32", "float16", "bfloat16"]
