@@ -6,9 +6,9 @@ import time
 import torch
 
 from benchmarks.timing import Row, interleaved
-from benchmarks.training import FEATURES, WORDS, made_up_data
+from benchmarks.training import VECTOR, WORDS, made_up_references
 from pipeline.config.train import TrainConfig
-from pipeline.model.decoder import ShowAndTell
+from pipeline.model.build import build_decoder
 from pipeline.model.search import Search, beam_search
 from pipeline.scoring.metrics import bleu, cider, rouge_l
 from pipeline.train import decoder_config
@@ -18,8 +18,9 @@ PICTURES, ALONE, BATCH = 1000, 50, 100
 
 def rows(config: TrainConfig, device: torch.device, repeats: int) -> list[Row]:
     torch.manual_seed(0)
-    decoder = ShowAndTell(decoder_config(config, FEATURES, WORDS)).to(device).eval()
-    features = torch.rand(PICTURES, FEATURES, device=device)
+    config = config.model_copy(update={"decoder": "show_and_tell"})
+    decoder = build_decoder(decoder_config(config, VECTOR, WORDS)).to(device).eval()
+    features = torch.rand(PICTURES, *VECTOR, device=device)
     # Untrained, it hardly ever ends a caption by itself: all get as long as Flickr8k's are.
     search = Search(beam=5, length_penalty=0.7, max_length=11)
 
@@ -43,7 +44,7 @@ def rows(config: TrainConfig, device: torch.device, repeats: int) -> list[Row]:
 
 def _scoring() -> Row:
     """BLEU, CIDEr and ROUGE-L of 1,000 captions against five references each."""
-    references = made_up_data(PICTURES, torch.device("cpu")).references
+    references, _ = made_up_references(PICTURES)
     rng = random.Random(1)
     captions = [rng.choice(refs)[:-1] for refs in references]
     began = time.perf_counter()

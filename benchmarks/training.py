@@ -1,28 +1,37 @@
-"""Training of the pooled decoder: tokens a second, beside a bare loop and the usual tutorial's."""
+"""Training: tokens a second, beside a bare loop and the loops of the usual tutorials."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import Row, gemm_flops, interleaved
+from benchmarks.tutorial import AttentionDecoder, PooledDecoder
 from pipeline.config.train import TrainConfig
-from pipeline.model.batches import EncodedCaptions, batches, encode
-from pipeline.model.decoder import ShowAndTell
+from pipeline.model.batches import EncodedCaptions, encode
+from pipeline.model.build import build_decoder
+from pipeline.model.features import PictureFeatures
+from pipeline.model.fit import Fit, Split, batches_of, caption_loss
+from pipeline.store.features import create_features, read_features
+from pipeline.store.recipe import FeatureRecipe, Preprocessing
 from pipeline.store.vocabulary import SPECIAL, Vocabulary
-from pipeline.train import Data, caption_loss, decoder_config, train_epoch
+from pipeline.train import decoder_config
 
-PICTURES = 1000
-WORDS, FEATURES = 2541, 2048  # Flickr8k's vocabulary, ResNet-50's vector
+WORDS = 2541  # Flickr8k's vocabulary
+VECTOR, GRID = (2048,), (7, 7, 1280)  # ResNet-50's vector, MobileNetV2's grid
+PICTURES = {"pooled": 1000, "grid": 200}
 
 
-def made_up_data(pictures: int, device: torch.device) -> Data:
+def made_up_references(pictures: int) -> tuple[list[list[list[str]]], Vocabulary]:
     """Captions as long as Flickr8k's (mean 10.8 words, 95 of 100 under 19), of words that are as
-    unevenly frequent, on random features: speed does not depend on what is said."""
+    unevenly frequent: speed does not depend on what is said."""
     rng = random.Random(0)
     vocabulary = Vocabulary((*SPECIAL, *(f"w{n}" for n in range(WORDS - len(SPECIAL)))))
     names = vocabulary.words[len(SPECIAL) :]
@@ -31,15 +40,28 @@ def made_up_data(pictures: int, device: torch.device) -> Data:
         [rng.choices(names, weights, k=max(3, round(rng.gammavariate(8, 1.35)))) for _ in range(5)]
         for _ in range(pictures)
     ]
-    torch.manual_seed(0)
-    return Data(
-        torch.rand(pictures, FEATURES, device=device), references, encode(references, vocabulary)
-    )
+    return references, vocabulary
+
+
+def made_up_split(path: Path, layer: str, device: torch.device) -> Split:
+    """Such captions of random features, read from a cache in `path` as training reads them."""
+    count, shape = PICTURES[layer], VECTOR if layer == "pooled" else GRID
+    pre = Preprocessing(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    recipe = FeatureRecipe("made_up", "random:0", "", layer, "squash", pre)
+    ids = [f"{number:06d}" for number in range(count)]
+    rng = np.random.default_rng(0)
+    with create_features(path, ids, shape, "float16", recipe) as rows:
+        for number in range(count):
+            rows.write(number, rng.random((1, *shape), dtype=np.float32))
+    references, vocabulary = made_up_references(count)
+    features = PictureFeatures(read_features(path), ids, device)
+    return Split(features, references, encode(references, vocabulary))
 
 
 class _SingleItems(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Split) -> None:
         self._data = data
+        self._features = data.features[:].cpu()
 
     def __len__(self) -> int:
         return len(self._data.captions)
@@ -47,25 +69,7 @@ class _SingleItems(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         captions: EncodedCaptions = self._data.captions
         words = captions.words[i, : captions.lengths[i]]
-        return self._data.features[captions.pictures[i]], words
-
-
-class _TutorialDecoder(nn.Module):
-    """Show and Tell as tutorials write it: the picture first, sequences packed."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__()
-        self.image = nn.Linear(FEATURES, config.embed_size)
-        self.embed = nn.Embedding(WORDS, config.embed_size)
-        self.dropout = nn.Dropout(config.dropout)
-        self.rnn = nn.LSTM(config.embed_size, config.hidden_size, config.layers, batch_first=True)
-        self.output = nn.Linear(config.hidden_size, WORDS)
-
-    def forward(self, features: Tensor, words: Tensor, lengths: list[int]) -> Tensor:
-        inputs = torch.cat([self.image(features).unsqueeze(1), self.embed(words[:, :-1])], dim=1)
-        packed = pack_padded_sequence(self.dropout(inputs), lengths, batch_first=True)
-        hidden, _ = self.rnn(packed)
-        return self.output(self.dropout(hidden.data))
+        return self._features[captions.pictures[i]], words
 
 
 def _collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[int]]:
@@ -74,8 +78,10 @@ def _collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[i
     return torch.stack([f for f, _ in items]), words, [len(words) for _, words in items]
 
 
-def tutorial(data: Data, config: TrainConfig) -> Callable[[], int]:
-    decoder = _TutorialDecoder(config).to(data.features.device)
+def tutorial(data: Split, config: TrainConfig) -> Callable[[], int]:
+    device = data.features.device
+    kind = PooledDecoder if config.layer == "pooled" else AttentionDecoder
+    decoder = kind(data.features.shape[-1], WORDS, config).to(device)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=config.learning_rate)
     loader = DataLoader(
         _SingleItems(data), batch_size=config.batch_size, shuffle=True, collate_fn=_collate
@@ -84,60 +90,65 @@ def tutorial(data: Data, config: TrainConfig) -> Callable[[], int]:
     def epoch() -> int:
         decoder.train()
         for features, words, lengths in loader:
-            words = words.to(features.device)
-            logits = decoder(features, words, lengths)
-            targets = pack_padded_sequence(words, lengths, batch_first=True).data
+            features, words = features.to(device), words.to(device)
+            logits, targets = decoder(features, words, lengths)
             loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(decoder.parameters(), config.clip_norm)
             optimizer.step()
             loss.item()  # as tutorials do, for their log
-        return int(data.captions.lengths.sum()) - len(data.captions)
+        return _tokens(data)
 
     return epoch
 
 
-def _start(
-    data: Data, config: TrainConfig
-) -> tuple[ShowAndTell, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    decoder = ShowAndTell(decoder_config(config, FEATURES, WORDS)).to(data.features.device)
-    decoder.standardize_by(data.features)
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=config.learning_rate, fused=True)
-    return decoder, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+def _tokens(data: Split) -> int:
+    return int(data.captions.lengths.sum()) - len(data.captions)
 
 
-def ours(data: Data, config: TrainConfig, precision: torch.dtype) -> Callable[[], int]:
-    decoder, optimizer, schedule = _start(data, config)
-    shuffle = torch.Generator().manual_seed(0)
+def _fit(data: Split, config: TrainConfig, precision: torch.dtype) -> Fit:
+    torch.manual_seed(0)
+    decoder = build_decoder(decoder_config(config, data.features.shape, WORDS))
+    decoder.standardize_by(data.features.mean.cpu(), data.features.std.cpu())
+    return Fit(decoder.to(data.features.device), config, data.captions, precision)
+
+
+def ours(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[], int]:
+    fit = _fit(data, config, precision)
 
     def epoch() -> int:
-        train_epoch(decoder, data, optimizer, schedule, shuffle, config, precision, number=1)
-        return int(data.captions.lengths.sum()) - len(data.captions)
+        fit.epoch(data, number=1)
+        return _tokens(data)
 
     return epoch
 
 
-def bare(data: Data, config: TrainConfig, precision: torch.dtype) -> Callable[[], int]:
-    """Only the arithmetic: forward, backward and update on batches made beforehand."""
-    decoder, optimizer, _ = _start(data, config)
+def bare(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[], int]:
+    """Only the arithmetic: forward, backward and update on batches made beforehand, features and
+    all."""
+    fit = _fit(data, config, precision)
     device = data.features.device
-    ready = list(batches(data.captions, config.batch_size, device, torch.Generator()))
+    ready = list(batches_of(data, config, torch.Generator(), device))
+    features = [data.features[batch.pictures] for batch in ready]
 
     def epoch() -> int:
-        decoder.train()
-        for batch in ready:
-            loss = caption_loss(decoder, data.features, batch, config.label_smoothing, precision)
-            optimizer.zero_grad(set_to_none=True)
+        decoder = fit.decoder.train()
+        for batch, rows in zip(ready, features, strict=True):
+            loss = caption_loss(
+                decoder, rows, batch, batch.inputs, config.label_smoothing, precision
+            )
+            fit.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            fit.optimizer.step()
         return sum(batch.tokens for batch in ready)
 
     return epoch
 
 
 def flops_per_token(config: TrainConfig) -> float:
-    """Of forward and backward, which costs twice the forward (the picture's own step left out)."""
+    """Of Show and Tell forward and backward, which costs twice the forward (the picture's own
+    step left out)."""
     E, H = config.embed_size, config.hidden_size
     cell = sum(2 * 4 * H * ((E if layer == 0 else H) + H) for layer in range(config.layers))
     return 3 * (cell + 2 * H * WORDS)
@@ -145,20 +156,30 @@ def flops_per_token(config: TrainConfig) -> float:
 
 def rows(
     config: TrainConfig, device: torch.device, precision: torch.dtype, repeats: int
-) -> list[Row]:
-    data = made_up_data(PICTURES, device)
-    rates = interleaved(
-        {
-            "ours": ours(data, config, precision),
-            "bare": bare(data, config, precision),
-            "tutorial": tutorial(data, config),
-        },
-        repeats,
-    )
-    limit = gemm_flops(device, precision) / flops_per_token(config)
-    what = "training, pooled"
-    return [
-        Row(what, rates["ours"], "tokens/s", "bare loop", rates["ours"] / rates["bare"], "0.90"),
-        Row(what, rates["ours"], "tokens/s", "tutorial", rates["ours"] / rates["tutorial"], "2.5"),
-        Row(what, rates["ours"], "tokens/s", "arithmetic limit", rates["ours"] / limit, "aim 0.75"),
-    ]
+) -> Iterator[Row]:
+    """The params' decoder and sizes for vectors; the same with spatial attention for grids."""
+    for name in ("show_and_tell", "spatial_attention"):
+        yield from _rows(config.model_copy(update={"decoder": name}), device, precision, repeats)
+
+
+def _rows(
+    config: TrainConfig, device: torch.device, precision: torch.dtype, repeats: int
+) -> Iterator[Row]:
+    with TemporaryDirectory() as scratch:
+        data = made_up_split(Path(scratch, "features.h5"), config.layer, device)
+        rates = interleaved(
+            {
+                "ours": ours(data, config, precision),
+                "bare": bare(data, config, precision),
+                "tutorial": tutorial(data, config),
+            },
+            repeats,
+        )
+    what, rate = f"training, {config.decoder}", rates["ours"]
+    pooled = config.layer == "pooled"
+    yield Row(what, rate, "tokens/s", "bare loop", rate / rates["bare"], "0.90")
+    bar = "2.5" if pooled else "6"
+    yield Row(what, rate, "tokens/s", "tutorial", rate / rates["tutorial"], bar)
+    if pooled:
+        limit = gemm_flops(device, precision) / flops_per_token(config)
+        yield Row(what, rate, "tokens/s", "arithmetic limit", rate / limit, "aim 0.75")

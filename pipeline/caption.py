@@ -48,7 +48,7 @@ class Captioner:
 
     def caption(self, pictures: list[Tensor], search: Search) -> list[str]:
         """One caption for each prepared picture."""
-        features = self._cnn(torch.stack(pictures))  # (B, D)
+        features = self._cnn(torch.stack(pictures))  # (B, …)
         words = caption_features(
             self._model.decoder, features, self._model.vocabulary, search, len(pictures)
         )

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from pipeline.command import run
@@ -13,6 +12,7 @@ from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.device import choose_device, make_repeatable
 from pipeline.model.captioning import caption_features
+from pipeline.model.features import PictureFeatures
 from pipeline.model.search import Search
 from pipeline.scoring.metrics import SCALE, cider, each_bleu_4, headline, rouge_l
 from pipeline.scoring.yardsticks import best_constant, human_scores
@@ -56,9 +56,12 @@ def evaluate(
     everything = read_table(table)
     split = captions_of(everything, config.split)
 
-    rows = torch.from_numpy(cache.rows(split.ids)).to(device)
     made = caption_features(
-        trained.decoder, rows, trained.vocabulary, search_of(config), config.batch_size
+        trained.decoder,
+        PictureFeatures(cache, split.ids, device),
+        trained.vocabulary,
+        search_of(config),
+        config.batch_size,
     )
     constant = best_constant(captions_of(everything, "train").captions, split.references)
     yardsticks: list[dict[str, Any]] = [

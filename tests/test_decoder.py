@@ -1,50 +1,72 @@
-"""Show and Tell's decoder: the picture first, then the words."""
+"""Decoders: teacher forcing and captioning are one function, and each learns and attends."""
+
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.model.decoder import DecoderConfig, ShowAndTell
+from pipeline.model.build import DECODERS, build_decoder
+from pipeline.model.decoder import Decoder, DecoderConfig
 from pipeline.model.dropout import Dropout
 from pipeline.model.search import Search, beam_search
 from pipeline.store.vocabulary import END, START
 
+GRID = (2, 3, 12)
+ATTENDING = [name for name in DECODERS if name != "show_and_tell"]
+ONE_LAYER = ("soft_attention", "top_down_attention")
 
-def decoder(cell: str = "lstm", layers: int = 1, dropout: float = 0.0) -> ShowAndTell:
+
+def decoder(name: str = "show_and_tell", **changes: Any) -> Decoder:
     torch.manual_seed(0)
-    config = DecoderConfig(
-        cell=cell,  # type: ignore[arg-type]
-        feature_size=12,
-        vocabulary_size=30,
-        embed_size=8,
-        hidden_size=16,
-        layers=layers,
-        dropout=dropout,
-    )
-    return ShowAndTell(config)
+    settings: dict[str, Any] = {
+        "cell": "lstm",
+        "feature_shape": (12,) if name == "show_and_tell" else GRID,
+        "vocabulary_size": 30,
+        "embed_size": 16,
+        "hidden_size": 16,
+        "layers": 1,
+        "heads": 4,
+        "dropout": 0.0,
+        "tied": False,
+    }
+    return build_decoder(DecoderConfig(decoder=name, **(settings | changes)))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_teacher_forcing_equals_the_step_by_step_loop(cell: str, layers: int) -> None:
-    model = decoder(cell, layers, dropout=0.5).eval()
-    features, words = torch.randn(5, 12), torch.randint(4, 30, (5, 7))
+def features_for(model: Decoder, pictures: int) -> torch.Tensor:
+    return torch.randn(pictures, *model.config.feature_shape)
+
+
+VARIANTS = [
+    (name, cell, layers, tied)
+    for name, cell, layers, tied in product(DECODERS, ("lstm", "gru"), (1, 2), (False, True))
+    if not (layers == 2 and name in ONE_LAYER) and not (cell == "gru" and name == "transformer")
+]
+
+
+@pytest.mark.parametrize(("name", "cell", "layers", "tied"), VARIANTS)
+def test_teacher_forcing_equals_the_step_by_step_loop(
+    name: str, cell: str, layers: int, tied: bool
+) -> None:
+    model = decoder(name, cell=cell, layers=layers, tied=tied, dropout=0.5).eval()
+    features, words = features_for(model, 5), torch.randint(4, 30, (15, 7))  # 3 captions each
     words[:, 0] = START
-    at_once = model(features, words)  # (5, 7, 30)
-    state = model.start(features)
+    at_once = model(features, words)  # (15, 7, 30)
+    state = model.start(features).rows(torch.arange(5).repeat_interleave(3))
     for position in range(7):
         logits, state = model.step(words[:, position], state)
         torch.testing.assert_close(logits, at_once[:, position], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_it_learns_to_tell_twenty_pictures_apart(cell: str) -> None:
+@pytest.mark.parametrize("name", DECODERS)
+def test_it_learns_to_tell_twenty_pictures_apart(name: str) -> None:
     """Overfitting: every picture gets its own caption back, word by word."""
-    model = decoder(cell)
-    features = torch.randn(20, 12)
+    model = decoder(name, embed_size=32, hidden_size=32)
+    features = features_for(model, 20)
     words = torch.cat([torch.full((20, 1), START), torch.randint(4, 30, (20, 5))], dim=1)
     targets = torch.cat([words[:, 1:], torch.full((20, 1), END)], dim=1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(300):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(400):
         logits = model(features, words)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
@@ -54,17 +76,64 @@ def test_it_learns_to_tell_twenty_pictures_apart(cell: str) -> None:
     assert [one.words for one in made] == words[:, 1:].tolist()
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_captions_of_one_picture_do_not_meddle(name: str) -> None:
+    """Several captions of a picture side by side get the logits that each gets alone."""
+    model = decoder(name, dropout=0.5).eval()
+    features, words = features_for(model, 3), torch.randint(4, 30, (6, 5))
+    together = model(features, words)
+    for row in range(6):
+        alone = model(features[row // 2 : row // 2 + 1], words[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ATTENDING)
+def test_attention_sums_to_one_and_finds_what_matters(name: str) -> None:
+    """What a word is told by one cell alone is looked for there."""
+    model = decoder(name)
+    cells = 6 + (name == "adaptive_attention")  # the sentinel's weight is the last
+    told = torch.randint(4, 30, (64,))
+    where = torch.randint(6, (64,))
+    features = torch.randn(64, 6, 12) * 0.1
+    code = torch.randn(30, 11) * 2
+    features[torch.arange(64), where, 1:] = code[told]
+    features[torch.arange(64), where, 0] = 5.0  # which cell tells
+    features = features.view(64, *GRID)
+    words = torch.full((64, 1), START)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        loss = torch.nn.functional.cross_entropy(model(features, words).squeeze(1), told)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    weights = model.eval().attention(features, words)
+    assert weights.shape == (64, 1, cells)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(64, 1))
+    assert float((weights[:, 0, :6].argmax(dim=-1) == where).float().mean()) > 0.9
+
+
+def test_a_decoder_without_a_grid_says_that_it_attends_to_nothing() -> None:
+    model = decoder()
+    with pytest.raises(TypeError, match="attends to no grid"):
+        model.attention(features_for(model, 1), torch.full((1, 1), START))
+
+
+def test_tied_embeddings_are_one_tensor() -> None:
+    names = set(decoder(tied=True).state_dict())
+    assert set(decoder().state_dict()) - names == {"output.weight", "output.bias"}
+
+
 def test_what_all_pictures_have_in_common_does_not_matter() -> None:
     """Features are standardised by the training pictures: neither offset nor scale counts."""
     features, words = torch.randn(50, 12), torch.full((50, 1), START)
     plain, moved = decoder().eval(), decoder().eval()
-    plain.standardize_by(features)
-    moved.standardize_by(7 + 100 * features)
+    plain.standardize_by(features.mean(dim=0), features.std(dim=0))
+    moved.standardize_by(7 + 100 * features.mean(dim=0), 100 * features.std(dim=0))
     torch.testing.assert_close(
         plain(features, words), moved(7 + 100 * features, words), atol=1e-4, rtol=0
     )
     constant = torch.ones(50, 12)
-    plain.standardize_by(constant)
+    plain.standardize_by(constant.mean(dim=0), constant.std(dim=0))
     assert torch.isfinite(plain(constant, words)).all()
 
 

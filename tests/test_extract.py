@@ -18,14 +18,20 @@ from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.errors import InputError
 from pipeline.extract import extract, make_recipe
+from pipeline.model.features import PictureFeatures
 from pipeline.store.features import read_features
 from pipeline.store.pictures import PictureArchive
 from pipeline.store.weights import Backbone, read_backbone, write_backbone
 from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
 
+CPU = torch.device("cpu")
+
 
 def config(folder: Path, **changes: Any) -> ExtractConfig:
-    return read(write_params(folder / "params.yaml", extract=changes), ExtractConfig)
+    groups = {"extract": changes}
+    if changes.get("layer") == "grid":
+        groups["train"] = {"decoder": "spatial_attention"}
+    return read(write_params(folder / "params.yaml", **groups), ExtractConfig)
 
 
 def jpeg(picture: Image.Image, **options: Any) -> bytes:
@@ -84,7 +90,7 @@ def test_bfloat16_keeps_the_direction(tiny: Artifacts, tmp_path: Path) -> None:
     out = tmp_path / "bf16.h5"
     extract(tiny.images, tiny.backbone, out, config(tmp_path, precision="bfloat16"))
     a, b = (
-        torch.from_numpy(read_features(p).rows(read_features(p).ids)) for p in (out, tiny.features)
+        torch.from_numpy(read_features(p).array.astype(np.float32)) for p in (out, tiny.features)
     )
     assert torch.cosine_similarity(a, b).min() > 0.999
 
@@ -109,7 +115,7 @@ def test_a_probe_takes_the_first_precision_that_keeps_the_features(
     recipe = make_recipe(backbone, config(tmp_path))
     pictures = torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8)
     cnn = fastest_faithful(
-        lambda precision: FrozenCNN(backbone, recipe, torch.device("cpu"), precision),
+        lambda precision: FrozenCNN(backbone, recipe, CPU, precision),
         candidates,
         lambda: pictures,
         batch=4,
@@ -223,13 +229,23 @@ def test_rows_that_are_missing_or_not_finite_are_said(tiny: Artifacts, tmp_path:
         file["features"][3, 5] = np.nan
     cache = read_features(path)
     with pytest.raises(InputError, match="not finite"):
-        cache.rows(cache.ids)
+        PictureFeatures(cache, cache.ids, CPU)
     with pytest.raises(InputError, match=r"lacks 1 pictures, 'other\.jpg'"):
-        cache.rows([cache.ids[0], "other.jpg"])
+        PictureFeatures(cache, [cache.ids[0], "other.jpg"], CPU)
 
 
-def test_rows_come_in_the_order_asked_for(tiny: Artifacts) -> None:
-    cache = read_features(tiny.features)
+@pytest.mark.parametrize("layer", ["pooled", "grid"])
+def test_rows_come_in_the_order_asked_for(tiny: Artifacts, tmp_path: Path, layer: str) -> None:
+    out = tmp_path / "f.h5"
+    extract(tiny.images, tiny.backbone, out, config(tmp_path, layer=layer))
+    cache = read_features(out)
     ids = cache.ids[::-7]
-    for image_id, row in zip(ids, cache.rows(ids), strict=True):
-        assert np.array_equal(row, cache.array[cache.ids.index(image_id)].astype(np.float32))
+    features = PictureFeatures(cache, ids, CPU)
+    expected = torch.from_numpy(
+        np.stack([cache.array[cache.ids.index(one)] for one in ids]).astype(np.float32)
+    )
+    assert torch.equal(features[:], expected)
+    assert torch.equal(features[torch.tensor([3, 1, 3])], expected[[3, 1, 3]])
+    cells = expected.flatten(0, -2).double()
+    torch.testing.assert_close(features.mean, cells.mean(dim=0).float())
+    torch.testing.assert_close(features.std, cells.std(dim=0, correction=0).float())

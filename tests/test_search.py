@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.model.decoder import State
 from pipeline.model.search import Search, beam_search
 from pipeline.store.vocabulary import END, PAD, START, UNK
 
@@ -35,12 +36,15 @@ class TableDecoder:
         self.log_probs = torch.tensor(rows, dtype=torch.float64).log()  # (pictures, word, next)
         self.steps = 0
 
-    def start(self, features: Tensor) -> tuple[Tensor, ...]:
-        return (features.long(),)
+    def start(self, features: Tensor) -> State:
+        return State(memory=(features.long(),), beams=(features.long(),))
 
-    def step(self, words: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         self.steps += 1
-        return self.log_probs[state[0], words], state
+        (pictures,), (beams,) = state.memory, state.beams
+        # A beam's row stays with its picture's, wherever the search moves the two.
+        assert torch.equal(pictures.repeat_interleave(len(beams) // len(pictures)), beams)
+        return self.log_probs[beams, words], state
 
 
 def exhaustive(

@@ -7,18 +7,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.config.train import TrainConfig
 from pipeline.errors import InputError
 from pipeline.extract import extract
-from pipeline.model.batches import batches, encode
-from pipeline.store.features import create_features, read_features
+from pipeline.model import fit
+from pipeline.model.batches import batches, count_batches, encode
+from pipeline.model.build import DECODERS
+from pipeline.model.decoder import Decoder
+from pipeline.model.fit import drop_words, learning_rate_factor
 from pipeline.store.model import read_model
 from pipeline.store.vocabulary import END, PAD, START, UNK, build_vocabulary
-from pipeline.train import learning_rate_factor, train
-from tests.conftest import Artifacts, write_params
+from pipeline.train import train
+from tests.conftest import Artifacts, showtell, write_params
 
 CPU = torch.device("cpu")
 
@@ -79,33 +83,118 @@ def test_the_model_carries_all_that_captioning_needs(tiny: Artifacts) -> None:
     assert not model.decoder.training
 
 
-def test_grid_features_are_refused(tiny: Artifacts, tmp_path: Path) -> None:
-    config = read(write_params(tmp_path / "p.yaml", extract={"layer": "grid"}), ExtractConfig)
-    extract(tiny.images, tiny.backbone, tmp_path / "grid.h5", config)
+def test_grid_features_are_refused_by_a_decoder_of_vectors(
+    tiny: Artifacts, grid: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"set extract\.layer: pooled"):
         train(
-            *(tmp_path / "grid.h5", tiny.table, tiny.vocabulary),
+            *(grid, tiny.table, tiny.vocabulary),
             *(tmp_path / "m", tmp_path / "h"),
             read(tiny.params, TrainConfig),
         )
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_older_model(
-    tiny: Artifacts, tmp_path: Path
+    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Features so large that their mean overflows, though each is finite."""
-    cache = read_features(tiny.features)
-    huge = tmp_path / "huge.h5"
-    with create_features(huge, cache.ids, (1024,), "float32", cache.recipe) as rows:
-        rows.write(0, np.full((len(cache.ids), 1024), 3e38))
+    sane = fit.caption_loss
+
+    def diverges(decoder: Decoder, *arguments: Any, **settings: Any) -> torch.Tensor:
+        return sane(decoder, *arguments, **settings) * (np.nan if decoder.training else 1.0)
+
+    monkeypatch.setattr(fit, "caption_loss", diverges)
     model = tmp_path / "model.safetensors"
     model.write_text("older")
     with pytest.raises(InputError, match=r"stopped being a number in epoch 1, .*learning_rate"):
         train(
-            *(huge, tiny.table, tiny.vocabulary, model, tmp_path / "history.csv"),
+            *(tiny.features, tiny.table, tiny.vocabulary, model, tmp_path / "history.csv"),
             read(tiny.params, TrainConfig),
         )
     assert model.read_text() == "older"
+
+
+@pytest.fixture(scope="module")
+def grid(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world's grids, 2 x 2 cells."""
+    folder = tmp_path_factory.mktemp("grid")
+    changes: dict[str, dict[str, Any]] = {
+        "extract": {"layer": "grid"},
+        "train": {"decoder": "spatial_attention"},
+    }
+    config = read(write_params(folder / "p.yaml", **changes), ExtractConfig)
+    extract(tiny.images, tiny.backbone, folder / "grid.h5", config)
+    return folder / "grid.h5"
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if name != "show_and_tell"])
+def test_every_attention_decoder_learns_from_grids_and_captions_in_a_fresh_process(
+    tiny: Artifacts, grid: Path, tmp_path: Path, name: str
+) -> None:
+    params = write_params(
+        tmp_path / "params.yaml",
+        extract={"layer": "grid"},
+        train={"decoder": name, "epochs": 4, "dropout": 0.0, "word_dropout": 0.1, "ema": 0.5},
+    )
+    model, history = tmp_path / "model.safetensors", tmp_path / "history.csv"
+    arguments = (grid, tiny.table, tiny.vocabulary, model, history)
+    train(*arguments, read(params, TrainConfig))
+    rows = pd.read_csv(history)
+    assert rows["train_loss"].iloc[-1] < 0.95 * rows["train_loss"].iloc[0]
+    before = model.read_bytes()
+    train(*arguments, read(params, TrainConfig))
+    assert model.read_bytes() == before
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (80, 60), "red").save(photo)
+    said = showtell("caption", "--model", model, "--backbone", tiny.backbone, photo)
+    assert said.returncode == 0, said.stderr
+    assert len(said.stdout.split("\t")[1].split()) >= 1
+
+
+def test_a_decoder_and_features_that_do_not_fit_are_said_before_any_work(tmp_path: Path) -> None:
+    params = write_params(tmp_path / "p.yaml", train={"decoder": "transformer"})
+    with pytest.raises(
+        InputError, match=r"extract\.layer is 'pooled', but transformer takes 'grid' features"
+    ):
+        read(params, ExtractConfig)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tied": True, "embed_size": 8, "hidden_size": 16}, "embed_size must equal hidden_size"),
+        ({"hidden_size": 12, "heads": 8}, "hidden_size must be a multiple of heads"),
+        ({"decoder": "soft_attention", "layers": 2}, "soft_attention has one layer"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_said(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=f"train: .*{said}"):
+        read(write_params(tmp_path / "p.yaml", train=changes), TrainConfig)
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tiny: Artifacts, tmp_path: Path) -> None:
+    """With an average that hardly moves, the model stays near where the first step left it."""
+    model, _ = run(tiny, tmp_path, ema=0.9999, epochs=2)
+    (tmp_path / "plain").mkdir()
+    plain, _ = run(tiny, tmp_path / "plain", epochs=2)
+    (tmp_path / "first").mkdir()
+    first, _ = run(tiny, tmp_path / "first", epochs=1, batch_size=200)  # a single step
+    kept, moved, near = (
+        read_model(path, CPU).decoder.state_dict()["embed.weight"] for path in (model, plain, first)
+    )
+    assert float((kept - near).abs().mean()) < 0.5 * float((moved - near).abs().mean())
+
+
+def test_dropped_words_are_unk_and_the_start_stays() -> None:
+    torch.manual_seed(0)
+    words = torch.full((200, 11), 5)
+    words[:, 0] = START
+    dropped = drop_words(words, 0.25)
+    assert (dropped[:, 0] == START).all()
+    assert set(dropped[:, 1:].unique().tolist()) == {5, UNK}
+    assert float((dropped[:, 1:] == UNK).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(drop_words(words, 0.0), words)
 
 
 def test_batches_are_every_caption_once_and_nearly_unpadded() -> None:
@@ -115,6 +204,7 @@ def test_batches_are_every_caption_once_and_nearly_unpadded() -> None:
     captions = encode(references, build_vocabulary([["w"]], 1))
     cut = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0)))
     assert sum(len(batch.inputs) for batch in cut) == 200
+    assert len(cut) == count_batches(captions, 16, by_picture=False)
     tokens = sum(batch.tokens for batch in cut)
     assert tokens == sum(len(caption) + 1 for refs in references for caption in refs)
     assert sum(batch.targets.numel() for batch in cut) < 1.1 * tokens
@@ -124,6 +214,24 @@ def test_batches_are_every_caption_once_and_nearly_unpadded() -> None:
         assert int((batch.targets != PAD).sum()) == batch.tokens
     again = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0)))
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(cut, again, strict=True))
+
+
+@pytest.mark.parametrize("counts", [(5,), (1, 2, 5)])
+def test_batches_by_picture_keep_a_pictures_captions_together(counts: tuple[int, ...]) -> None:
+    references = [
+        [["w"] * (1 + (picture + turn) % 9) for turn in range(counts[picture % len(counts)])]
+        for picture in range(40)
+    ]
+    captions = encode(references, build_vocabulary([["w"]], 1))
+    cut = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0), by_picture=True))
+    assert sorted(torch.cat([batch.pictures for batch in cut]).tolist()) == list(range(40))
+    assert len(cut) == count_batches(captions, 16, by_picture=True)
+    for batch in cut:
+        assert len(batch.inputs) <= 16
+        said = (batch.targets != PAD).sum(dim=1).view(len(batch.pictures), -1)  # with <end>
+        for picture, lengths in zip(batch.pictures.tolist(), said.tolist(), strict=True):
+            assert lengths == [len(caption) + 1 for caption in references[picture]]
+        assert torch.equal(batch.kept, (batch.targets != PAD).flatten().nonzero().squeeze(1))
 
 
 def test_words_out_of_the_vocabulary_are_unk() -> None:

@@ -8,7 +8,7 @@ import difflib
 import importlib
 import re
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -45,8 +45,16 @@ def read(path: Path, config: type[AnyConfig]) -> AnyConfig:
         raise InputError(f"{path}: unknown group '{unknown[0]}'; allowed are {', '.join(GROUPS)}")
     for name in GROUPS:
         importlib.import_module(f"pipeline.config.{name}")
-    by_group = {kind.group: _check(path, groups, kind) for kind in Config.__subclasses__()}
-    return by_group[config.group]  # type: ignore[return-value]
+    by_group: dict[str, Any] = {
+        kind.group: _check(path, groups, kind) for kind in Config.__subclasses__()
+    }
+    given, taken = by_group["extract"].layer, by_group["train"].layer
+    if given != taken:
+        raise InputError(
+            f"{path}: extract.layer is '{given}', but {by_group['train'].decoder} takes "
+            f"'{taken}' features; change one of the two"
+        )
+    return cast(AnyConfig, by_group[config.group])
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -76,8 +84,10 @@ def _check(path: Path, groups: dict[str, Any], config: type[Config]) -> Config:
 def _explain(config: type[Config], error: ValidationError) -> str:
     """The first thing that is wrong, with its key and what is allowed."""
     first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else ""
-    where = f"{config.group}.{key}" if key else config.group
+    if not first["loc"]:  # keys that do not fit each other
+        return f"{config.group}: {first['msg'].removeprefix('Value error, ')}"
+    key = str(first["loc"][0])
+    where = f"{config.group}.{key}"
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, config.model_fields, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""

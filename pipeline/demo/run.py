@@ -39,9 +39,12 @@ PARAMS: dict[str, dict[str, Any]] = {
     "extract": {"layer": "pooled", "framing": "squash", "image_size": 96},
     "vocab": {"min_count": 2},
     "train": {
+        "decoder": "show_and_tell",
         "embed_size": 256,
         "hidden_size": 256,
         "dropout": 0.2,
+        "word_dropout": 0.0,
+        "ema": 0.0,
         "label_smoothing": 0.0,
         "epochs": 10,
         "learning_rate": 0.004,

@@ -1,5 +1,6 @@
 """Training captions as tensors made once, cut into batches of like length."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,12 +29,19 @@ class EncodedCaptions:
 
 @dataclass(frozen=True)
 class Batch:
-    """Captions of about one length, cut to the longest."""
+    """C captions of each of P pictures, B = P * C, of about one length, cut to the longest.
+
+    Row i of the captions belongs to `pictures[i // C]`.
+    """
 
     inputs: Tensor  # (B, T), from <start> to the last word
     targets: Tensor  # (B, T), from the first word to <end>
-    pictures: Tensor  # (B,)
-    tokens: int  # targets that are not <pad>
+    kept: Tensor  # (tokens,), where the flattened targets are no <pad>
+    pictures: Tensor  # (P,), on the CPU
+
+    @property
+    def tokens(self) -> int:
+        return len(self.kept)
 
 
 def encode(
@@ -53,28 +61,70 @@ def encode(
 
 
 def batches(
-    captions: EncodedCaptions, size: int, device: torch.device, shuffle: torch.Generator | None
+    captions: EncodedCaptions,
+    size: int,
+    device: torch.device,
+    shuffle: torch.Generator | None,
+    by_picture: bool = False,
 ) -> Iterator[Batch]:
-    """Every caption once, in batches of like length, so that hardly a step is spent on <pad>.
+    """Every caption once, in batches of like length, so that few steps are spent on <pad>.
 
     Args:
+        size: captions in a batch.
         shuffle: decides who shares a batch with whom, and the order of the batches; None for
             the same plain order every time.
+        by_picture: all captions of a picture share a batch, so that a grid is read and seen
+            through once for all of them; costs some <pad>.
     """
-    order = captions.lengths.float()
-    if shuffle is not None:
-        order = order + torch.rand(len(captions), generator=shuffle)  # random within a length
-    groups = order.argsort(stable=True).split(size)
+    if by_picture:
+        groups = _of_pictures(captions, size, shuffle)
+    else:
+        every = torch.arange(len(captions))
+        groups = [
+            (captions.pictures[group], group.unsqueeze(1))
+            for group in _by_length(every, captions.lengths, size, shuffle)
+        ]
     turns = (
         range(len(groups)) if shuffle is None else torch.randperm(len(groups), generator=shuffle)
     )
     for turn in turns:
-        group = groups[int(turn)]
-        longest = int(captions.lengths[group].max())
-        words = captions.words[group, :longest].to(device, non_blocking=True)
-        yield Batch(
-            inputs=words[:, :-1],
-            targets=words[:, 1:],
-            pictures=captions.pictures[group].to(device, non_blocking=True),
-            tokens=int(captions.lengths[group].sum()) - len(group),
-        )
+        pictures, rows = groups[int(turn)]  # (P,), (P, C)
+        words = captions.words[rows.flatten(), : int(captions.lengths[rows].max())]
+        kept = (words[:, 1:] != PAD).flatten().nonzero().squeeze(1)
+        words, kept = (part.to(device, non_blocking=True) for part in (words, kept))
+        yield Batch(words[:, :-1], words[:, 1:], kept, pictures)
+
+
+def count_batches(captions: EncodedCaptions, size: int, by_picture: bool) -> int:
+    """How many batches they are."""
+    if not by_picture:
+        return math.ceil(len(captions) / size)
+    _, counts = captions.pictures.unique_consecutive(return_counts=True)
+    alike = zip(*(part.tolist() for part in counts.unique(return_counts=True)), strict=True)
+    return sum(math.ceil(pictures / max(1, size // count)) for count, pictures in alike)
+
+
+def _by_length(
+    items: Tensor, lengths: Tensor, size: int, shuffle: torch.Generator | None
+) -> tuple[Tensor, ...]:
+    """`items` in groups of like length; who of one length meets whom is chance."""
+    order = lengths.float()
+    if shuffle is not None:
+        order = order + torch.rand(len(items), generator=shuffle)
+    return items[order.argsort(stable=True)].split(size)
+
+
+def _of_pictures(
+    captions: EncodedCaptions, size: int, shuffle: torch.Generator | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Pictures (P,) with as many captions each, and the rows of these captions (P, C)."""
+    pictures, counts = captions.pictures.unique_consecutive(return_counts=True)
+    begins = counts.cumsum(0) - counts
+    longest = torch.stack([part.max() for part in captions.lengths.split(counts.tolist())])
+    groups = []
+    for count in counts.unique().tolist():
+        alike = (counts == count).nonzero().squeeze(1)
+        for group in _by_length(alike, longest[alike], max(1, size // count), shuffle):
+            rows = begins[group].unsqueeze(1) + torch.arange(count)  # (P, C)
+            groups.append((pictures[group], rows))
+    return groups

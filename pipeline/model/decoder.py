@@ -1,29 +1,53 @@
-"""Show and Tell's decoder: an LSTM (or GRU) that sees the picture first, then the words.
+"""What every decoder is: the words' embedding before it, the words' scores behind it, and between
+them three ways to run it.
 
-Vinyals et al., "Show and Tell: A Neural Image Caption Generator", CVPR 2015.
-
-Shapes: B captions, T words, V words in the vocabulary, D feature size, E embedding size,
-H hidden size, L layers.
+Shapes: P pictures, C captions (or beams) of each, B = P * C of them in all, T words, V words in
+the vocabulary, N cells of a grid, D feature size, E embedding size, H hidden size, L layers.
+Row i of the captions belongs to picture i // C, here and wherever a decoder meets both.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.model.dropout import Dropout
 
-# What a step hands to the next one: tensors whose first dimension is the batch, so that a search
-# can reorder and drop rows without knowing what is in them.
-State = tuple[Tensor, ...]
+DecoderName = Literal[
+    "show_and_tell",
+    "spatial_attention",
+    "adaptive_attention",
+    "soft_attention",
+    "top_down_attention",
+    "transformer",
+]
 
 
-class Decoder(Protocol):
+@dataclass(frozen=True)
+class State:
+    """What a step hands to the next one; a search reorders and drops rows without knowing what is
+    in them."""
+
+    memory: tuple[Tensor, ...]  # a row a picture, (P, …): what no step changes
+    beams: tuple[Tensor, ...]  # a row a caption, (B, …)
+
+    def rows(self, beams: Tensor, pictures: Tensor | None = None) -> "State":
+        """The state with these captions' rows and, where given, these pictures'."""
+        memory = self.memory
+        if pictures is not None:
+            memory = tuple(part.index_select(0, pictures) for part in memory)
+        return State(memory, tuple(part.index_select(0, beams) for part in self.beams))
+
+
+class Stepwise(Protocol):
     """What a search needs of a decoder."""
 
     def start(self, features: Tensor) -> State:
-        """State before the first word, from the features of B pictures."""
+        """State before the first word, from the features of P pictures; one caption of each."""
 
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (B, V) of the words that follow `words` (B,), and the state after them."""
@@ -33,20 +57,23 @@ class Decoder(Protocol):
 class DecoderConfig:
     """All that is needed, besides the weights, to build a decoder again."""
 
+    decoder: DecoderName
     cell: Literal["lstm", "gru"]
-    feature_size: int
+    feature_shape: Sequence[int]  # (D,) pooled or (height, width, D) grid
     vocabulary_size: int
     embed_size: int
     hidden_size: int
     layers: int
+    heads: int
     dropout: float
+    tied: bool
 
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"feature_shape": list(self.feature_shape)}
 
 
-class ShowAndTell(nn.Module):
-    """Captions from one vector per picture."""
+class Decoder(nn.Module, ABC):
+    """Captions from features."""
 
     feature_mean: Tensor  # (D,)
     feature_std: Tensor  # (D,)
@@ -56,64 +83,65 @@ class ShowAndTell(nn.Module):
         self.config = config
         # What all pictures have in common says nothing: features are seen as deviations from the
         # training pictures' mean, in standard deviations.
-        self.register_buffer("feature_mean", torch.zeros(config.feature_size))
-        self.register_buffer("feature_std", torch.ones(config.feature_size))
-        self.image = nn.Linear(config.feature_size, config.embed_size)
+        self.register_buffer("feature_mean", torch.zeros(config.feature_shape[-1]))
+        self.register_buffer("feature_std", torch.ones(config.feature_shape[-1]))
         self.embed = nn.Embedding(config.vocabulary_size, config.embed_size)
-        self.dropout = Dropout(config.dropout)
-        rnn = nn.LSTM if config.cell == "lstm" else nn.GRU
-        self.rnn = rnn(
-            config.embed_size,
-            config.hidden_size,
-            num_layers=config.layers,
-            dropout=config.dropout if config.layers > 1 else 0.0,
-            batch_first=True,
-        )
-        self.output = nn.Linear(config.hidden_size, config.vocabulary_size)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
-        if config.cell == "lstm":
-            self._open_forget_gates()
+        self.dropout = Dropout(config.dropout)
+        # Tied: the same vector says and hears a word (Press & Wolf, EACL 2017).
+        self.output = None if config.tied else nn.Linear(config.hidden_size, config.vocabulary_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocabulary_size)) if config.tied else None
 
-    def _open_forget_gates(self) -> None:
-        """Remember by default: a forget bias of one (Jozefowicz et al., ICML 2015)."""
-        H = self.config.hidden_size
-        for layer in range(self.config.layers):
-            with torch.no_grad():
-                getattr(self.rnn, f"bias_ih_l{layer}")[H : 2 * H].fill_(1.0)
-                getattr(self.rnn, f"bias_hh_l{layer}")[H : 2 * H].zero_()
-
-    def standardize_by(self, features: Tensor) -> None:
-        """Remember the mean and deviation of the training pictures' features (N, D)."""
-        self.feature_mean.copy_(features.mean(dim=0))
+    def standardize_by(self, mean: Tensor, std: Tensor) -> None:
+        """Remember the mean and deviation (D,) of the training pictures' features."""
+        self.feature_mean.copy_(mean)
         # A feature that never varies carries nothing; do not divide by nothing.
-        self.feature_std.copy_(features.std(dim=0).clamp_min(1e-3))
+        self.feature_std.copy_(std.clamp_min(1e-3))
 
-    def see(self, features: Tensor) -> Tensor:
-        """The picture as the first input: (B, D) -> (B, 1, E)."""
-        return self.image((features - self.feature_mean) / self.feature_std).unsqueeze(1)
+    def standardized(self, features: Tensor) -> Tensor:
+        """(P, D) -> (P, D), or (P, height, width, D) -> (P, N, D)."""
+        features = (features - self.feature_mean) / self.feature_std
+        return features if features.dim() == 2 else features.flatten(1, 2)
 
-    def forward(self, features: Tensor, words: Tensor) -> Tensor:
-        """Teacher forcing: logits (B, T, V) of the word that follows each of `words` (B, T).
+    @abstractmethod
+    def hidden(self, features: Tensor, words: Tensor) -> Tensor:
+        """Teacher forcing: (B, T, H), from which `logits` tells the word after each of `words`.
 
         Args:
-            features: (B, D), one vector per caption.
+            features: of P pictures, (P, D) or (P, height, width, D).
             words: (B, T), beginning with <start>.
         """
-        inputs = torch.cat([self.see(features), self.embed(words)], dim=1)  # (B, 1 + T, E)
-        outputs, _ = self.rnn(self.dropout(inputs))  # (B, 1 + T, H)
-        # The picture's own step predicts nothing: the first word is predicted from <start>.
-        return self.output(self.dropout(outputs[:, 1:]))
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, H) -> scores (…, V) of the next word."""
+        hidden = self.dropout(hidden)
+        if self.output is None:
+            return F.linear(hidden, self.embed.weight, self.bias)
+        return self.output(hidden)
+
+    def forward(self, features: Tensor, words: Tensor) -> Tensor:
+        """Teacher forcing: logits (B, T, V) of the word that follows each of `words` (B, T)."""
+        return self.logits(self.hidden(features, words))
+
+    @abstractmethod
     def start(self, features: Tensor) -> State:
-        _, state = self.rnn(self.dropout(self.see(features)))
-        return self._batch_first(state)
+        """State before the first word of one caption of each picture."""
 
+    @abstractmethod
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
-        layers_first = tuple(part.transpose(0, 1).contiguous() for part in state)  # (L, B, H)
-        hidden = layers_first if self.config.cell == "lstm" else layers_first[0]
-        outputs, hidden = self.rnn(self.dropout(self.embed(words).unsqueeze(1)), hidden)
-        return self.output(self.dropout(outputs.squeeze(1))), self._batch_first(hidden)
+        """Logits (B, V) of the words that follow `words` (B,), and the state after them."""
 
-    def _batch_first(self, state: Tensor | State) -> State:
-        parts = state if isinstance(state, tuple) else (state,)
-        return tuple(part.transpose(0, 1) for part in parts)  # (B, L, H)
+    def attention(self, features: Tensor, words: Tensor) -> Tensor:
+        """Where it looked before it said the word after each of `words`: (B, T, N), each word's
+        weights summing to one (with the sentinel's, for adaptive attention).
+
+        Raises:
+            TypeError: this decoder does not attend to a grid.
+        """
+        raise TypeError(f"{self.config.decoder} attends to no grid")
+
+
+def repeat_for_captions(rows: Tensor, words: Tensor) -> Tensor:
+    """A row a picture (P, …) -> a row a caption (B, …)."""
+    captions = len(words) // len(rows)
+    return rows if captions == 1 else rows.repeat_interleave(captions, dim=0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.model.decoder import Decoder, State
+from pipeline.model.decoder import Stepwise
 from pipeline.store.vocabulary import END, PAD, START, UNK
 
 NEVER = float("-inf")
@@ -37,7 +37,7 @@ class Hypothesis:
 
 
 @torch.inference_mode()
-def beam_search(decoder: Decoder, features: Tensor, search: Search) -> list[Hypothesis]:
+def beam_search(decoder: Stepwise, features: Tensor, search: Search) -> list[Hypothesis]:
     """The best caption of each of B pictures.
 
     Finished captions are set aside and never grow again. A picture leaves the batch once nothing
@@ -50,7 +50,7 @@ def beam_search(decoder: Decoder, features: Tensor, search: Search) -> list[Hypo
     """
     B, K = len(features), search.beam
     device = features.device
-    state = _rows(decoder.start(features), torch.arange(B, device=device).repeat_interleave(K))
+    state = decoder.start(features).rows(torch.arange(B, device=device).repeat_interleave(K))
     words = torch.full((B * K,), START, device=device)
     history = words.new_zeros((B, K, 0))  # words of the growing captions
     # All beams of a picture begin alike, so only the first may branch.
@@ -95,7 +95,8 @@ def beam_search(decoder: Decoder, features: Tensor, search: Search) -> list[Hypo
             break
 
         # Move every tensor to the surviving pictures and, within them, the surviving beams.
-        state = _rows(state, (left.unsqueeze(1) * K + parents[left]).flatten())
+        beams = (left.unsqueeze(1) * K + parents[left]).flatten()
+        state = state.rows(beams, pictures=left if len(left) < len(pictures) else None)
         history = history[left].gather(1, _widen(parents[left], history))
         history = torch.cat([history, chosen[left].unsqueeze(-1)], dim=-1)
         scores, words, pictures = scores[left], chosen[left].flatten(), pictures[left]
@@ -129,7 +130,3 @@ def _allowed(log_probs: Tensor, history: Tensor, search: Search) -> Tensor:
 def _widen(index: Tensor, like: Tensor) -> Tensor:
     """An index (b, n) over beams, for gathering rows of `like` (b, ·, words)."""
     return index.unsqueeze(-1).expand(-1, -1, like.shape[-1])
-
-
-def _rows(state: State, index: Tensor) -> State:
-    return tuple(part.index_select(0, index) for part in state)

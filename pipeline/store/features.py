@@ -36,11 +36,11 @@ class Features:
     recipe: FeatureRecipe
     array: NDArray[Any]  # (N, D) pooled or (N, H, W, D) grid, mapped, not loaded
 
-    def rows(self, ids: Sequence[str]) -> NDArray[np.float32]:
-        """The features of these pictures, in this order, as float32.
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The rows of these pictures in `array`, in this order.
 
         Raises:
-            InputError: a picture is not in the cache, or its features are not finite.
+            InputError: a picture is not in the cache.
         """
         row_of = {image_id: row for row, image_id in enumerate(self.ids)}
         missing = [image_id for image_id in ids if image_id not in row_of]
@@ -49,10 +49,7 @@ class Features:
                 f"{self.path} lacks {len(missing)} pictures, {missing[0]!r} among them; "
                 "run the stage 'extract' again"
             )
-        rows = self.array[[row_of[image_id] for image_id in ids]].astype(np.float32)
-        if not np.isfinite(rows).all():
-            raise InputError(f"{self.path} holds numbers that are not finite; run 'extract' again")
-        return rows
+        return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
 
 
 class RowWriter:

@@ -6,20 +6,21 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import InputError
-from pipeline.model.decoder import DecoderConfig, ShowAndTell
+from pipeline.model.build import build_decoder
+from pipeline.model.decoder import Decoder, DecoderConfig
 from pipeline.scoring.tokens import TOKENIZER
 from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.tensors import read_tensors, write_tensors
 from pipeline.store.vocabulary import Vocabulary, check_words
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Model:
     """A decoder, its words, and how the features that it learned from were made."""
 
-    decoder: ShowAndTell
+    decoder: Decoder
     vocabulary: Vocabulary
     recipe: FeatureRecipe
 
@@ -50,7 +51,7 @@ def read_model(path: Path, device: torch.device) -> Model:
         config = DecoderConfig(**header["decoder"])
         if config.vocabulary_size != len(vocabulary):
             raise ValueError(f"{config.vocabulary_size} outputs for {len(vocabulary)} words")
-        decoder = ShowAndTell(config)
+        decoder = build_decoder(config)
         decoder.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(

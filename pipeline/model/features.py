@@ -1,0 +1,69 @@
+"""The cached features of one split, wherever they fit: on the device, or mapped from the file."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.store.features import Features
+
+CHUNK = 256  # pictures looked at together
+
+
+class PictureFeatures:
+    """Features of N pictures by number.
+
+    Vectors live on the device whole, and so do grids on a GPU that has room for twice as much.
+    Other grids stay in the file, mapped: the system's page cache is their memory, shared by all
+    processes that read the file.
+    """
+
+    def __init__(self, cache: Features, ids: Sequence[str], device: torch.device) -> None:
+        """
+        Raises:
+            InputError: a picture is not in the cache, or its features are not finite.
+        """
+        self._rows = cache.rows_of(ids)  # (N,), in the file
+        self._array, self.device = cache.array, device
+        self.shape = cache.array.shape[1:]
+        self._held: Tensor | None = None
+        self.mean, self.std = self._look_through(cache)
+        if len(self.shape) == 1 or self._fits():
+            self._held = torch.from_numpy(self._array[self._rows]).to(device)
+            if len(self.shape) == 1:
+                self._held = self._held.float()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, pictures: Tensor | slice) -> Tensor:
+        """float32 (P, …) on the device, of pictures (P,) by number, or of a slice."""
+        if self._held is not None:
+            chosen = pictures if isinstance(pictures, slice) else pictures.to(self.device)
+            return self._held[chosen].float()
+        which = pictures if isinstance(pictures, slice) else pictures.cpu().numpy()
+        rows = torch.from_numpy(self._array[self._rows[which]])
+        return rows.to(self.device).float()
+
+    def _fits(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        size = len(self) * int(np.prod(self.shape)) * self._array.dtype.itemsize
+        return 2 * size < torch.cuda.mem_get_info(self.device)[0]
+
+    def _look_through(self, cache: Features) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (D,) over pictures and cells, float32; all is finite."""
+        total, squares = torch.zeros(2, self.shape[-1], dtype=torch.float64)
+        count = 0
+        for begin in range(0, len(self), CHUNK):
+            part = torch.from_numpy(self._array[self._rows[begin : begin + CHUNK]])
+            part = part.double().flatten(0, -2)  # (P * cells, D)
+            total, squares = total + part.sum(dim=0), squares + part.square().sum(dim=0)
+            count += len(part)
+        if not torch.isfinite(squares).all():
+            raise InputError(f"{cache.path} holds numbers that are not finite; run 'extract' again")
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0)
+        return mean.float().to(self.device), variance.sqrt().float().to(self.device)

@@ -1,0 +1,148 @@
+"""Decoders whose LSTM (or GRU) runs over the whole caption in one call.
+
+Show and Tell (Vinyals et al., CVPR 2015) sees the picture's vector first, then the words. Spatial
+and adaptive attention (Lu et al., "Knowing When to Look", CVPR 2017) do the same, and then each
+word's hidden state asks the grid. What was seen is not fed back into the LSTM, so training attends
+for all words at once; Show, Attend and Tell, which feeds it back, must go word by word.
+
+Shapes as in `pipeline.model.decoder`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.attend import Cells, MultiHeadAttention
+from pipeline.model.decoder import Decoder, DecoderConfig, State, repeat_for_captions
+
+
+class ShowAndTell(Decoder):
+    """Captions from one vector a picture."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.image = nn.Linear(config.feature_shape[-1], config.embed_size)
+        rnn = nn.LSTM if config.cell == "lstm" else nn.GRU
+        self.rnn = rnn(
+            config.embed_size,
+            config.hidden_size,
+            num_layers=config.layers,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+            batch_first=True,
+        )
+        if config.cell == "lstm":
+            self._open_forget_gates()
+
+    def _open_forget_gates(self) -> None:
+        """Remember by default: a forget bias of one (Jozefowicz et al., ICML 2015)."""
+        H = self.config.hidden_size
+        for layer in range(self.config.layers):
+            with torch.no_grad():
+                getattr(self.rnn, f"bias_ih_l{layer}")[H : 2 * H].fill_(1.0)
+                getattr(self.rnn, f"bias_hh_l{layer}")[H : 2 * H].zero_()
+
+    def hidden(self, features: Tensor, words: Tensor) -> Tensor:
+        return self._over_words(self.standardized(features), words)[1][:, 1:]
+
+    def _over_words(self, vectors: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """The LSTM's inputs (B, 1 + T, E) and outputs (B, 1 + T, H); the picture's own step, the
+        first, predicts nothing.
+
+        Args:
+            vectors: standardised, (P, D).
+        """
+        picture = repeat_for_captions(self.image(vectors), words).unsqueeze(1)  # (B, 1, E)
+        inputs = self.dropout(torch.cat([picture, self.embed(words)], dim=1))
+        return inputs, self.rnn(inputs)[0]
+
+    def start(self, features: Tensor) -> State:
+        return self._after_picture(self.standardized(features), ())
+
+    def _after_picture(self, vectors: Tensor, memory: tuple[Tensor, ...]) -> State:
+        _, state = self.rnn(self.dropout(self.image(vectors).unsqueeze(1)))
+        return State(memory, self._batch_first(state))
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        _, output, state = self._next(words, state)
+        return self.logits(output.squeeze(1)), state
+
+    def _next(self, words: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """The LSTM's input (B, 1, E) and output (B, 1, H) for `words` (B,)."""
+        layers_first = tuple(part.transpose(0, 1).contiguous() for part in state.beams)  # (L, B, H)
+        before = layers_first if self.config.cell == "lstm" else layers_first[0]
+        inputs = self.dropout(self.embed(words).unsqueeze(1))
+        output, after = self.rnn(inputs, before)
+        return inputs, output, State(state.memory, self._batch_first(after))
+
+    def _batch_first(self, state: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        parts = state if isinstance(state, tuple) else (state,)
+        return tuple(part.transpose(0, 1) for part in parts)  # (B, L, H)
+
+
+class SpatialAttention(ShowAndTell):
+    """Every word asks the grid, with several heads."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        *grid, D = config.feature_shape
+        H = config.hidden_size
+        self.cells = Cells(D, grid[0] * grid[1], H)
+        self.attend = MultiHeadAttention(H, config.heads)
+        self.fuse = nn.Linear(2 * H, H)
+
+    def hidden(self, features: Tensor, words: Tensor) -> Tensor:
+        return self._attended(features, words)[0]
+
+    def attention(self, features: Tensor, words: Tensor) -> Tensor:
+        return self._attended(features, words)[1]
+
+    def _attended(self, features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        grid = self.standardized(features)
+        inputs, outputs = self._over_words(grid.mean(dim=1), words)
+        return self._ask(inputs[:, 1:], outputs[:, :-1], outputs[:, 1:], self._memory(grid))
+
+    def start(self, features: Tensor) -> State:
+        grid = self.standardized(features)
+        return self._after_picture(grid.mean(dim=1), self._memory(grid))
+
+    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+        before = state.beams[0][:, -1:]  # the last layer's (B, 1, H)
+        inputs, output, state = self._next(words, state)
+        fused, _ = self._ask(inputs, before, output, state.memory)
+        return self.logits(fused.squeeze(1)), state
+
+    def _memory(self, grid: Tensor) -> tuple[Tensor, ...]:
+        return self.attend.remember(self.dropout(self.cells(grid)))
+
+    def _ask(
+        self, inputs: Tensor, before: Tensor, outputs: Tensor, memory: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """What `logits` takes, (B, T, H), and the weights.
+
+        Args:
+            inputs: (B, T, E), the LSTM's.
+            before: (B, T, H), its outputs for the words before.
+            outputs: (B, T, H), its outputs for these words.
+        """
+        seen, weights = self.attend(
+            self.dropout(outputs), *memory, self._sentinel(inputs, before, outputs)
+        )
+        return torch.tanh(self.fuse(torch.cat([outputs, seen], dim=-1))), weights
+
+    def _sentinel(self, inputs: Tensor, before: Tensor, outputs: Tensor) -> Tensor | None:
+        return None
+
+
+class AdaptiveAttention(SpatialAttention):
+    """A word may look at a sentinel, what the decoder knows by itself, instead of the grid.
+
+    Lu et al. gate the LSTM's memory cell, of which fused kernels give the last only; here the gate
+    opens on the hidden state, which is that cell through another gate.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.gate = nn.Linear(config.embed_size + config.hidden_size, config.hidden_size)
+
+    def _sentinel(self, inputs: Tensor, before: Tensor, outputs: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate(torch.cat([inputs, before], dim=-1)))
+        return gate * outputs
