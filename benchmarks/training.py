@@ -18,7 +18,8 @@ from pipeline.config.train import TrainConfig
 from pipeline.model.batches import EncodedCaptions, encode
 from pipeline.model.build import build_decoder
 from pipeline.model.features import PictureFeatures
-from pipeline.model.fit import Fit, Split, batches_of, caption_loss
+from pipeline.model.fit import Fit, batches_of, caption_loss
+from pipeline.model.split import Split
 from pipeline.store.features import create_features, read_features
 from pipeline.store.recipe import FeatureRecipe, Preprocessing
 from pipeline.store.vocabulary import SPECIAL, Vocabulary

@@ -20,6 +20,7 @@ STAGES = {
     "extract": "Run the frozen CNN over every picture, once.",
     "vocab": "Choose the vocabulary from the training captions.",
     "train": "Train the decoder on the cached features.",
+    "scst": "Let the decoder learn from its own captions' scores.",
     "evaluate": "Caption the test split and score the captions.",
 }
 OTHERS = {

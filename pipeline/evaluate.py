@@ -1,4 +1,4 @@
-"""Stage 7: captions of a split that the model has not seen, and their scores."""
+"""Stage 8: captions of a split that the model has not seen, and their scores."""
 
 import logging
 from collections.abc import Sequence

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
-import torch
 import typer
 
 from pipeline.command import run
@@ -19,24 +17,18 @@ from pipeline.config import read
 from pipeline.config.train import TrainConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
 from pipeline.errors import InputError
-from pipeline.model.batches import encode
 from pipeline.model.build import build_decoder
-from pipeline.model.captioning import caption_features
-from pipeline.model.decoder import Decoder, DecoderConfig
-from pipeline.model.features import PictureFeatures
-from pipeline.model.fit import Fit, Split
-from pipeline.model.search import Search
-from pipeline.scoring.metrics import bleu, cider
-from pipeline.store.features import Features, read_features
-from pipeline.store.files import atomic
+from pipeline.model.captioning import greedy_scores
+from pipeline.model.decoder import DecoderConfig
+from pipeline.model.fit import Fit
+from pipeline.model.split import load_split
+from pipeline.store.features import read_features
 from pipeline.store.model import Model, write_model
-from pipeline.store.table import captions_of, read_table
-from pipeline.store.vocabulary import Vocabulary, read_vocabulary
+from pipeline.store.results import write_history
+from pipeline.store.table import read_table
+from pipeline.store.vocabulary import read_vocabulary
 
 log = logging.getLogger(__name__)
-
-# Greedy: the best epoch by it is the best by beam search too, or next to it, at a fifth the time.
-VALIDATION = Search(beam=1, max_length=20)
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,16 @@ def train(
     precision = training_precision(config.precision, device)
     make_repeatable(config.seed)
     words, cache = read_vocabulary(vocabulary), read_features(features)
-    learn, validate = load_splits(cache, table, words, config, device)
+    if cache.recipe.layer != config.layer:
+        raise InputError(
+            f"{cache.path} holds {cache.recipe.layer} features, and the decoder {config.decoder} "
+            f"takes {config.layer} ones; set extract.layer: {config.layer}, or another "
+            "train.decoder"
+        )
+    captions = read_table(table)
+    learn, validate = (
+        load_split(cache, captions, name, words, device) for name in ("train", "dev")
+    )
     log.info(
         "%d captions of %d pictures: %s, %s on %s",
         *(len(learn.captions), len(learn.references), cache.recipe.label, precision, device),
@@ -77,9 +78,9 @@ def train(
         train_loss = fit.epoch(learn, number)
         trained = time.monotonic()
         val_loss = fit.loss(validate)
-        bleu_4, cider_mean = validation_scores(fit.learnt, validate, words)
+        bleu_4, cider_mean = greedy_scores(fit.learnt, validate, words)
         rows.append(Epoch(number, learning_rate, train_loss, val_loss, bleu_4, cider_mean))
-        _write_history(history, rows)
+        write_history(history, rows)
         best = best_epoch(rows, config)
         if best == number:
             write_model(out, Model(fit.learnt, words, cache.recipe))
@@ -94,30 +95,6 @@ def train(
             log.info("no better for %d epochs: stopping", config.patience)
             break
     log.info("kept epoch %d", best_epoch(rows, config))
-
-
-def load_splits(
-    cache: Features, table: Path, vocabulary: Vocabulary, config: TrainConfig, device: torch.device
-) -> tuple[Split, Split]:
-    """The train and dev splits.
-
-    Raises:
-        InputError: the cache is of the other layer than the decoder takes, or lacks pictures.
-    """
-    if cache.recipe.layer != config.layer:
-        raise InputError(
-            f"{cache.path} holds {cache.recipe.layer} features, and the decoder {config.decoder} "
-            f"takes {config.layer} ones; set extract.layer: {config.layer}, or another "
-            "train.decoder"
-        )
-    captions = read_table(table)
-
-    def split(name: str) -> Split:
-        own = captions_of(captions, name)
-        features = PictureFeatures(cache, own.ids, device)
-        return Split(features, own.references, encode(own.references, vocabulary))
-
-    return split("train"), split("dev")
 
 
 def decoder_config(
@@ -137,20 +114,9 @@ def decoder_config(
     )
 
 
-def validation_scores(decoder: Decoder, data: Split, vocabulary: Vocabulary) -> tuple[float, float]:
-    """BLEU-4 and CIDEr of greedy captions of dev."""
-    captions = caption_features(decoder, data.features, vocabulary, VALIDATION, batch_size=250)
-    return bleu(captions, data.references)[3], cider(captions, data.references)[0]
-
-
 def best_epoch(rows: list[Epoch], config: TrainConfig) -> int:
     """The number of the best epoch so far; of equals, the first."""
     return max(rows, key=lambda row: (getattr(row, config.select_by), -row.epoch)).epoch
-
-
-def _write_history(path: Path, rows: list[Epoch]) -> None:
-    with atomic(path) as scratch:
-        pd.DataFrame(rows).to_csv(scratch, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def main(

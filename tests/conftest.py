@@ -17,11 +17,13 @@ from pipeline.config.backbone import BackboneConfig
 from pipeline.config.captions import CaptionsConfig
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.extract import ExtractConfig
+from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
 from pipeline.config.vocab import VocabConfig
 from pipeline.demo.archives import write_archives
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
+from pipeline.scst import scst
 from pipeline.train import train
 from pipeline.vocab import make_vocabulary
 
@@ -42,6 +44,7 @@ TINY: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "device": "cpu",
     },
+    "scst": {"device": "cpu"},
     "evaluate": {"beam": 2, "max_length": 12, "device": "cpu"},
 }
 
@@ -126,6 +129,10 @@ class Artifacts:
         return self.folder / "models/captioner.safetensors"
 
     @property
+    def trained(self) -> Path:
+        return self.folder / "models/trained.safetensors"
+
+    @property
     def history(self) -> Path:
         return self.folder / "reports/history.csv"
 
@@ -167,8 +174,12 @@ def tiny(world: Artifacts) -> Artifacts:
     extract(world.images, world.backbone, world.features, read(world.params, ExtractConfig))
     make_vocabulary(world.table, world.vocabulary, read(world.params, VocabConfig))
     train(
-        *(world.features, world.table, world.vocabulary, world.model, world.history),
+        *(world.features, world.table, world.vocabulary, world.trained, world.history),
         read(world.params, TrainConfig),
+    )
+    scst(
+        *(world.trained, world.features, world.table, world.model, world.reports / "scst.csv"),
+        read(world.params, ScstConfig),
     )
     world.evaluate(read(world.params, EvaluateConfig), world.reports)
     return world

@@ -70,9 +70,9 @@ def test_no_key_has_a_name_that_dvcs_run_cache_overlooks() -> None:
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     path = write_params(tmp_path / "params.yaml")
-    lines = [line for line in path.read_text().splitlines() if "clip_norm" not in line]
+    lines = [line for line in path.read_text().splitlines() if "label_smoothing" not in line]
     path.write_text("\n".join(lines))
-    with pytest.raises(InputError, match=r"'train\.clip_norm' is missing"):
+    with pytest.raises(InputError, match=r"'train\.label_smoothing' is missing"):
         read(path, TrainConfig)
 
 

@@ -109,10 +109,11 @@ def test_two_runs_from_nothing_give_the_same_lock(
     [
         ({"download": {"retries": 1}}, {"download"}),
         ({"captions": {"dev_share": 0.2}}, {"captions"}),  # this text archive has its own lists
-        ({"backbone": {"weights": "random"}}, {"backbone", "extract", "train", "evaluate"}),
-        ({"extract": {"image_size": 32}}, {"extract", "train", "evaluate"}),
-        ({"vocab": {"min_count": 40}}, {"vocab", "train", "evaluate"}),
-        ({"train": {"seed": 1}}, {"train", "evaluate"}),
+        ({"backbone": {"weights": "random"}}, {"backbone", "extract", "train", "scst", "evaluate"}),
+        ({"extract": {"image_size": 32}}, {"extract", "train", "scst", "evaluate"}),
+        ({"vocab": {"min_count": 40}}, {"vocab", "train", "scst", "evaluate"}),
+        ({"train": {"seed": 1}}, {"train", "scst", "evaluate"}),
+        ({"scst": {"epochs": 1}}, {"scst", "evaluate"}),
         ({"evaluate": {"beam": 1}}, {"evaluate"}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -142,7 +143,7 @@ def test_metrics_params_plots_and_experiments_show_tables_worth_reading(
     ]
     repository.write(train={"cell": "gru"}, evaluate={"length_penalty": 0.0})
     try:
-        assert repository.repro() == {"train", "evaluate"}
+        assert repository.repro() == {"train", "scst", "evaluate"}
         diff = repository.run("dvc", "params", "diff")
         assert re.search(r"train\.cell\s+lstm\s+gru", diff)
         diff = json.loads(repository.run("dvc", "metrics", "diff", "--json"))

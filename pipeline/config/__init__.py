@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import InputError
 
-GROUPS = ("download", "captions", "backbone", "extract", "vocab", "train", "evaluate")
+GROUPS = ("download", "captions", "backbone", "extract", "vocab", "train", "scst", "evaluate")
 
 
 class Config(BaseModel):

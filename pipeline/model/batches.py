@@ -89,10 +89,27 @@ def batches(
     )
     for turn in turns:
         pictures, rows = groups[int(turn)]  # (P,), (P, C)
-        words = captions.words[rows.flatten(), : int(captions.lengths[rows].max())]
-        kept = (words[:, 1:] != PAD).flatten().nonzero().squeeze(1)
-        words, kept = (part.to(device, non_blocking=True) for part in (words, kept))
-        yield Batch(words[:, :-1], words[:, 1:], kept, pictures)
+        yield make_batch(captions, pictures, rows.flatten(), device)
+
+
+def make_batch(
+    captions: EncodedCaptions, pictures: Tensor, rows: Tensor, device: torch.device
+) -> Batch:
+    """The captions of these rows (P * C,), C of each of these pictures (P,)."""
+    words = captions.words[rows, : int(captions.lengths[rows].max())]
+    kept = (words[:, 1:] != PAD).flatten().nonzero().squeeze(1)
+    words, kept = (part.to(device, non_blocking=True) for part in (words, kept))
+    return Batch(words[:, :-1], words[:, 1:], kept, pictures)
+
+
+def one_caption_each(
+    captions: EncodedCaptions, pictures: Tensor, chance: torch.Generator, device: torch.device
+) -> Batch:
+    """A caption of each of these pictures (P,), drawn from its own."""
+    counts = torch.bincount(captions.pictures)
+    begins = counts.cumsum(0) - counts
+    drawn = (torch.rand(len(pictures), generator=chance) * counts[pictures]).long()
+    return make_batch(captions, pictures, begins[pictures] + drawn, device)
 
 
 def count_batches(captions: EncodedCaptions, size: int, by_picture: bool) -> int:

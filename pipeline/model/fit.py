@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +12,9 @@ from pipeline.config.train import TrainConfig
 from pipeline.errors import InputError
 from pipeline.model.batches import Batch, EncodedCaptions, batches, count_batches
 from pipeline.model.decoder import Decoder
-from pipeline.model.features import PictureFeatures
+from pipeline.model.split import Split
 from pipeline.progress import bar
 from pipeline.store.vocabulary import START, UNK
-
-
-@dataclass(frozen=True)
-class Split:
-    """N pictures' features and captions."""
-
-    features: PictureFeatures
-    references: list[list[list[str]]]
-    captions: EncodedCaptions
 
 
 class Fit:

@@ -26,6 +26,12 @@ def write_scores(path: Path, columns: dict[str, Sequence[Any]]) -> None:
         )
 
 
+def write_history(path: Path, epochs: Sequence[Any]) -> None:
+    """A row an epoch, each a dataclass."""
+    with atomic(path) as scratch:
+        pd.DataFrame(epochs).to_csv(scratch, index=False, float_format="%.6g", lineterminator="\n")
+
+
 def write_lengths(
     path: Path, captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> None:

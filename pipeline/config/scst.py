@@ -1,0 +1,24 @@
+"""Params of the scst stage."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config import Config
+
+
+class ScstConfig(Config):
+    """How a trained decoder goes on learning from the scores of its own captions."""
+
+    group: ClassVar[str] = "scst"
+    epochs: Annotated[int, Field(ge=0)]
+    patience: Annotated[int, Field(ge=1)]
+    pictures: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=2, le=64)]
+    temperature: Annotated[float, Field(gt=0, le=2)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    clip_norm: Annotated[float, Field(gt=0)]
+    cross_entropy: Annotated[float, Field(ge=0, le=10)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "float32", "bfloat16"]

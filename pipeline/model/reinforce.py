@@ -1,0 +1,133 @@
+"""Self-critical sequence training: the decoder learns from the scores of its own captions.
+
+Rennie et al., CVPR 2017, with the baseline of Luo, "A Better Variant of Self-Critical Sequence
+Training", 2020: a caption is compared with the other captions drawn for the same picture.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.scst import ScstConfig
+from pipeline.errors import InputError
+from pipeline.model.batches import EncodedCaptions, one_caption_each
+from pipeline.model.decoder import Decoder
+from pipeline.model.fit import caption_loss
+from pipeline.model.sample import log_probabilities, sample
+from pipeline.model.split import Split
+from pipeline.progress import bar
+from pipeline.scoring.reward import CiderReward
+from pipeline.store.vocabulary import PAD
+
+MAX_LENGTH = 20  # words of a drawn caption
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What an epoch was like: means per caption (reward x100) and per word (loss in nats)."""
+
+    reward: float
+    cross_entropy: float
+
+
+class Reinforce:
+    """A trained decoder that goes on learning."""
+
+    def __init__(
+        self, decoder: Decoder, split: Split, config: ScstConfig, precision: torch.dtype
+    ) -> None:
+        self.decoder, self.split, self.config, self.precision = decoder, split, config, precision
+        self.reward = CiderReward(references_of(split.captions, len(split.features)))
+        self.optimizer = torch.optim.AdamW(
+            decoder.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True
+        )
+        device = decoder.feature_mean.device
+        self._order = torch.Generator().manual_seed(config.seed)
+        self._draw = torch.Generator(device).manual_seed(config.seed)
+
+    def epoch(self, number: int) -> Learnt:
+        """Every picture once.
+
+        Raises:
+            InputError: the loss is no number any more.
+        """
+        config, split = self.config, self.split
+        rewards, losses, steps = 0.0, 0.0, 0
+        self.decoder.train()
+        groups = torch.randperm(len(split.features), generator=self._order).split(config.pictures)
+        for group in bar(groups, label=f"epoch {number}", unit="batch"):
+            features = split.features[group]  # (P, …)
+            with without_dropout(self.decoder):  # both times: the gradient is of what was drawn
+                drawn = sample(
+                    *(self.decoder, features, config.samples, config.temperature, MAX_LENGTH),
+                    generator=self._draw,
+                )
+                values = self.rewards(group, drawn)  # (P, samples)
+                loss = self._policy_loss(features, drawn, values)
+            if config.cross_entropy:
+                batch = one_caption_each(split.captions, group, self._order, features.device)
+                supervised = caption_loss(
+                    *(self.decoder, features, batch, batch.inputs),
+                    smoothing=0.0,
+                    precision=self.precision,
+                )
+                loss = loss + config.cross_entropy * supervised
+                losses += float(supervised.detach())
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
+            self.optimizer.step()
+            rewards, steps = rewards + float(values.mean()), steps + 1
+            if not math.isfinite(float(loss.detach())):
+                raise InputError(
+                    f"the loss stopped being a number in epoch {number}; lower scst.learning_rate"
+                )
+        return Learnt(reward=100 * rewards / steps, cross_entropy=losses / steps)
+
+    def rewards(self, pictures: Tensor, drawn: Tensor) -> Tensor:
+        """CIDEr-D, 0 to 10, of captions (P * samples, T) -> (P, samples)."""
+        captions = [[word for word in row if word != PAD] for row in drawn.tolist()]
+        numbers = pictures.repeat_interleave(len(captions) // len(pictures)).tolist()
+        values = [self.reward(*one) for one in zip(numbers, captions, strict=True)]
+        return torch.tensor(values).view(len(pictures), -1)
+
+    def _policy_loss(self, features: Tensor, drawn: Tensor, values: Tensor) -> Tensor:
+        """Words of captions that are better than their siblings become likelier."""
+        others = (values.sum(dim=1, keepdim=True) - values) / (values.shape[1] - 1)
+        advantage = (values - others).view(-1, 1).to(features.device)  # (B, 1)
+        with torch.autocast(
+            features.device.type, self.precision, enabled=self.precision != torch.float32
+        ):
+            likely = log_probabilities(self.decoder, features, drawn, self.config.temperature)
+        return -(advantage * likely).sum() / (drawn != PAD).sum()
+
+
+@contextmanager
+def without_dropout(decoder: Decoder) -> Iterator[None]:
+    """In train mode all the same: fused recurrent kernels have a gradient only there."""
+    modules = [m for m in decoder.modules() if isinstance(m, (nn.Dropout, nn.RNNBase))]
+    before = [(m.p if isinstance(m, nn.Dropout) else m.dropout) for m in modules]
+    _set_dropout(modules, [0.0] * len(modules))
+    try:
+        yield
+    finally:
+        _set_dropout(modules, before)
+
+
+def _set_dropout(modules: Sequence[nn.Dropout | nn.RNNBase], shares: Sequence[float]) -> None:
+    for module, share in zip(modules, shares, strict=True):
+        setattr(module, "p" if isinstance(module, nn.Dropout) else "dropout", share)
+
+
+def references_of(captions: EncodedCaptions, pictures: int) -> list[list[list[int]]]:
+    """The word ids of each picture's captions, <end> included, <start> not."""
+    references: list[list[list[int]]] = [[] for _ in range(pictures)]
+    for picture, length, words in zip(
+        captions.pictures.tolist(), captions.lengths.tolist(), captions.words.tolist(), strict=True
+    ):
+        references[picture].append(words[1:length])
+    return references

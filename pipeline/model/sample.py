@@ -1,0 +1,77 @@
+"""Captions drawn from a decoder's own distribution, and how likely it finds captions."""
+
+import torch
+from torch import Tensor
+
+from pipeline.model.decoder import Decoder, Stepwise
+from pipeline.store.vocabulary import END, PAD, START, UNK
+
+NEVER = float("-inf")
+
+
+@torch.no_grad()
+def sample(
+    decoder: Stepwise,
+    features: Tensor,
+    count: int,
+    temperature: float = 1.0,
+    max_length: int = 20,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw `count` captions of each picture.
+
+    Args:
+        features: of P pictures, (P, …).
+        temperature: divides the logits; below 1 likely words are drawn more often still.
+
+    Returns:
+        Word ids (P * count, T), T at most max_length + 1: words, <end>, <pad>. A caption of
+        max_length words has no <end> if it was not drawn by then.
+    """
+    P = len(features)
+    state = decoder.start(features)
+    state = state.rows(torch.arange(P, device=features.device).repeat_interleave(count))
+    words = torch.full((P * count,), START, device=features.device)
+    said, done = [], torch.zeros_like(words, dtype=torch.bool)
+    for length in range(max_length + 1):
+        logits, state = decoder.step(words, state)
+        shares = torch.softmax(speakable(logits.float(), first=length == 0) / temperature, dim=-1)
+        words = torch.multinomial(shares, 1, generator=generator).squeeze(1)
+        if length == max_length:  # only to end is left
+            words = torch.where(words == END, words, PAD)
+        words = torch.where(done, PAD, words)
+        said.append(words)
+        done |= (words == END) | (words == PAD)
+        if done.all():
+            break
+    return torch.stack(said, dim=1)
+
+
+def speakable(logits: Tensor, first: bool) -> Tensor:
+    """Logits (…, V) without what is no word; the first word (B, V) is no <end> either."""
+    never = [PAD, START, UNK] + ([END] if first else [])
+    logits = logits.clone()
+    logits[..., never] = NEVER
+    return logits
+
+
+def log_probabilities(
+    decoder: Decoder, features: Tensor, captions: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability (B, T) with which `sample` draws each word of captions (B, T); 0 for <pad>.
+
+    Args:
+        features: of P pictures, (P, …), P a divisor of B.
+    """
+    begin = captions.new_full((len(captions), 1), START)
+    inputs = torch.cat([begin, captions[:, :-1]], dim=1)
+    kept = (captions != PAD).flatten().nonzero().squeeze(1)
+    hidden = decoder.hidden(features, inputs).flatten(0, 1)[kept]
+    logits = speakable(decoder.logits(hidden).float(), first=False)
+    # As in sampling, a caption does not end before it begins.
+    firsts = (kept % captions.shape[1] == 0).nonzero().squeeze(1)
+    logits[firsts, END] = NEVER
+    chosen = captions.flatten()[kept]
+    values = torch.log_softmax(logits / temperature, dim=-1).gather(1, chosen.unsqueeze(1))
+    filled = torch.zeros(captions.numel(), device=captions.device)
+    return filled.index_put((kept,), values.squeeze(1)).view_as(captions)

@@ -1,0 +1,156 @@
+"""Self-critical training: rewards are CIDEr-D, draws are the decoder's own, scores rise."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.config import read
+from pipeline.config.scst import ScstConfig
+from pipeline.config.train import TrainConfig
+from pipeline.errors import InputError
+from pipeline.model import reinforce
+from pipeline.model.batches import encode, one_caption_each
+from pipeline.model.build import DECODERS
+from pipeline.model.sample import log_probabilities, sample
+from pipeline.scoring.metrics import cider
+from pipeline.scoring.reward import CiderReward
+from pipeline.scst import scst
+from pipeline.store.vocabulary import END, PAD, START, UNK, build_vocabulary
+from pipeline.train import train
+from tests.conftest import Artifacts, write_params
+from tests.test_decoder import decoder, features_for
+
+CPU = torch.device("cpu")
+
+
+def sentences(rng: random.Random, count: int) -> list[list[int]]:
+    return [[rng.randint(4, 12) for _ in range(rng.randint(1, 12))] for _ in range(count)]
+
+
+def test_the_reward_is_the_cider_of_the_reports() -> None:
+    rng = random.Random(0)
+    references = [sentences(rng, rng.randint(1, 5)) for _ in range(60)]
+    captions = sentences(rng, 60)
+    reward = CiderReward(references)
+    words = [[str(word) for word in caption] for caption in captions]
+    expected = cider(words, [[[str(w) for w in one] for one in refs] for refs in references])[1]
+    made = [100 * reward(picture, caption) for picture, caption in enumerate(captions)]
+    assert made == pytest.approx(expected, abs=1e-9)
+
+
+def test_where_references_end_a_caption_that_breaks_off_is_worth_less() -> None:
+    references = [[[5, 6, 7, END]], [[8, 9, 10, END]], [[5, 9, 11, END]]]
+    reward = CiderReward(references)
+    assert reward(0, [5, 6, 7, END]) == pytest.approx(10)
+    assert reward(0, [5, 6, 7]) < 9
+    assert reward(0, [5, 6, END]) < reward(0, [5, 6, 7])
+    assert reward(0, [5, 5, 5, 5, END]) < reward(0, [5, 6, END])
+    assert reward(0, []) == 0
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("name", DECODERS)
+def test_captions_are_drawn_as_often_as_the_decoder_finds_them_likely(
+    name: str, temperature: float
+) -> None:
+    torch.manual_seed(0)
+    model = decoder(name, vocabulary_size=7, dropout=0.5).eval()  # three words to say
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)  # not all alike
+    features = features_for(model, 2)
+    drawn = sample(model, features, 4000, temperature, max_length=2, generator=seeded())
+    assert drawn.shape == (8000, 3)
+    assert not {START, UNK} & set(drawn.flatten().tolist())
+    assert (drawn[:, 0] != END).all()
+    assert (drawn[:, 0] != PAD).all()
+    assert set(drawn[:, 2].tolist()) <= {END, PAD}
+    with torch.no_grad():
+        likely = log_probabilities(model, features, drawn, temperature)
+    assert ((likely == 0) | (drawn != PAD)).all()
+    for picture in range(2):
+        own = slice(picture * 4000, (picture + 1) * 4000)
+        both = drawn[own, :2].tolist()
+        for caption in {tuple(one) for one in both}:
+            row = both.index(list(caption)) + picture * 4000
+            share = sum(tuple(one) == caption for one in both) / 4000
+            assert share == pytest.approx(float(likely[row, :2].sum().exp()), abs=0.03)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_one_caption_of_each_picture_is_its_own() -> None:
+    references = [[["w"] * (picture + 1)] * (1 + picture % 3) for picture in range(9)]
+    captions = encode(references, build_vocabulary([["w"]], 1))
+    pictures = torch.tensor([8, 0, 3, 3])
+    batch = one_caption_each(captions, pictures, seeded(), CPU)
+    assert (batch.targets != PAD).sum(dim=1).tolist() == [10, 2, 5, 5]
+    assert torch.equal(batch.pictures, pictures)
+
+
+def run(tiny: Artifacts, trained: Path, folder: Path, **changes: Any) -> pd.DataFrame:
+    settings = {"pictures": 10, "learning_rate": 0.002, "patience": 50}
+    params = write_params(folder / "params.yaml", scst=settings | changes)
+    model, history = folder / "captioner.safetensors", folder / "scst.csv"
+    scst(trained, tiny.features, tiny.table, model, history, read(params, ScstConfig))
+    return pd.read_csv(history)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learnt something, and not yet all."""
+    folder = tmp_path_factory.mktemp("trained")
+    changes = {"epochs": 12, "hidden_size": 64, "embed_size": 64, "dropout": 0.1}
+    config = read(write_params(folder / "p.yaml", train=changes), TrainConfig)
+    model = folder / "model.safetensors"
+    train(tiny.features, tiny.table, tiny.vocabulary, model, folder / "history.csv", config)
+    return model
+
+
+def test_the_score_of_its_own_captions_rises_and_the_best_epoch_is_kept(
+    tiny: Artifacts, trained: Path, tmp_path: Path
+) -> None:
+    history = run(tiny, trained, tmp_path, epochs=8)
+    assert history["epoch"].tolist() == list(range(9))
+    assert history["reward"].iloc[-1] > 1.1 * history["reward"].iloc[1]
+    assert (tmp_path / "captioner.safetensors").read_bytes() != trained.read_bytes()
+    assert history["cider"].max() > history["cider"].iloc[0]
+
+
+def test_the_same_bytes_every_time(tiny: Artifacts, trained: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run(tiny, trained, tmp_path / name, epochs=2)
+    for name in ("captioner.safetensors", "scst.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_no_epochs_leave_the_model_as_it_is(tiny: Artifacts, tmp_path: Path) -> None:
+    history = run(tiny, tiny.trained, tmp_path, epochs=0)
+    assert history["epoch"].tolist() == [0]
+    assert (tmp_path / "captioner.safetensors").read_bytes() == tiny.trained.read_bytes()
+
+
+def test_an_epoch_that_makes_it_worse_is_not_kept(
+    tiny: Artifacts, trained: Path, tmp_path: Path
+) -> None:
+    history = run(tiny, trained, tmp_path, epochs=2, learning_rate=1.0, cross_entropy=0.0)
+    assert history["cider"].iloc[1:].max() < history["cider"].iloc[0]
+    assert (tmp_path / "captioner.safetensors").read_bytes() == trained.read_bytes()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    tiny: Artifacts, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        reinforce, "log_probabilities", lambda *a: log_probabilities(*a) * float("nan")
+    )
+    with pytest.raises(InputError, match=r"stopped being a number in epoch 1; lower scst\."):
+        run(tiny, trained, tmp_path, epochs=1)
+    assert (tmp_path / "captioner.safetensors").read_bytes() == trained.read_bytes()
