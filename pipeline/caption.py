@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from pipeline.device import DeviceName, choose_device, make_repeatable
 from pipeline.errors import InputError
 from pipeline.model.captioning import caption_features
 from pipeline.model.search import Search
-from pipeline.store.model import read_model
+from pipeline.store.model import read_models, speaker
 from pipeline.store.pictures import EXTENSIONS
 from pipeline.store.weights import read_backbone
 
@@ -30,13 +30,22 @@ BATCH = 16
 class Captioner:
     """The frozen CNN and the decoder come together as one: pictures in, captions out."""
 
-    def __init__(self, backbone: Path, model: Path, device: torch.device) -> None:
+    def __init__(self, backbone: Path, models: Sequence[Path], device: torch.device) -> None:
         """
+        Args:
+            models: one, or several that speak as one.
+
         Raises:
-            InputError: a file cannot be used, or the model learned from another backbone.
+            InputError: a file cannot be used, or a model learned from another backbone.
         """
-        self._model = read_model(model, device)
-        self._cnn = FrozenCNN(read_backbone(backbone), self._model.recipe, device)
+        trained = read_models(models, device)
+        self._vocabulary, recipes = trained[0].vocabulary, [model.recipe for model in trained]
+        # Members of an ensemble that take vectors take the means of the others' grids.
+        self._recipe = next((one for one in recipes if one.layer == "grid"), recipes[0])
+        self._decoder = speaker(
+            trained, self._recipe, where=str(models[recipes.index(self._recipe)])
+        )
+        self._cnn = FrozenCNN(read_backbone(backbone), self._recipe, device)
 
     def prepare(self, picture: Path) -> Tensor:
         """Read one picture file as the CNN takes it: uint8 (S, S, 3)."""
@@ -44,14 +53,12 @@ class Captioner:
             content = picture.read_bytes()
         except OSError as error:
             raise InputError(f"the picture {picture} cannot be read ({error.strerror})") from None
-        return prepare(content, str(picture), self._model.recipe)
+        return prepare(content, str(picture), self._recipe)
 
     def caption(self, pictures: list[Tensor], search: Search) -> list[str]:
         """One caption for each prepared picture."""
         features = self._cnn(torch.stack(pictures))  # (B, …)
-        words = caption_features(
-            self._model.decoder, features, self._model.vocabulary, search, len(pictures)
-        )
+        words = caption_features(self._decoder, features, self._vocabulary, search, len(pictures))
         return [" ".join(caption) for caption in words]
 
 
@@ -98,9 +105,9 @@ def main(
     photos: Annotated[
         list[Path], typer.Argument(metavar="PHOTO", help="Pictures, or folders of pictures.")
     ],
-    model: Annotated[Path, typer.Option(help="The trained model.")] = Path(
-        "models/captioner.safetensors"
-    ),
+    model: Annotated[
+        list[Path], typer.Option(help="The trained model; several speak as an ensemble.")
+    ] = [Path("models/captioner.safetensors")],  # noqa: B006
     backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
         "models/backbone.safetensors"
     ),

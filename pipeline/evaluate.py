@@ -15,10 +15,10 @@ from pipeline.model.captioning import caption_features
 from pipeline.model.features import PictureFeatures
 from pipeline.model.search import Search
 from pipeline.scoring.metrics import SCALE, cider, each_bleu_4, headline, rouge_l
+from pipeline.scoring.variety import variety
 from pipeline.scoring.yardsticks import best_constant, human_scores
 from pipeline.store.features import read_features
-from pipeline.store.model import read_model
-from pipeline.store.recipe import require_same_recipe
+from pipeline.store.model import read_models, speaker
 from pipeline.store.results import (
     score_table,
     write_captions,
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    model: Path,
+    models: Sequence[Path],
     features: Path,
     table: Path,
     summary: Path,
@@ -44,22 +44,25 @@ def evaluate(
 ) -> None:
     """Caption a split and write `captions`, `scores` (a row a picture), `lengths`, `metrics`.
 
+    Args:
+        models: one, or several that speak as one.
+
     Raises:
         InputError: an input cannot be used, or the features are not those of the model.
     """
     device = choose_device(config.device)
     make_repeatable(seed=0)
-    trained = read_model(model, device)
     cache = read_features(features)
-    require_same_recipe(cache.recipe, trained.recipe, where=str(features))
+    trained = read_models(models, device)
+    decoder = speaker(trained, cache.recipe, where=str(features))
     about = read_summary(summary)
     everything = read_table(table)
     split = captions_of(everything, config.split)
 
     made = caption_features(
-        trained.decoder,
+        decoder,
         PictureFeatures(cache, split.ids, device),
-        trained.vocabulary,
+        trained[0].vocabulary,
         search_of(config),
         config.batch_size,
     )
@@ -87,6 +90,7 @@ def evaluate(
                 "pictures": len(made),
                 "references": sum(map(len, split.references)) / len(made),
                 "features": cache.recipe.label,
+                "models": len(models),
             }
         ],
     }
@@ -116,17 +120,10 @@ def search_of(config: EvaluateConfig) -> Search:
     )
 
 
-def variety(captions: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean words a caption, percentage of distinct captions, number of words ever used."""
-    return {
-        "length": sum(map(len, captions)) / len(captions),
-        "distinct": 100 * len({tuple(caption) for caption in captions}) / len(captions),
-        "vocabulary_used": len({word for caption in captions for word in caption}),
-    }
-
-
 def main(
-    model: Annotated[Path, typer.Option(help="The trained model.")],
+    model: Annotated[
+        list[Path], typer.Option(help="The trained model; several speak as an ensemble.")
+    ],
     features: Annotated[Path, typer.Option(help="The cached features.")],
     table: Annotated[Path, typer.Option(help="The captions table.")],
     summary: Annotated[Path, typer.Option(help="Its summary.")],

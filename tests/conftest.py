@@ -153,7 +153,8 @@ class Artifacts:
             "summary": self.summary,
         }
         names = ("captions.json", "scores.csv", "lengths.csv", "metrics.json")
-        evaluate(*(inputs | other).values(), *(out / name for name in names), config)
+        model, *data = (inputs | other).values()
+        evaluate([model], *data, *(out / name for name in names), config)
 
 
 @pytest.fixture(scope="session")

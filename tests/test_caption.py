@@ -65,7 +65,7 @@ def test_odd_kinds_of_pictures_are_captioned(tiny: Artifacts, tmp_path: Path) ->
     for mode, suffix in (("L", "png"), ("CMYK", "jpg"), ("P", "gif"), ("RGBA", "webp")):
         files.append(tmp_path / f"{mode}.{suffix}")
         Image.new("RGB", (33, 200), "green").convert(mode).save(files[-1])
-    captioner = Captioner(tiny.backbone, tiny.model, choose_device("cpu"))
+    captioner = Captioner(tiny.backbone, [tiny.model], choose_device("cpu"))
     outcomes = list(caption_all(captioner, files, Search()))
     assert all(isinstance(outcome, str) for _, outcome in outcomes)
 
@@ -97,4 +97,4 @@ def test_another_backbone_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     write_backbone(path, Backbone(mine.name, "other", mine.preprocessing, other))
     with pytest.raises(InputError, match="is not the one that the features came from"):
-        Captioner(path, tiny.model, choose_device("cpu"))
+        Captioner(path, [tiny.model], choose_device("cpu"))

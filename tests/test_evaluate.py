@@ -29,7 +29,7 @@ def metrics(tiny: Artifacts, folder: Path, **changes: Any) -> dict[str, Any]:
 def test_metrics_say_what_they_are(tiny: Artifacts) -> None:
     made = json.loads((tiny.reports / "metrics.json").read_text())
     assert {f"bleu_{n}" for n in range(1, 5)} | {"cider", "rouge_l", "length"} <= made.keys()
-    assert {"distinct", "vocabulary_used"} <= made.keys()
+    assert {"distinct", "repeated", "dangling", "vocabulary_used"} <= made.keys()
     assert made["split"] == "test (lists)"
     (about,) = made["about"]
     assert (about["scale"], about["tokenizer"]) == (100.0, "ptb-lower-nopunct-1")

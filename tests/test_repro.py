@@ -138,8 +138,8 @@ def test_metrics_params_plots_and_experiments_show_tables_worth_reading(
 ) -> None:
     header, _ = repository.run("dvc", "metrics", "show").splitlines()
     assert header.split() == [
-        *("Path", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "distinct", "length"),
-        *("rouge_l", "split", "vocabulary_used"),
+        *("Path", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "dangling", "distinct"),
+        *("length", "repeated", "rouge_l", "split", "vocabulary_used"),
     ]
     repository.write(train={"cell": "gru"}, evaluate={"length_penalty": 0.0})
     try:

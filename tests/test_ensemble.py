@@ -1,0 +1,104 @@
+"""Several decoders that speak as one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.config import read
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.train import TrainConfig
+from pipeline.evaluate import evaluate
+from pipeline.extract import extract
+from pipeline.model.build import DECODERS
+from pipeline.model.ensemble import Ensemble, features_for
+from pipeline.model.search import Search, beam_search
+from pipeline.store.vocabulary import START
+from pipeline.train import train
+from tests.conftest import Artifacts, one_line, showtell, write_params
+from tests.test_decoder import GRID, decoder
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_an_ensemble_of_one_is_that_model(name: str) -> None:
+    model, features = decoder(name).eval(), torch.randn(6, *GRID)
+    search = Search(beam=3, length_penalty=0.7, max_length=8)
+    alone = beam_search(model, features_for(model, features), search)
+    together = beam_search(Ensemble([model]), features, search)
+    assert [one.words for one in together] == [one.words for one in alone]
+    assert [one.score for one in together] == pytest.approx([one.score for one in alone], abs=1e-4)
+
+
+def test_all_kinds_together_say_the_mean_of_what_each_would() -> None:
+    members, features = [decoder(name).eval() for name in DECODERS], torch.randn(3, *GRID)
+    words = torch.randint(4, 30, (6, 4))
+    words[:, 0] = START
+    ensemble = Ensemble(members)
+    state = ensemble.start(features).rows(torch.arange(3).repeat_interleave(2))
+    for position in range(4):
+        logits, state = ensemble.step(words[:, position], state)
+        shares = [
+            one(features_for(one, features), words)[:, position].softmax(-1) for one in members
+        ]
+        torch.testing.assert_close(logits.exp(), torch.stack(shares).mean(dim=0))
+
+
+@pytest.fixture(scope="module")
+def several(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A grid cache, a model of it, one of vectors, and one of another vocabulary."""
+    folder = tmp_path_factory.mktemp("several")
+    changes: dict[str, dict[str, Any]] = {
+        "extract": {"layer": "grid"},
+        "train": {"decoder": "adaptive_attention", "epochs": 1},
+    }
+    params = write_params(folder / "params.yaml", **changes)
+    made = {name: folder / name for name in ("grid.h5", "attention", "params.yaml")}
+    extract(tiny.images, tiny.backbone, made["grid.h5"], read(params, ExtractConfig))
+    train(
+        *(made["grid.h5"], tiny.table, tiny.vocabulary, made["attention"], folder / "h.csv"),
+        read(params, TrainConfig),
+    )
+    words = json.loads(tiny.vocabulary.read_text())
+    words["words"] = [*words["words"][:4], *words["words"][:3:-1]]
+    (folder / "vocabulary.json").write_text(json.dumps(words))
+    made["other"] = folder / "other"
+    train(
+        *(made["grid.h5"], tiny.table, folder / "vocabulary.json", made["other"], folder / "h.csv"),
+        read(params, TrainConfig),
+    )
+    return made
+
+
+def test_models_of_vectors_and_of_grids_are_scored_and_caption_as_one(
+    tiny: Artifacts, several: dict[str, Path], tmp_path: Path
+) -> None:
+    outs = [tmp_path / name for name in ("captions", "scores", "lengths", "metrics")]
+    models, config = (
+        [several["attention"], tiny.model],
+        read(several["params.yaml"], EvaluateConfig),
+    )
+    evaluate(models, several["grid.h5"], tiny.table, tiny.summary, *outs, config)
+    (about,) = json.loads(outs[-1].read_text())["about"]
+    assert about["models"] == 2
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (80, 60), "red").save(photo)
+    said = showtell(
+        *("caption", "--backbone", tiny.backbone, "--model", tiny.model),
+        *("--model", several["attention"], photo),
+    )
+    assert said.returncode == 0, said.stderr
+    assert len(said.stdout.split("\t")[1].split()) >= 1
+
+
+def test_models_of_two_vocabularies_are_refused(
+    tiny: Artifacts, several: dict[str, Path], tmp_path: Path
+) -> None:
+    said = showtell(
+        *("caption", "--backbone", tiny.backbone, "--model", several["attention"]),
+        *("--model", several["other"], tiny.images),
+    )
+    assert "has another vocabulary than" in one_line(said)

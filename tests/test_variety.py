@@ -1,0 +1,18 @@
+"""Captions that are all the same, stutter or break off are counted."""
+
+import pytest
+
+from pipeline.scoring.variety import variety
+
+
+def test_by_hand() -> None:
+    captions = [
+        "a dog runs in the grass",
+        "a dog runs in the grass",
+        "a white and a white and",
+        "a man in a",
+    ]
+    made = variety([caption.split() for caption in captions])
+    assert made == pytest.approx(
+        {"length": 5.5, "distinct": 75, "repeated": 25, "dangling": 50, "vocabulary_used": 9}
+    )
