@@ -52,4 +52,4 @@ def _scoring() -> Row:
     cider(captions, references)
     rouge_l(captions, references)
     seconds = time.perf_counter() - began
-    return Row("scoring 1,000 pictures", seconds, "s", "3 s", seconds / 3, "at most 1")
+    return Row(f"scoring {PICTURES:,} pictures", seconds, "s", "3 s", seconds / 3, "at most 1")

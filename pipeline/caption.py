@@ -17,9 +17,11 @@ from pipeline.command import run
 from pipeline.device import DeviceName, choose_device, make_repeatable
 from pipeline.errors import InputError
 from pipeline.model.captioning import caption_features
+from pipeline.model.decoder import Decoder
 from pipeline.model.search import Search
 from pipeline.store.model import read_models, speaker
 from pipeline.store.pictures import EXTENSIONS
+from pipeline.store.vocabulary import START
 from pipeline.store.weights import read_backbone
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,21 @@ class Captioner:
         features = self._cnn(torch.stack(pictures))  # (B, …)
         words = caption_features(self._decoder, features, self._vocabulary, search, len(pictures))
         return [" ".join(caption) for caption in words]
+
+    def attention(self, picture: Tensor, caption: Sequence[str]) -> Tensor:
+        """Where the decoder looked for each word of its caption: (T, height, width).
+
+        Raises:
+            TypeError: there are several decoders, or this one attends to no grid.
+        """
+        if not isinstance(self._decoder, Decoder):
+            raise TypeError("an ensemble looks in many ways at once")
+        features = self._cnn(picture.unsqueeze(0))  # (1, height, width, D)
+        words = torch.tensor([[START, *self._vocabulary.encode(caption)[:-1]]])
+        with torch.inference_mode():
+            weights = self._decoder.attention(features, words.to(features.device))[0]  # (T, N)
+        height, width = features.shape[1:3]
+        return weights[:, : height * width].unflatten(1, (height, width)).cpu()
 
 
 def find_pictures(paths: list[Path]) -> list[Path]:

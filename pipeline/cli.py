@@ -25,6 +25,7 @@ STAGES = {
 }
 OTHERS = {
     "caption": "Caption your own pictures with the trained model.",
+    "attend": "Draw where an attention decoder looked, word by word.",
     "demo": "Run the whole graph on a small data set made here, offline.",
     "demo-pretrain": "Train the demo's small CNN to name shapes.",
 }

@@ -102,3 +102,18 @@ def test_models_of_two_vocabularies_are_refused(
         *("--model", several["other"], tiny.images),
     )
     assert "has another vocabulary than" in one_line(said)
+
+
+def test_what_attention_looked_at_is_drawn(
+    tiny: Artifacts, several: dict[str, Path], tmp_path: Path
+) -> None:
+    photo, out = tmp_path / "photo.png", tmp_path / "attention"
+    Image.new("RGB", (80, 60), "red").save(photo)
+    common = ("attend", "--backbone", tiny.backbone, "--out", out, photo)
+    said = showtell(*common, "--model", several["attention"])
+    assert said.returncode == 0, said.stderr
+    path, caption = said.stdout.strip().split("\t")
+    with Image.open(path) as sheet:  # the picture and a tile a word
+        assert sheet.width > 6 * 64
+        assert sheet.height > 64 * -(-(1 + len(caption.split())) // 6)
+    assert "show_and_tell attends to no grid" in one_line(showtell(*common, "--model", tiny.model))

@@ -13,9 +13,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, hidden_size: int, heads: int) -> None:
         super().__init__()
         self.heads, self.scale = heads, (hidden_size // heads) ** -0.5
-        self.query, self.key, self.value, self.out = (
-            nn.Linear(hidden_size, hidden_size) for _ in range(4)
-        )
+        self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size) for _ in range(3))
 
     def remember(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """(P, N, H) -> keys and values, (P, N, H) each."""
@@ -30,8 +28,9 @@ class MultiHeadAttention(nn.Module):
             sentinel: (B, T, H), what each word may look at instead of the grid.
 
         Returns:
-            What was seen, (B, T, H), and the weights (B, T, N), the mean over heads; with a
-            sentinel its own weight, the last of (B, T, N + 1), too.
+            What was seen, (B, T, H), the heads side by side for the caller to mix, and the weights
+            (B, T, N), the mean over heads; with a sentinel its own weight, the last of
+            (B, T, N + 1), too.
         """
         (B, T, H), (P, N, _) = asking.shape, keys.shape
         # A picture's captions ask side by side: (P, heads, C * T, H / heads)
@@ -45,8 +44,7 @@ class MultiHeadAttention(nn.Module):
         seen = weights[..., :N] @ self._split(values)  # (P, heads, C * T, H / heads)
         if sentinel is not None:
             seen = seen + weights[..., N:] * own_value
-        seen = seen.transpose(1, 2).reshape(B, T, H)
-        return self.out(seen), weights.mean(dim=1).view(B, T, -1)
+        return seen.transpose(1, 2).reshape(B, T, H), weights.mean(dim=1).view(B, T, -1)
 
     def _split(self, rows: Tensor) -> Tensor:
         """(P, n, H) -> (P, heads, n, H / heads)."""

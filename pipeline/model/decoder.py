@@ -105,7 +105,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def hidden(self, features: Tensor, words: Tensor) -> Tensor:
-        """Teacher forcing: (B, T, H), from which `logits` tells the word after each of `words`.
+        """Teacher forcing: (B, T, ·), from which `logits` tells the word after each of `words`.
 
         Args:
             features: of P pictures, (P, D) or (P, height, width, D).
@@ -113,7 +113,7 @@ class Decoder(nn.Module, ABC):
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, H) -> scores (…, V) of the next word."""
+        """What `hidden` gave, (…, ·) -> scores (…, V) of the next word."""
         hidden = self.dropout(hidden)
         if self.output is None:
             return F.linear(hidden, self.embed.weight, self.bias)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.model.attend import Cells, MultiHeadAttention
 from pipeline.model.decoder import Decoder, DecoderConfig, State, repeat_for_captions
+from pipeline.store.vocabulary import PAD
 
 
 class ShowAndTell(Decoder):
@@ -52,7 +53,29 @@ class ShowAndTell(Decoder):
         """
         picture = repeat_for_captions(self.image(vectors), words).unsqueeze(1)  # (B, 1, E)
         inputs = self.dropout(torch.cat([picture, self.embed(words)], dim=1))
-        return inputs, self.rnn(inputs)[0]
+        if words.device.type != "cpu":
+            return inputs, self.rnn(inputs)[0]
+        return inputs, self._ragged(inputs, 1 + (words != PAD).sum(dim=1))
+
+    def _ragged(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """The LSTM's outputs (B, T, H), zeros for most of what is past a caption's length (B,).
+
+        A CPU computes every step that it is asked for. So where captions of several lengths share
+        a batch, the short ones leave it at the step at which that saves the most.
+        """
+        B, T = inputs.shape[:2]
+        alive = (lengths.unsqueeze(1) > torch.arange(T)).sum(dim=0)  # (T,): captions at each step
+        cost = [B * cut + int(alive[cut]) * (T - cut) for cut in range(1, T)]
+        cut = 1 + min(range(T - 1), key=cost.__getitem__) if cost else T
+        if not cost or min(cost) > 0.95 * B * T:
+            return self.rnn(inputs)[0]
+        longer = (lengths > cut).nonzero().squeeze(1)
+        first, state = self.rnn(inputs[:, :cut])
+        parts = state if isinstance(state, tuple) else (state,)
+        parts = tuple(part.index_select(1, longer) for part in parts)
+        rest, _ = self.rnn(inputs[longer, cut:], parts if len(parts) > 1 else parts[0])
+        padded = rest.new_zeros(B, T - cut, rest.shape[-1]).index_copy(0, longer, rest)
+        return torch.cat([first, padded], dim=1)
 
     def start(self, features: Tensor) -> State:
         return self._after_picture(self.standardized(features), ())
@@ -90,7 +113,10 @@ class SpatialAttention(ShowAndTell):
         self.fuse = nn.Linear(2 * H, H)
 
     def hidden(self, features: Tensor, words: Tensor) -> Tensor:
-        return self._attended(features, words)[0]
+        return self._attended(features, words)[0]  # (B, T, 2 H), to be fused where needed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return super().logits(torch.tanh(self.fuse(hidden)))
 
     def attention(self, features: Tensor, words: Tensor) -> Tensor:
         return self._attended(features, words)[1]
@@ -107,8 +133,8 @@ class SpatialAttention(ShowAndTell):
     def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
         before = state.beams[0][:, -1:]  # the last layer's (B, 1, H)
         inputs, output, state = self._next(words, state)
-        fused, _ = self._ask(inputs, before, output, state.memory)
-        return self.logits(fused.squeeze(1)), state
+        both, _ = self._ask(inputs, before, output, state.memory)
+        return self.logits(both.squeeze(1)), state
 
     def _memory(self, grid: Tensor) -> tuple[Tensor, ...]:
         return self.attend.remember(self.dropout(self.cells(grid)))
@@ -116,7 +142,7 @@ class SpatialAttention(ShowAndTell):
     def _ask(
         self, inputs: Tensor, before: Tensor, outputs: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        """What `logits` takes, (B, T, H), and the weights.
+        """What the LSTM knows and what was seen, (B, T, 2 H), and the weights.
 
         Args:
             inputs: (B, T, E), the LSTM's.
@@ -126,7 +152,7 @@ class SpatialAttention(ShowAndTell):
         seen, weights = self.attend(
             self.dropout(outputs), *memory, self._sentinel(inputs, before, outputs)
         )
-        return torch.tanh(self.fuse(torch.cat([outputs, seen], dim=-1))), weights
+        return torch.cat([outputs, seen], dim=-1), weights
 
     def _sentinel(self, inputs: Tensor, before: Tensor, outputs: Tensor) -> Tensor | None:
         return None

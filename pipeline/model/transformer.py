@@ -26,7 +26,7 @@ class Block(nn.Module):
             nn.LayerNorm(H) for _ in range(3)
         )
         self.qkv, self.out = nn.Linear(H, 3 * H), nn.Linear(H, H)
-        self.attend = MultiHeadAttention(H, config.heads)
+        self.attend, self.mix = MultiHeadAttention(H, config.heads), nn.Linear(H, H)
         self.widen, self.narrow = nn.Linear(H, 4 * H), nn.Linear(4 * H, H)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
         said = F.scaled_dot_product_attention(query, keys, values, is_causal=past is None)
         hidden = hidden + self.dropout(self.out(said.transpose(1, 2).flatten(2)))
         seen, weights = self.attend(self.before_grid(hidden), *memory)
-        hidden = hidden + self.dropout(seen)
+        hidden = hidden + self.dropout(self.mix(seen))
         thought = F.gelu(self.widen(self.before_thought(hidden)))
         return hidden + self.dropout(self.narrow(thought)), weights, (key, value)
 

@@ -1,0 +1,90 @@
+"""`showtell attend`: where an attention decoder looked, word by word, as pictures."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pipeline.caption import Captioner, find_pictures
+from pipeline.command import run
+from pipeline.device import choose_device, make_repeatable
+from pipeline.errors import InputError
+from pipeline.model.search import Search
+from pipeline.store.files import atomic
+
+log = logging.getLogger(__name__)
+
+COLUMNS = 6
+TEXT_HEIGHT, GAP = 24, 8  # pixels
+
+
+def attention_sheet(picture: Tensor, words: Sequence[str], weights: Tensor) -> Image.Image:
+    """The picture as the CNN saw it, then once a word, bright where that word looked.
+
+    Args:
+        picture: uint8 (S, S, 3).
+        words: T of them.
+        weights: (T, height, width), each word's summing to one, or to less where it looked at
+            the decoder's own sentinel instead.
+    """
+    whole = Image.fromarray(picture.numpy())
+    size = whole.width
+    dark = Image.new("RGB", whole.size)
+    tiles = [("", whole)]
+    for word, grid in zip(words, weights, strict=True):
+        bright = (grid / grid.max() * 255).round().to(torch.uint8)
+        mask = Image.fromarray(bright.numpy()).resize(whole.size, Image.Resampling.BICUBIC)
+        mask = mask.point(lambda value: 50 + value * 205 // 255)
+        label = word if float(grid.sum()) > 0.995 else f"{word} ({grid.sum():.0%} seen)"
+        tiles.append((label, Image.composite(whole, dark, mask)))
+    rows = -(-len(tiles) // COLUMNS)
+    cell = (size + GAP, size + TEXT_HEIGHT + GAP)
+    sheet = Image.new("RGB", (COLUMNS * cell[0] + GAP, rows * cell[1] + GAP), "white")
+    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for number, (label, tile) in enumerate(tiles):
+        x, y = GAP + number % COLUMNS * cell[0], GAP + number // COLUMNS * cell[1]
+        sheet.paste(tile, (x, y + TEXT_HEIGHT))
+        canvas.text((x, y), label, fill="black", font=font)
+    return sheet
+
+
+def main(
+    photos: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO", help="Pictures, or folders of pictures.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder for a PNG a picture.")] = Path("attention"),
+    model: Annotated[Path, typer.Option(help="The trained model.")] = Path(
+        "models/captioner.safetensors"
+    ),
+    backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
+        "models/backbone.safetensors"
+    ),
+    beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
+    length_penalty: Annotated[
+        float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
+    ] = 0.85,
+) -> None:
+    """Draw where an attention decoder looked, word by word."""
+    make_repeatable(seed=0)
+    pictures = find_pictures(photos)
+    captioner = Captioner(backbone, [model], choose_device("auto"))
+    for path in pictures:
+        picture = captioner.prepare(path)
+        (caption,) = captioner.caption([picture], Search(beam, length_penalty))
+        try:
+            weights = captioner.attention(picture, caption.split())
+        except TypeError as error:
+            raise InputError(f"{model}: {error}; train an attention decoder") from None
+        target = out / f"{path.stem}.png"
+        with atomic(target) as scratch:
+            attention_sheet(picture, caption.split(), weights).save(scratch, "PNG")
+        print(f"{target}\t{caption}", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

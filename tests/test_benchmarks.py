@@ -1,0 +1,77 @@
+"""The benchmarks run and print what they promise; how fast is not for a test to say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import extraction, search, training
+from benchmarks.timing import Row, gemm_flops, interleaved
+from pipeline.config import read
+from pipeline.config.train import TrainConfig
+from tests.conftest import write_params
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    for module, sizes in (
+        (training, {"PICTURES": {"pooled": 30, "grid": 6}, "VECTOR": (16,), "GRID": (2, 2, 16)}),
+        (search, {"PICTURES": 20, "ALONE": 2, "VECTOR": (16,)}),
+        (extraction, {"PICTURES": {"shufflenet_v2_x0_5": 6, "mobilenet_v2": 4}}),
+    ):
+        for name, value in sizes.items():
+            monkeypatch.setattr(module, name, value)
+    # The compiler is a yardstick, and takes half a minute.
+    monkeypatch.setattr(extraction, "compiled", lambda *a: None)
+    return read(write_params(tmp_path / "params.yaml"), TrainConfig)
+
+
+def table(rows: Any) -> dict[tuple[str, str], Row]:
+    made = {(row.what, row.baseline): row for row in rows}
+    assert all(row.rate > 0 and row.ratio > 0 for row in made.values())
+    return made
+
+
+def test_training_stands_beside_the_bare_loop_and_the_tutorials(config: TrainConfig) -> None:
+    made = table(training.rows(config, CPU, torch.float32, repeats=1))
+    assert set(made) == {
+        ("training, show_and_tell", "bare loop"),
+        ("training, show_and_tell", "tutorial"),
+        ("training, show_and_tell", "arithmetic limit"),
+        ("training, spatial_attention", "bare loop"),
+        ("training, spatial_attention", "tutorial"),
+    }
+
+
+def test_search_stands_beside_one_picture_at_a_time(config: TrainConfig) -> None:
+    made = table(search.rows(config, CPU, repeats=1))
+    assert {what for what, _ in made} == {"search, beam 5", "scoring 20 pictures"}
+
+
+def test_extraction_stands_beside_the_cnn_alone(config: TrainConfig) -> None:
+    made = table(extraction.rows(None, None, CPU, torch.float32, repeats=1))
+    assert ("extraction, shufflenet_v2_x0_5", "fastest CNN alone") in made
+    assert ("extraction, mobilenet_v2, photos", "CNN alone or decoding") in made
+
+
+def test_rounds_are_interleaved_and_the_first_only_warms_up() -> None:
+    turns: list[str] = []
+
+    def work(name: str, units: int) -> Any:
+        return lambda: turns.append(name) or units
+
+    rates = interleaved({"a": work("a", 1), "b": work("b", 1)}, repeats=2)
+    assert turns == ["a", "b"] * 3
+    assert set(rates) == {"a", "b"}
+
+
+def test_a_row_reads_as_a_line_of_the_table() -> None:
+    row = Row("search", 1234.5, "captions/s", "one at a time", 11.59, "10")
+    assert row.markdown() == "| search | 1,234 captions/s | 11.59 x one at a time | 10 |"
+
+
+def test_the_arithmetic_limit_is_measured() -> None:
+    assert gemm_flops(CPU, torch.float32, size=64) > 1e6
