@@ -36,7 +36,7 @@ def sample(
     for length in range(max_length + 1):
         logits, state = decoder.step(words, state)
         shares = torch.softmax(speakable(logits.float(), first=length == 0) / temperature, dim=-1)
-        words = torch.multinomial(shares, 1, generator=generator).squeeze(1)
+        words = _draw(shares, generator)
         if length == max_length:  # only to end is left
             words = torch.where(words == END, words, PAD)
         words = torch.where(done, PAD, words)
@@ -45,6 +45,15 @@ def sample(
         if done.all():
             break
     return torch.stack(said, dim=1)
+
+
+def _draw(shares: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One of V for each row of (B, V) by its share, from one random number; `torch.multinomial`
+    draws V of them, which is a third of a step on a CPU."""
+    sums = shares.double().cumsum(dim=-1)
+    height = torch.rand(len(shares), 1, generator=generator, device=shares.device).double()
+    # The first whose sum is above: never one without a share.
+    return torch.searchsorted(sums, height * sums[:, -1:], right=True).squeeze(1)
 
 
 def speakable(logits: Tensor, first: bool) -> Tensor:
