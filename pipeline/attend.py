@@ -10,9 +10,9 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipeline.caption import Captioner, find_pictures
+from pipeline.caption import Captioner, find_pictures, named_device
 from pipeline.command import run
-from pipeline.device import choose_device, make_repeatable
+from pipeline.device import make_repeatable
 from pipeline.errors import InputError
 from pipeline.model.search import Search
 from pipeline.store.files import atomic
@@ -64,6 +64,7 @@ def main(
     backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
         "models/backbone.safetensors"
     ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
     length_penalty: Annotated[
         float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
@@ -71,16 +72,20 @@ def main(
 ) -> None:
     """Draw where an attention decoder looked, word by word."""
     make_repeatable(seed=0)
+    chosen = named_device(device)
     pictures = find_pictures(photos)
-    captioner = Captioner(backbone, [model], choose_device("auto"))
+    captioner = Captioner(backbone, [model], chosen)
+    if not captioner.attends:
+        raise InputError(f"the decoder of {model} attends to no grid; train an attention decoder")
+    taken: set[Path] = set()
     for path in pictures:
         picture = captioner.prepare(path)
         (caption,) = captioner.caption([picture], Search(beam, length_penalty))
-        try:
-            weights = captioner.attention(picture, caption.split())
-        except TypeError as error:
-            raise InputError(f"{model}: {error}; train an attention decoder") from None
-        target = out / f"{path.stem}.png"
+        weights = captioner.attention(picture, caption.split())
+        target = out / f"{path.name}.attention.png"
+        if target in taken:
+            raise InputError(f"two pictures are named {path.name}; draw them to two folders")
+        taken.add(target)
         with atomic(target) as scratch:
             attention_sheet(picture, caption.split(), weights).save(scratch, "PNG")
         print(f"{target}\t{caption}", flush=True)

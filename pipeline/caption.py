@@ -63,11 +63,16 @@ class Captioner:
         words = caption_features(self._decoder, features, self._vocabulary, search, len(pictures))
         return [" ".join(caption) for caption in words]
 
+    @property
+    def attends(self) -> bool:
+        """Whether it is one decoder, and looks at a grid."""
+        return isinstance(self._decoder, Decoder) and self._recipe.layer == "grid"
+
     def attention(self, picture: Tensor, caption: Sequence[str]) -> Tensor:
         """Where the decoder looked for each word of its caption: (T, height, width).
 
         Raises:
-            TypeError: there are several decoders, or this one attends to no grid.
+            TypeError: it does not attend.
         """
         if not isinstance(self._decoder, Decoder):
             raise TypeError("an ensemble looks in many ways at once")
@@ -77,6 +82,16 @@ class Captioner:
             weights = self._decoder.attention(features, words.to(features.device))[0]  # (T, N)
         height, width = features.shape[1:3]
         return weights[:, : height * width].unflatten(1, (height, width)).cpu()
+
+
+def named_device(name: str) -> torch.device:
+    """
+    Raises:
+        InputError: there is no device of that name, here or at all.
+    """
+    if name not in DeviceName.__args__:  # type: ignore[attr-defined]
+        raise InputError(f"--device is '{name}', but must be auto, cpu or cuda")
+    return choose_device(name)  # type: ignore[arg-type]
 
 
 def find_pictures(paths: list[Path]) -> list[Path]:
@@ -140,11 +155,10 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="COCO's results form.")] = False,
 ) -> None:
     """Caption your own pictures with the trained model."""
-    if device not in DeviceName.__args__:  # type: ignore[attr-defined]
-        raise InputError(f"--device is '{device}', but must be auto, cpu or cuda")
     make_repeatable(seed=0)
+    chosen = named_device(device)
     pictures = find_pictures(photos)
-    captioner = Captioner(backbone, model, choose_device(device))  # type: ignore[arg-type]
+    captioner = Captioner(backbone, model, chosen)
     search = Search(beam, length_penalty, max_length, block_ngram)
     results, failed = [], 0
     for path, outcome in caption_all(captioner, pictures, search):

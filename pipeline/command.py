@@ -44,7 +44,7 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:
         os._exit(141)  # the reader of our output left: the shell's code for SIGPIPE
     except MemoryError:
-        fail("out of memory; lower batch_size in params.yaml")
+        fail("out of memory; lower batch_size (scst: pictures) in params.yaml")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""
@@ -54,7 +54,7 @@ def one_line_errors() -> Iterator[None]:
         fail(f"{error.filename}: {error.strerror}; check the path and its permissions")
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
-            fail("the GPU is out of memory; lower batch_size in params.yaml")
+            fail("the GPU is out of memory; lower batch_size (scst: pictures) in params.yaml")
         raise
 
 

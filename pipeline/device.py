@@ -47,17 +47,27 @@ def training_precision(
     name: Literal["auto", "float32", "bfloat16"], device: torch.device
 ) -> torch.dtype:
     """The dtype of the heavy arithmetic; `auto` takes bfloat16 where the hardware multiplies it:
-    unlike float16 it has float32's range, which gradients need."""
+    unlike float16 it has float32's range, which gradients need.
+
+    Raises:
+        InputError: bfloat16 is asked for on a CPU without it.
+    """
+    fast = torch.bfloat16 in fast_precisions(device)
+    if name == "bfloat16" and not fast and device.type == "cpu":
+        raise InputError(  # its recurrent layers refuse it, and it would be slower
+            "params ask for precision 'bfloat16', which this processor does not multiply; "
+            "set precision: auto"
+        )
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
-    return torch.bfloat16 if torch.bfloat16 in fast_precisions(device) else torch.float32
+    return torch.bfloat16 if fast else torch.float32
 
 
 def make_repeatable(seed: int) -> None:
     """Seed torch and allow only deterministic kernels.
 
-    On a CPU the same inputs then give the same bytes. On a GPU they do on one machine with one
-    release of torch and CUDA; no library promises more.
+    On a CPU the same inputs then give the same bytes. On a GPU most of it does on one machine with
+    one release of torch and CUDA; kernels that have no repeatable form warn.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
@@ -65,3 +75,4 @@ def make_repeatable(seed: int) -> None:
     # Finds reads of memory that nobody wrote; is dear (docs/performance.md), and we have none.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32

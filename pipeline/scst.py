@@ -51,20 +51,19 @@ def scst(
     device = choose_device(config.device)
     precision = training_precision(config.precision, device)
     make_repeatable(config.seed)
-    model, cache = read_model(trained, device), read_features(features)
+    model, cache = read_model(trained, device, made_by="train"), read_features(features)
     require_same_recipe(cache.recipe, model.recipe, where=str(features))
     with atomic(out) as scratch:
         shutil.copyfile(trained, scratch)
     captions = read_table(table)
-    learn, validate = (
-        load_split(cache, captions, name, model.vocabulary, device) for name in ("train", "dev")
-    )
+    validate = load_split(cache, captions, "dev", model.vocabulary, device)
     rows = [Epoch(0, None, None, *greedy_scores(model.decoder, validate, model.vocabulary))]
     write_history(history, rows)
     log.info("before: dev BLEU-4 %.2f, dev CIDEr %.2f", rows[0].bleu_4, rows[0].cider)
     if config.epochs == 0:
         log.info("scst.epochs is 0: the trained model stays as it is")
         return
+    learn = load_split(cache, captions, "train", model.vocabulary, device)
     reinforce = Reinforce(model.decoder, learn, config, precision)
     for number in range(1, config.epochs + 1):
         began = time.monotonic()

@@ -88,7 +88,7 @@ def test_what_cannot_be_captioned_is_said(
 def test_without_a_model_the_stage_that_makes_it_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     result = showtell("caption", tmp_path / "a.png", "--model", tmp_path / "none.safetensors")
-    assert "the stage 'train' makes it" in one_line(result)
+    assert "the stage 'scst' makes it" in one_line(result)
 
 
 def test_another_backbone_is_refused(tiny: Artifacts, tmp_path: Path) -> None:

@@ -116,4 +116,6 @@ def test_what_attention_looked_at_is_drawn(
     with Image.open(path) as sheet:  # the picture and a tile a word
         assert sheet.width > 6 * 64
         assert sheet.height > 64 * -(-(1 + len(caption.split())) // 6)
-    assert "show_and_tell attends to no grid" in one_line(showtell(*common, "--model", tiny.model))
+    assert "attends to no grid; train an attention decoder" in one_line(
+        showtell(*common, "--model", tiny.model)
+    )

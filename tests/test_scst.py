@@ -152,12 +152,27 @@ def test_an_epoch_that_makes_it_worse_is_not_kept(
     assert (tmp_path / "captioner.safetensors").read_bytes() == trained.read_bytes()
 
 
+class BadGradient(torch.autograd.Function):
+    """A finite value whose gradient is none."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("nan")
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_loss_that_is_no_number_stops_the_run(
-    tiny: Artifacts, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Artifacts, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(
-        reinforce, "log_probabilities", lambda *a: log_probabilities(*a) * float("nan")
-    )
+    def broken(*arguments: Any) -> torch.Tensor:
+        likely = log_probabilities(*arguments)
+        return likely * float("nan") if where == "loss" else BadGradient.apply(likely)
+
+    monkeypatch.setattr(reinforce, "log_probabilities", broken)
     with pytest.raises(InputError, match=r"stopped being a number in epoch 1; lower scst\."):
         run(tiny, trained, tmp_path, epochs=1)
     assert (tmp_path / "captioner.safetensors").read_bytes() == trained.read_bytes()

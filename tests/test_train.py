@@ -162,7 +162,10 @@ def test_a_decoder_and_features_that_do_not_fit_are_said_before_any_work(tmp_pat
     ("changes", "said"),
     [
         ({"tied": True, "embed_size": 8, "hidden_size": 16}, "embed_size must equal hidden_size"),
-        ({"hidden_size": 12, "heads": 8}, "hidden_size must be a multiple of heads"),
+        (
+            {"decoder": "transformer", "hidden_size": 12, "heads": 8},
+            "hidden_size must be a multiple of heads",
+        ),
         ({"decoder": "soft_attention", "layers": 2}, "soft_attention has one layer"),
     ],
 )
@@ -190,8 +193,11 @@ def test_dropped_words_are_unk_and_the_start_stays() -> None:
     torch.manual_seed(0)
     words = torch.full((200, 11), 5)
     words[:, 0] = START
+    words[0, 4:] = PAD
     dropped = drop_words(words, 0.25)
     assert (dropped[:, 0] == START).all()
+    assert (dropped[0, 4:] == PAD).all()
+    words, dropped = words[1:], dropped[1:]
     assert set(dropped[:, 1:].unique().tolist()) == {5, UNK}
     assert float((dropped[:, 1:] == UNK).float().mean()) == pytest.approx(0.25, abs=0.03)
     assert torch.equal(drop_words(words, 0.0), words)

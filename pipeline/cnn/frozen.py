@@ -60,7 +60,7 @@ class FrozenCNN:
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> float32 (B, D) pooled, or (B, H, W, D) grid."""
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and pictures.device.type == "cpu":
             pictures = pictures.pin_memory()
         pictures = pictures.to(self.device, non_blocking=True)
         rows = pictures.flatten(2).float().sub_(self._mean).div_(self._std)  # (B, S, S * 3)

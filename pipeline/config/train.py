@@ -53,7 +53,8 @@ class TrainConfig(Config):
     def _sizes_fit(self) -> Self:
         if self.tied and self.embed_size != self.hidden_size:
             raise ValueError("with tied: true, embed_size must equal hidden_size")
-        if self.hidden_size % self.heads:
+        headless = ("show_and_tell", "soft_attention", "top_down_attention")
+        if self.decoder not in headless and self.hidden_size % self.heads:
             raise ValueError(f"hidden_size must be a multiple of heads ({self.heads})")
         if self.decoder in ("soft_attention", "top_down_attention") and self.layers > 1:
             raise ValueError(f"{self.decoder} has one layer: set layers to 1")

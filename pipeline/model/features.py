@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.errors import InputError
 from pipeline.store.features import Features
 
-CHUNK = 256  # pictures looked at together
+CHUNK = 4_000_000  # numbers looked at together
 
 
 class PictureFeatures:
@@ -57,8 +57,9 @@ class PictureFeatures:
         """Mean and standard deviation (D,) over pictures and cells, float32; all is finite."""
         total, squares = torch.zeros(2, self.shape[-1], dtype=torch.float64)
         count = 0
-        for begin in range(0, len(self), CHUNK):
-            part = torch.from_numpy(self._array[self._rows[begin : begin + CHUNK]])
+        pictures = max(1, CHUNK // int(np.prod(self.shape)))
+        for begin in range(0, len(self), pictures):
+            part = torch.from_numpy(self._array[self._rows[begin : begin + pictures]])
             part = part.double().flatten(0, -2)  # (P * cells, D)
             total, squares = total + part.sum(dim=0), squares + part.square().sum(dim=0)
             count += len(part)

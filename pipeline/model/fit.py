@@ -14,7 +14,7 @@ from pipeline.model.batches import Batch, EncodedCaptions, batches, count_batche
 from pipeline.model.decoder import Decoder
 from pipeline.model.split import Split
 from pipeline.progress import bar
-from pipeline.store.vocabulary import START, UNK
+from pipeline.store.vocabulary import PAD, START, UNK
 
 
 class Fit:
@@ -49,6 +49,10 @@ class Fit:
             if config.ema
             else None
         )
+        if self._average is not None:  # the copy's recurrent weights lie apart until told
+            for module in self._average.modules():
+                if isinstance(module, torch.nn.RNNBase):
+                    module.flatten_parameters()
         self._shuffle = torch.Generator().manual_seed(config.seed)
 
     @property
@@ -131,7 +135,7 @@ def drop_words(inputs: Tensor, share: float) -> Tensor:
     if not share:
         return inputs
     dropped = torch.rand(inputs.shape, device=inputs.device) < share
-    return inputs.masked_fill(dropped & (inputs != START), UNK)
+    return inputs.masked_fill(dropped & (inputs != START) & (inputs != PAD), UNK)
 
 
 def caption_loss(

@@ -28,7 +28,7 @@ MAX_LENGTH = 20  # words of a drawn caption
 
 @dataclass(frozen=True)
 class Learnt:
-    """What an epoch was like: means per caption (reward x100) and per word (loss in nats)."""
+    """What an epoch was like, as means over its steps: reward x100, loss in nats a word."""
 
     reward: float
     cross_entropy: float
@@ -79,13 +79,13 @@ class Reinforce:
                 losses += float(supervised.detach())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
-            self.optimizer.step()
-            rewards, steps = rewards + float(values.mean()), steps + 1
-            if not math.isfinite(float(loss.detach())):
+            norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
+            if not math.isfinite(float(norm)):  # before the weights are lost to it
                 raise InputError(
                     f"the loss stopped being a number in epoch {number}; lower scst.learning_rate"
                 )
+            self.optimizer.step()
+            rewards, steps = rewards + float(values.mean()), steps + 1
         return Learnt(reward=100 * rewards / steps, cross_entropy=losses / steps)
 
     def rewards(self, pictures: Tensor, drawn: Tensor) -> Tensor:

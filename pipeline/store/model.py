@@ -38,15 +38,18 @@ def write_model(path: Path, model: Model) -> None:
     write_tensors(path, model.decoder.state_dict(), header)
 
 
-def read_model(path: Path, device: torch.device) -> Model:
+def read_model(path: Path, device: torch.device, made_by: str = "scst") -> Model:
     """A model ready to caption, in eval mode on `device`.
+
+    Args:
+        made_by: the stage to run again where it cannot be used.
 
     Raises:
         InputError: the file is absent, damaged, or no model of this version.
     """
-    tensors, header = read_tensors(path, made_by="train")
+    tensors, header = read_tensors(path, made_by)
     if header.get("format") != FORMAT:
-        raise InputError(f"{path} is no captioning model of this version; run 'train' again")
+        raise InputError(f"{path} is no captioning model of this version; run '{made_by}' again")
     vocabulary = check_words(header.get("vocabulary"), where=str(path))
     recipe = FeatureRecipe.from_json(header.get("features"), where=str(path))
     try:
@@ -57,7 +60,7 @@ def read_model(path: Path, device: torch.device) -> Model:
         decoder.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{path}: its weights do not fit its description ({error}); run 'train' again"
+            f"{path}: its weights do not fit its description ({error}); run '{made_by}' again"
         ) from None
     return Model(decoder.to(device).eval(), vocabulary, recipe)
 
