@@ -1,6 +1,5 @@
 """`showtell attend`: where an attention decoder looked, word by word, as pictures."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +15,6 @@ from pipeline.device import make_repeatable
 from pipeline.errors import InputError
 from pipeline.model.search import Search
 from pipeline.store.files import atomic
-
-log = logging.getLogger(__name__)
 
 COLUMNS = 6
 TEXT_HEIGHT, GAP = 24, 8  # pixels
@@ -37,7 +34,7 @@ def attention_sheet(picture: Tensor, words: Sequence[str], weights: Tensor) -> I
     dark = Image.new("RGB", whole.size)
     tiles = [("", whole)]
     for word, grid in zip(words, weights, strict=True):
-        bright = (grid / grid.max() * 255).round().to(torch.uint8)
+        bright = (grid / grid.max().clamp_min(1e-9) * 255).round().to(torch.uint8)
         mask = Image.fromarray(bright.numpy()).resize(whole.size, Image.Resampling.BICUBIC)
         mask = mask.point(lambda value: 50 + value * 205 // 255)
         label = word if float(grid.sum()) > 0.995 else f"{word} ({grid.sum():.0%} seen)"

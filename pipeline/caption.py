@@ -18,8 +18,8 @@ from pipeline.device import DeviceName, choose_device, make_repeatable
 from pipeline.errors import InputError
 from pipeline.model.captioning import caption_features
 from pipeline.model.decoder import Decoder
+from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.search import Search
-from pipeline.store.model import read_models, speaker
 from pipeline.store.pictures import EXTENSIONS
 from pipeline.store.vocabulary import START
 from pipeline.store.weights import read_backbone

@@ -12,13 +12,13 @@ from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.device import choose_device, make_repeatable
 from pipeline.model.captioning import caption_features
+from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.features import PictureFeatures
 from pipeline.model.search import Search
 from pipeline.scoring.metrics import SCALE, cider, each_bleu_4, headline, rouge_l
 from pipeline.scoring.variety import variety
 from pipeline.scoring.yardsticks import best_constant, human_scores
 from pipeline.store.features import read_features
-from pipeline.store.model import read_models, speaker
 from pipeline.store.results import (
     score_table,
     write_captions,

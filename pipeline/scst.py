@@ -76,8 +76,8 @@ def scst(
         if best == number:
             write_model(out, Model(model.decoder, model.vocabulary, cache.recipe))
         log.info(
-            "epoch %d/%d: reward %.1f, loss %.3f, dev BLEU-4 %.2f, dev CIDEr %.2f%s (%.0f s)",
-            *(number, config.epochs, learnt.reward, learnt.cross_entropy, *scores),
+            "epoch %d/%d: reward %.1f, dev BLEU-4 %.2f, dev CIDEr %.2f%s (%.0f s)",
+            *(number, config.epochs, learnt.reward, *scores),
             *(" *" if best == number else "", took),
         )
         if number - best >= config.patience:

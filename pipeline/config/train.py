@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config import Config
+from pipeline.model.names import DecoderName, layer_of
 
 Width = Annotated[int, Field(ge=1, le=16384)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -14,14 +15,7 @@ class TrainConfig(Config):
     """The decoder and how it learns."""
 
     group: ClassVar[str] = "train"
-    decoder: Literal[
-        "show_and_tell",
-        "spatial_attention",
-        "adaptive_attention",
-        "soft_attention",
-        "top_down_attention",
-        "transformer",
-    ]
+    decoder: DecoderName
     cell: Literal["lstm", "gru"]
     embed_size: Width
     hidden_size: Width
@@ -47,7 +41,7 @@ class TrainConfig(Config):
     @property
     def layer(self) -> Literal["pooled", "grid"]:
         """The features that the decoder takes."""
-        return "pooled" if self.decoder == "show_and_tell" else "grid"
+        return layer_of(self.decoder)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

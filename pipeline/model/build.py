@@ -1,6 +1,7 @@
 """Decoders by name."""
 
-from pipeline.model.decoder import Decoder, DecoderConfig, DecoderName
+from pipeline.model.decoder import Decoder, DecoderConfig
+from pipeline.model.names import DecoderName, layer_of
 from pipeline.model.recurrent import AdaptiveAttention, ShowAndTell, SpatialAttention
 from pipeline.model.transformer import TransformerDecoder
 from pipeline.model.wordwise import SoftAttention, TopDownAttention
@@ -23,6 +24,6 @@ def build_decoder(config: DecoderConfig) -> Decoder:
     """
     if config.decoder not in DECODERS:
         raise ValueError(f"there is no decoder {config.decoder!r}")
-    if len(config.feature_shape) != (1 if config.decoder == "show_and_tell" else 3):
+    if len(config.feature_shape) != (1 if layer_of(config.decoder) == "pooled" else 3):
         raise ValueError(f"{config.decoder} does not take features {config.feature_shape}")
     return DECODERS[config.decoder](config)

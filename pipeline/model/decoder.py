@@ -16,15 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.model.dropout import Dropout
-
-DecoderName = Literal[
-    "show_and_tell",
-    "spatial_attention",
-    "adaptive_attention",
-    "soft_attention",
-    "top_down_attention",
-    "transformer",
-]
+from pipeline.model.names import DecoderName
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """Several trained decoders that speak as one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.model.decoder import Decoder, State
+from pipeline.errors import InputError
+from pipeline.model.decoder import Decoder, State, Stepwise
+from pipeline.store.model import Model, read_model
+from pipeline.store.recipe import FeatureRecipe, require_same_recipe
 
 
 class Ensemble:
@@ -48,3 +53,33 @@ def _joined(states: Sequence[State]) -> State:
         tuple(part for state in states for part in state.memory),
         tuple(part for state in states for part in state.beams),
     )
+
+
+def read_models(paths: Sequence[Path], device: torch.device) -> list[Model]:
+    """Models that can speak as one.
+
+    Raises:
+        InputError: one cannot be used, or has another vocabulary than the first.
+    """
+    models = [read_model(path, device) for path in paths]
+    for path, model in zip(paths, models, strict=True):
+        if model.vocabulary != models[0].vocabulary:
+            raise InputError(
+                f"{path} has another vocabulary than {paths[0]}; only models of one vocabulary "
+                "can speak as one"
+            )
+    return models
+
+
+def speaker(models: Sequence[Model], features: FeatureRecipe, where: str) -> Stepwise:
+    """The decoder of one model, or the ensemble of several, for features made in this way.
+
+    Raises:
+        InputError: a model learned from other features; `where` says whose these are.
+    """
+    for model in models:
+        pooled = model.recipe.layer == "pooled" and len(models) > 1  # see Ensemble
+        require_same_recipe(
+            replace(features, layer="pooled") if pooled else features, model.recipe, where
+        )
+    return models[0].decoder if len(models) == 1 else Ensemble([one.decoder for one in models])

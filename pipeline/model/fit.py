@@ -125,6 +125,7 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
 def batches_of(
     split: Split, config: TrainConfig, shuffle: torch.Generator | None, device: torch.device
 ) -> Iterator[Batch]:
+    """All of a split's captions, cut as this decoder takes them."""
     by_picture = config.layer == "grid"
     return batches(split.captions, config.batch_size, device, shuffle, by_picture)
 

@@ -31,7 +31,7 @@ class Learnt:
     """What an epoch was like, as means over its steps: reward x100, loss in nats a word."""
 
     reward: float
-    cross_entropy: float
+    cross_entropy: float | None  # where some was mixed in
 
 
 class Reinforce:
@@ -86,7 +86,8 @@ class Reinforce:
                 )
             self.optimizer.step()
             rewards, steps = rewards + float(values.mean()), steps + 1
-        return Learnt(reward=100 * rewards / steps, cross_entropy=losses / steps)
+        mixed_in = losses / steps if config.cross_entropy else None
+        return Learnt(reward=100 * rewards / steps, cross_entropy=mixed_in)
 
     def rewards(self, pictures: Tensor, drawn: Tensor) -> Tensor:
         """CIDEr-D, 0 to 10, of captions (P * samples, T) -> (P, samples)."""

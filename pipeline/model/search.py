@@ -50,24 +50,24 @@ def beam_search(decoder: Stepwise, features: Tensor, search: Search) -> list[Hyp
     """
     B, K = len(features), search.beam
     device = features.device
-    state = decoder.start(features).rows(torch.arange(B, device=device).repeat_interleave(K))
-    words = torch.full((B * K,), START, device=device)
-    history = words.new_zeros((B, K, 0))  # words of the growing captions
-    # All beams of a picture begin alike, so only the first may branch.
-    scores = torch.full((B, K), NEVER, device=device)
-    scores[:, 0] = 0.0
+    state = decoder.start(features)
+    words = torch.full((B,), START, device=device)
+    # All beams of a picture begin alike, so there is one, k = 1; from the first word on k = K,
+    # unless there are too few words.
+    history = words.new_zeros((B, 1, 0))  # words of the growing captions, (b, k, length)
+    scores = torch.zeros((B, 1), device=device)
     done_scores = torch.full((B, K), NEVER, device=device)
     done_words = words.new_zeros((B, K, search.max_length))  # <pad> after the last word
     pictures = torch.arange(B, device=device)  # which pictures are still in the batch
     best: list[Hypothesis | None] = [None] * B
 
     for length in range(search.max_length + 1):
-        logits, state = decoder.step(words, state)  # (b * K, V)
-        V = logits.shape[-1]
-        log_probs = torch.log_softmax(logits.float(), dim=-1).view(-1, K, V)
+        logits, state = decoder.step(words, state)  # (b * k, V)
+        k, V = scores.shape[1], logits.shape[-1]
+        log_probs = torch.log_softmax(logits.float(), dim=-1).view(-1, k, V)
         log_probs = _allowed(log_probs, history, search)
         # 2 K candidates: even if K of them end, K are left to grow.
-        candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)  # (b, K * V)
+        candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)  # (b, k * V)
         top_scores, top = candidates.topk(min(2 * K, candidates.shape[1]))  # (b, 2 K)
         parents, chosen = top // V, top % V
         ends = chosen == END
@@ -95,7 +95,7 @@ def beam_search(decoder: Stepwise, features: Tensor, search: Search) -> list[Hyp
             break
 
         # Move every tensor to the surviving pictures and, within them, the surviving beams.
-        beams = (left.unsqueeze(1) * K + parents[left]).flatten()
+        beams = (left.unsqueeze(1) * k + parents[left]).flatten()
         state = state.rows(beams, pictures=left if len(left) < len(pictures) else None)
         history = history[left].gather(1, _widen(parents[left], history))
         history = torch.cat([history, chosen[left].unsqueeze(-1)], dim=-1)
@@ -106,7 +106,7 @@ def beam_search(decoder: Stepwise, features: Tensor, search: Search) -> list[Hyp
 
 
 def _allowed(log_probs: Tensor, history: Tensor, search: Search) -> Tensor:
-    """`log_probs` (b, K, V) with what may not follow `history` (b, K, length) set to never."""
+    """`log_probs` (b, k, V) with what may not follow `history` (b, k, length) set to never."""
     length = history.shape[-1]
     if length == search.max_length:
         only_end = torch.full_like(log_probs, NEVER)

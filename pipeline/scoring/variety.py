@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-# English words that do not end a sentence. Flickr8k's people end one caption in 200 in these, by a
-# slip or by a preposition that has lost its noun ("something to play with").
+# English words that hardly ever end a sentence. Of Flickr8k's own 40,000 captions 1.0 % end in
+# these, nearly all of them in "on" ("a boy looks on") or "her".
 DANGLING = frozenset(
     "a an the his her its their this that these and or but while as of with from into at to for "
     "in on near is are".split()

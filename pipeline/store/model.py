@@ -1,17 +1,15 @@
 """The trained captioner: one safetensors file with all that captioning needs besides the CNN."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pipeline.errors import InputError
 from pipeline.model.build import build_decoder
-from pipeline.model.decoder import Decoder, DecoderConfig, Stepwise
-from pipeline.model.ensemble import Ensemble
+from pipeline.model.decoder import Decoder, DecoderConfig
 from pipeline.scoring.tokens import TOKENIZER
-from pipeline.store.recipe import FeatureRecipe, require_same_recipe
+from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.tensors import read_tensors, write_tensors
 from pipeline.store.vocabulary import Vocabulary, check_words
 
@@ -63,33 +61,3 @@ def read_model(path: Path, device: torch.device, made_by: str = "scst") -> Model
             f"{path}: its weights do not fit its description ({error}); run '{made_by}' again"
         ) from None
     return Model(decoder.to(device).eval(), vocabulary, recipe)
-
-
-def read_models(paths: Sequence[Path], device: torch.device) -> list[Model]:
-    """Models that can speak as one.
-
-    Raises:
-        InputError: one cannot be used, or has another vocabulary than the first.
-    """
-    models = [read_model(path, device) for path in paths]
-    for path, model in zip(paths, models, strict=True):
-        if model.vocabulary != models[0].vocabulary:
-            raise InputError(
-                f"{path} has another vocabulary than {paths[0]}; only models of one vocabulary "
-                "can speak as one"
-            )
-    return models
-
-
-def speaker(models: Sequence[Model], features: FeatureRecipe, where: str) -> Stepwise:
-    """The decoder of one model, or the ensemble of several, for features made in this way.
-
-    Raises:
-        InputError: a model learned from other features; `where` says whose these are.
-    """
-    for model in models:
-        pooled = model.recipe.layer == "pooled" and len(models) > 1  # see Ensemble
-        require_same_recipe(
-            replace(features, layer="pooled") if pooled else features, model.recipe, where
-        )
-    return models[0].decoder if len(models) == 1 else Ensemble([one.decoder for one in models])
