@@ -65,9 +65,9 @@ def beam_search(decoder: Stepwise, features: Tensor, search: Search) -> list[Hyp
         logits, state = decoder.step(words, state)  # (b * k, V)
         k, V = scores.shape[1], logits.shape[-1]
         log_probs = torch.log_softmax(logits.float(), dim=-1).view(-1, k, V)
-        log_probs = _allowed(log_probs, history, search)
+        _forbid(log_probs, history, search)
         # 2 K candidates: even if K of them end, K are left to grow.
-        candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)  # (b, k * V)
+        candidates = log_probs.add_(scores.unsqueeze(-1)).flatten(1)  # (b, k * V)
         top_scores, top = candidates.topk(min(2 * K, candidates.shape[1]))  # (b, 2 K)
         parents, chosen = top // V, top % V
         ends = chosen == END
@@ -105,13 +105,14 @@ def beam_search(decoder: Stepwise, features: Tensor, search: Search) -> list[Hyp
     return [hypothesis for hypothesis in best if hypothesis is not None]
 
 
-def _allowed(log_probs: Tensor, history: Tensor, search: Search) -> Tensor:
-    """`log_probs` (b, k, V) with what may not follow `history` (b, k, length) set to never."""
+def _forbid(log_probs: Tensor, history: Tensor, search: Search) -> None:
+    """Set what may not follow `history` (b, k, length) to never, in `log_probs` (b, k, V) itself:
+    it is by far the largest tensor here, and a copy would cost as much as the rest of a step."""
     length = history.shape[-1]
     if length == search.max_length:
-        only_end = torch.full_like(log_probs, NEVER)
-        only_end[..., END] = log_probs[..., END]
-        return only_end
+        log_probs[..., :END] = NEVER
+        log_probs[..., END + 1 :] = NEVER
+        return
     banned = [PAD, START] + ([] if search.allow_unk else [UNK]) + ([END] if length == 0 else [])
     log_probs[..., banned] = NEVER
     n = search.block_ngram
@@ -121,10 +122,8 @@ def _allowed(log_probs: Tensor, history: Tensor, search: Search) -> Tensor:
         earlier = torch.stack([history[..., i : i + n - 1] for i in range(starts)], dim=2)
         last = history[..., starts:].unsqueeze(2)  # (b, K, 1, n - 1)
         repeats = (earlier == last).all(dim=-1)  # (b, K, starts)
-        followers = history[..., n - 1 :]  # (b, K, starts)
-        blocked = torch.zeros_like(log_probs).scatter_add_(2, followers, repeats.float())
-        log_probs = log_probs.masked_fill(blocked > 0, NEVER)
-    return log_probs
+        followers = history[..., n - 1 :].masked_fill(~repeats, PAD)  # (b, K, starts); PAD is never
+        log_probs.scatter_(2, followers, NEVER)
 
 
 def _widen(index: Tensor, like: Tensor) -> Tensor:
