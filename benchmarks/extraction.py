@@ -22,7 +22,7 @@ from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.prepare import decode
 from pipeline.cnn.trunk import build_trunk, pool
 from pipeline.config.extract import ExtractConfig
-from pipeline.extract import AUTO_BATCH, auto_workers, features_of, make_recipe
+from pipeline.extract import auto_batch, auto_workers, features_of, make_recipe
 from pipeline.store.features import create_features
 from pipeline.store.pictures import PictureArchive
 from pipeline.store.weights import Backbone
@@ -32,7 +32,9 @@ PICTURES = {"resnet50": 96, "mobilenet_v2": 384}  # a round: some seconds of wor
 CONFIG = ExtractConfig(
     layer="pooled",
     framing="squash",
-    image_size=None,
+    image_size=(None,),
+    mirrored=False,
+    cells=None,
     dtype="float16",
     batch_size="auto",
     workers="auto",
@@ -96,11 +98,11 @@ def on_all_cores(cnn: FrozenCNN, pictures: Tensor, count: int, workers: int) -> 
     def work() -> int:
         if cnn.device.type != "cpu":
             for _ in range(count):
-                cnn(pictures)
+                cnn([pictures])
             return count * len(pictures)
         inside = torch.get_num_threads()
         with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
-            list(pool.map(lambda _: cnn(pictures), range(count)))
+            list(pool.map(lambda _: cnn([pictures]), range(count)))
         torch.set_num_threads(inside)
         return count * len(pictures)
 
@@ -178,15 +180,15 @@ def _rows(
     photos: bool,
 ) -> list[Row]:
     backbone = untrained(name)
-    recipe = make_recipe(backbone, CONFIG)
-    batch, workers = AUTO_BATCH[device.type], auto_workers(device)
-    cnn = FrozenCNN(backbone, recipe, device, precision, batch)
+    recipe = make_recipe([backbone], CONFIG)
+    batch, workers = auto_batch(recipe, device), auto_workers(device)
+    cnn = FrozenCNN([backbone], recipe, device, precision, batch)
     with PictureArchive(images) as archive:
         contents = {one: archive.content(one) for one in archive.ids}
     ids = list(contents)
-    size = recipe.preprocessing.size
+    size = recipe.views[0].preprocessing.size
     ready = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
-    shape = cnn(ready).shape[1:]
+    shape = cnn.feature_shape
     passes = max(1, len(ids) // batch)
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -21,7 +21,7 @@ from pipeline.model.features import PictureFeatures
 from pipeline.model.fit import Fit, batches_of, caption_loss
 from pipeline.model.split import Split
 from pipeline.store.features import create_features, read_features
-from pipeline.store.recipe import FeatureRecipe, Preprocessing
+from pipeline.store.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.store.vocabulary import SPECIAL, Vocabulary
 from pipeline.train import decoder_config
 
@@ -48,7 +48,7 @@ def made_up_split(path: Path, layer: str, device: torch.device) -> Split:
     """Such captions of random features, read from a cache in `path` as training reads them."""
     count, shape = PICTURES[layer], VECTOR if layer == "pooled" else GRID
     pre = Preprocessing(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    recipe = FeatureRecipe("made_up", "random:0", "", layer, "squash", pre)
+    recipe = FeatureRecipe(layer, "squash", False, None, (View("made_up", "random:0", "", pre),))
     ids = [f"{number:06d}" for number in range(count)]
     rng = np.random.default_rng(0)
     with create_features(path, ids, shape, "float16", recipe) as rows:

@@ -76,15 +76,15 @@ def main(
         raise InputError(f"the decoder of {model} attends to no grid; train an attention decoder")
     taken: set[Path] = set()
     for path in pictures:
-        picture = captioner.prepare(path)
-        (caption,) = captioner.caption([picture], Search(beam, length_penalty))
-        weights = captioner.attention(picture, caption.split())
+        views = captioner.prepare(path)
+        (caption,) = captioner.caption([views], Search(beam, length_penalty))
+        weights = captioner.attention(views, caption.split())
         target = out / f"{path.name}.attention.png"
         if target in taken:
             raise InputError(f"two pictures are named {path.name}; draw them to two folders")
         taken.add(target)
         with atomic(target) as scratch:
-            attention_sheet(picture, caption.split(), weights).save(scratch, "PNG")
+            attention_sheet(views[0], caption.split(), weights).save(scratch, "PNG")
         print(f"{target}\t{caption}", flush=True)
 
 

@@ -20,7 +20,7 @@ from pipeline.config import read
 from pipeline.config.backbone import BackboneConfig
 from pipeline.errors import InputError
 from pipeline.store.recipe import Preprocessing
-from pipeline.store.weights import Backbone, write_backbone
+from pipeline.store.weights import Backbone, write_backbones
 
 log = logging.getLogger(__name__)
 
@@ -32,25 +32,35 @@ HALF = ("googlenet", "inception_v3")
 
 
 def make_backbone(out: Path, config: BackboneConfig) -> None:
-    """Write the trunk's weights to `out`.
+    """Write the trunks' weights to `out`.
 
     Raises:
-        InputError: the model or the weights are unknown, cannot be had, or do not fit together.
+        InputError: a model or its weights are unknown, cannot be had, or do not fit together.
     """
-    check_name(config.name)
-    if config.weights == "random":
-        torch.manual_seed(config.seed)
-        label, given = f"random:{config.seed}", None
-    elif config.weights.lower().endswith(FILES):
-        label, given = Path(config.weights).name, _local(Path(config.weights).expanduser())
+    for name in config.name:  # before anything is fetched
+        check_name(name)
+    backbones = [
+        _backbone(name, weights, config.seed)
+        for name, weights in zip(config.name, config.weights, strict=True)
+    ]
+    write_backbones(out, backbones)
+    for backbone in backbones:
+        size = sum(tensor.numel() for tensor in backbone.tensors.values())
+        log.info("%s (%s): %.1f M weights", backbone.name, backbone.weights, size / 1e6)
+
+
+def _backbone(name: str, weights: str, seed: int) -> Backbone:
+    if weights == "random":
+        torch.manual_seed(seed)
+        label, given = f"random:{seed}", None
+    elif weights.lower().endswith(FILES):
+        label, given = Path(weights).name, _local(Path(weights).expanduser())
     else:
-        label, given = _from_torchvision(config.name, config.weights)
-    trunk = build_trunk(config.name)
-    expected = trunk.state_dict()
-    tensors = expected if given is None else _fit(given, expected, config)
-    preprocessing = preprocessing_of(config.name, label)
-    write_backbone(out, Backbone(config.name, label, preprocessing, tensors))
-    log.info("%s (%s): %.1f M weights", config.name, label, _count(tensors) / 1e6)
+        label, given = _from_torchvision(name, weights)
+    expected = build_trunk(name).state_dict()
+    what = f"the weights {weights} are not of {name}"
+    tensors = expected if given is None else _fit(given, expected, what)
+    return Backbone(name, label, preprocessing_of(name, label), tensors)
 
 
 def preprocessing_of(name: str, weights: str) -> Preprocessing:
@@ -122,11 +132,12 @@ def _begins_like_a_zip(path: Path) -> bool:
         return content.read(2) == b"PK"
 
 
-def _fit(
-    given: dict[str, Tensor], expected: dict[str, Tensor], config: BackboneConfig
-) -> dict[str, Tensor]:
-    """The trunk's tensors out of a state dict; only what the trunk does not use may differ."""
-    what = f"the weights {config.weights} are not of {config.name}"
+def _fit(given: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+    """The trunk's tensors out of a state dict; only what the trunk does not use may differ.
+
+    Args:
+        what: how a complaint begins.
+    """
     fitted = {}
     for name, like in expected.items():
         if name not in given and name.endswith("num_batches_tracked"):
@@ -140,16 +151,12 @@ def _fit(
         else:
             fitted[name] = given[name].to(like.dtype)
             if like.is_floating_point() and not torch.isfinite(fitted[name]).all():
-                raise InputError(f"the weights {config.weights} hold non-finite numbers in {name}")
+                raise InputError(f"{what}: {name} holds numbers that are not finite")
     children = {name.split(".")[0] for name in expected}
     extra = [name for name in given if name not in expected and name.split(".")[0] in children]
     if extra:
         raise InputError(f"{what}: they have {extra[0]}, which it has not")
     return fitted
-
-
-def _count(tensors: dict[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def main(

@@ -12,7 +12,7 @@ import typer
 from torch import Tensor
 
 from pipeline.cnn.frozen import FrozenCNN
-from pipeline.cnn.prepare import prepare
+from pipeline.cnn.prepare import Prepared, prepare, stack
 from pipeline.command import run
 from pipeline.device import DeviceName, choose_device, make_repeatable
 from pipeline.errors import InputError
@@ -22,7 +22,7 @@ from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.search import Search
 from pipeline.store.pictures import EXTENSIONS
 from pipeline.store.vocabulary import START
-from pipeline.store.weights import read_backbone
+from pipeline.store.weights import read_backbones
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +47,19 @@ class Captioner:
         self._decoder = speaker(
             trained, self._recipe, where=str(models[recipes.index(self._recipe)])
         )
-        self._cnn = FrozenCNN(read_backbone(backbone), self._recipe, device)
+        self._cnn = FrozenCNN(read_backbones(backbone), self._recipe, device)
 
-    def prepare(self, picture: Path) -> Tensor:
-        """Read one picture file as the CNN takes it: uint8 (S, S, 3)."""
+    def prepare(self, picture: Path) -> Prepared:
+        """Read one picture file as the CNN takes it."""
         try:
             content = picture.read_bytes()
         except OSError as error:
             raise InputError(f"the picture {picture} cannot be read ({error.strerror})") from None
         return prepare(content, str(picture), self._recipe)
 
-    def caption(self, pictures: list[Tensor], search: Search) -> list[str]:
+    def caption(self, pictures: list[Prepared], search: Search) -> list[str]:
         """One caption for each prepared picture."""
-        features = self._cnn(torch.stack(pictures))  # (B, …)
+        features = self._cnn(stack(pictures))  # (B, …)
         words = caption_features(self._decoder, features, self._vocabulary, search, len(pictures))
         return [" ".join(caption) for caption in words]
 
@@ -68,7 +68,7 @@ class Captioner:
         """Whether it is one decoder, and looks at a grid."""
         return isinstance(self._decoder, Decoder) and self._recipe.layer == "grid"
 
-    def attention(self, picture: Tensor, caption: Sequence[str]) -> Tensor:
+    def attention(self, picture: Prepared, caption: Sequence[str]) -> Tensor:
         """Where the decoder looked for each word of its caption: (T, height, width).
 
         Raises:
@@ -76,7 +76,7 @@ class Captioner:
         """
         if not isinstance(self._decoder, Decoder):
             raise TypeError("an ensemble looks in many ways at once")
-        features = self._cnn(picture.unsqueeze(0))  # (1, height, width, D)
+        features = self._cnn(stack([picture]))  # (1, height, width, D)
         words = torch.tensor([[START, *self._vocabulary.encode(caption)[:-1]]])
         with torch.inference_mode():
             weights = self._decoder.attention(features, words.to(features.device))[0]  # (T, N)
@@ -121,16 +121,16 @@ def caption_all(
 ) -> Iterator[tuple[Path, str | InputError]]:
     """A caption for every picture, or why there is none, in order."""
     for begin in range(0, len(pictures), BATCH):
-        prepared: list[tuple[Path, Tensor | InputError]] = []
+        prepared: list[tuple[Path, Prepared | InputError]] = []
         for path in pictures[begin : begin + BATCH]:
             try:
                 prepared.append((path, captioner.prepare(path)))
             except InputError as error:
                 prepared.append((path, error))
-        good = [tensor for _, tensor in prepared if isinstance(tensor, Tensor)]
+        good = [views for _, views in prepared if not isinstance(views, InputError)]
         captions = iter(captioner.caption(good, search) if good else [])
         for path, outcome in prepared:
-            yield path, next(captions) if isinstance(outcome, Tensor) else outcome
+            yield path, outcome if isinstance(outcome, InputError) else next(captions)
 
 
 def main(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.precision import fastest_faithful
-from pipeline.cnn.prepare import prepare
+from pipeline.cnn.prepare import Prepared, prepare, stack
 from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
@@ -27,16 +27,14 @@ from pipeline.errors import InputError
 from pipeline.progress import bar
 from pipeline.store.features import create_features
 from pipeline.store.pictures import PictureArchive
-from pipeline.store.recipe import FeatureRecipe
-from pipeline.store.weights import Backbone, read_backbone
+from pipeline.store.recipe import FeatureRecipe, Preprocessing, View
+from pipeline.store.weights import Backbone, read_backbones
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A small batch keeps activations in a CPU's cache; a GPU wants work for all its cores.
-AUTO_BATCH = {"cpu": 4, "cuda": 64}
 MAX_DECODERS = 16
 PROBED = 64  # pictures that tell which precision will do
 
@@ -49,14 +47,13 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     """
     device = choose_device(config.device)
     make_repeatable(seed=0)
-    backbone = read_backbone(weights)
-    recipe = make_recipe(backbone, config)
-    batch = AUTO_BATCH[device.type] if config.batch_size == "auto" else config.batch_size
+    backbones = read_backbones(weights)
+    recipe = make_recipe(backbones, config)
+    batch = auto_batch(recipe, device) if config.batch_size == "auto" else config.batch_size
     with PictureArchive(images) as archive:
         ids = archive.ids
-        cnn = _frozen_cnn(backbone, recipe, device, config.precision, batch, archive)
-    size = recipe.preprocessing.size
-    shape = cnn(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1:]
+        cnn = _frozen_cnn(backbones, recipe, device, config.precision, batch, archive)
+    shape = cnn.feature_shape
     workers = auto_workers(device) if config.workers == "auto" else config.workers
 
     began = time.monotonic()
@@ -79,7 +76,7 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
 
 
 def _frozen_cnn(
-    backbone: Backbone,
+    backbones: Sequence[Backbone],
     recipe: FeatureRecipe,
     device: torch.device,
     precision: str,
@@ -89,9 +86,9 @@ def _frozen_cnn(
     """The CNN in the precision that the params name, or that a probe of the archive chooses."""
 
     def build(dtype: torch.dtype) -> FrozenCNN:
-        return FrozenCNN(backbone, recipe, device, dtype, batch)
+        return FrozenCNN(backbones, recipe, device, dtype, batch)
 
-    def sample() -> Tensor:
+    def sample() -> list[Prepared]:
         return _load(archive, archive.ids[:PROBED], recipe)
 
     if precision != "auto":
@@ -99,26 +96,37 @@ def _frozen_cnn(
     return fastest_faithful(build, fast_precisions(device), sample, batch)
 
 
-def _load(archive: PictureArchive, ids: Sequence[str], recipe: FeatureRecipe) -> Tensor:
-    """Prepared pictures of the archive, uint8 (B, S, S, 3)."""
+def _load(archive: PictureArchive, ids: Sequence[str], recipe: FeatureRecipe) -> list[Prepared]:
+    """Prepared pictures of the archive."""
     contents = {f"{one} in {archive.path}": archive.content(one) for one in ids}
-    return torch.stack([prepare(content, name, recipe) for name, content in contents.items()])
+    return [prepare(content, name, recipe) for name, content in contents.items()]
 
 
-def make_recipe(backbone: Backbone, config: ExtractConfig) -> FeatureRecipe:
-    """How features are made with these weights and params."""
-    pre = backbone.preprocessing
-    if config.image_size is not None:  # the same margin around the crop, at another size
-        resize = round(pre.resize * config.image_size / pre.size)
-        pre = replace(pre, resize=resize, size=config.image_size)
+def make_recipe(backbones: Sequence[Backbone], config: ExtractConfig) -> FeatureRecipe:
+    """How features are made with these weights and params: every backbone sees every size."""
     return FeatureRecipe(
-        backbone=backbone.name,
-        weights=backbone.weights,
-        weights_digest=backbone.digest,
         layer=config.layer,
         framing=config.framing,
-        preprocessing=pre,
+        mirrored=config.mirrored,
+        cells=config.cells,
+        views=tuple(
+            View(
+                backbone=backbone.name,
+                weights=backbone.weights,
+                weights_digest=backbone.digest,
+                preprocessing=_sized(backbone.preprocessing, size),
+            )
+            for backbone in backbones
+            for size in config.image_size
+        ),
     )
+
+
+def _sized(pre: Preprocessing, size: int | None) -> Preprocessing:
+    """The same margin around the crop, at another size."""
+    if size is None:
+        return pre
+    return replace(pre, resize=round(pre.resize * size / pre.size), size=size)
 
 
 def features_of(
@@ -133,10 +141,10 @@ def features_of(
     """
     own = threading.local()
 
-    def load(part: Sequence[str]) -> Tensor:
+    def load(part: Sequence[str]) -> list[Tensor]:
         if not hasattr(own, "archive"):
             own.archive = PictureArchive(images)  # a handle a worker: seeks must not mix
-        return _load(own.archive, part, cnn.recipe)
+        return stack(_load(own.archive, part, cnn.recipe))
 
     parts = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
     with _workers(workers) as pool:
@@ -195,6 +203,15 @@ def _check_finite(features: Tensor, ids: Sequence[str], config: ExtractConfig) -
         image_id = ids[int((~finite).nonzero()[0])]
         hint = "; set extract.dtype: float32" if config.dtype == "float16" else ""
         raise InputError(f"the features of {image_id} are not finite{hint}")
+
+
+def auto_batch(recipe: FeatureRecipe, device: torch.device) -> int:
+    """A GPU wants work for all its cores; on a CPU a small batch keeps activations in its cache,
+    and below the size from which glibc asks the system for fresh memory every time."""
+    if device.type != "cpu":
+        return 64
+    largest = max(view.preprocessing.size for view in recipe.views)
+    return min(4, max(1, round(4 * (224 / largest) ** 2)))
 
 
 def auto_workers(device: torch.device) -> int:

@@ -13,7 +13,7 @@ from pipeline.cnn.fuse import fuse
 from pipeline.cnn.trunk import build_trunk, cut, pool
 from pipeline.config.backbone import BackboneConfig
 from pipeline.errors import InputError
-from pipeline.store.weights import read_backbone
+from pipeline.store.weights import read_backbones
 from tests.conftest import SHARED
 from tests.server import serving
 
@@ -49,7 +49,7 @@ FAMILIES = {
 
 
 def config(name: str = SMALL, weights: object = "random", seed: int = 0) -> BackboneConfig:
-    return BackboneConfig(name=name, weights=str(weights), seed=seed)
+    return BackboneConfig(name=(name,), weights=(str(weights),), seed=seed)
 
 
 def state_dict(name: str = SMALL) -> dict[str, torch.Tensor]:
@@ -98,7 +98,7 @@ def test_random_weights_are_the_seeds_and_say_so(tmp_path: Path) -> None:
     for path, seed in zip(paths, (3, 3, 4), strict=True):
         make_backbone(path, config(seed=seed))
     assert paths[0].read_bytes() == paths[1].read_bytes() != paths[2].read_bytes()
-    assert read_backbone(paths[0]).weights == "random:3"
+    assert read_backbones(paths[0])[0].weights == "random:3"
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -112,7 +112,7 @@ def test_a_local_state_dict_may_lack_what_the_trunk_does_not_use(
     else:
         save_file(weights, source)
     make_backbone(out, config(weights=source))
-    backbone = read_backbone(out)
+    (backbone,) = read_backbones(out)
     assert backbone.weights == source.name
     assert all(torch.equal(weights[name], tensor) for name, tensor in backbone.tensors.items())
 
@@ -123,7 +123,10 @@ def test_a_local_state_dict_may_lack_what_the_trunk_does_not_use(
         (lambda w: w.pop("conv1.0.weight"), "they lack conv1.0.weight"),
         (lambda w: w.update({"conv1.0.weight": torch.zeros(3)}), "has shape"),
         (lambda w: w.update({"stage4.9.x": torch.zeros(3)}), "they have stage4.9.x"),
-        (lambda w: w["conv1.0.weight"].fill_(float("nan")), "non-finite numbers in conv1.0"),
+        (
+            lambda w: w["conv1.0.weight"].fill_(float("nan")),
+            "conv1.0.weight holds numbers that are not finite",
+        ),
         (lambda w: w.update(note="hello"), "no state dict"),
     ],
 )
@@ -215,7 +218,7 @@ class TestTorchvisionWeights:
     def test_the_right_file_is_taken(self, tmp_path: Path) -> None:
         content = self.content(tmp_path)
         digest = hashlib.sha256(content).hexdigest()[:8]
-        backbone = read_backbone(self.fetch(tmp_path, SMALL, content, digest))
+        (backbone,) = read_backbones(self.fetch(tmp_path, SMALL, content, digest))
         assert backbone.weights == "IMAGENET1K_V1"
         assert torch.equal(backbone.tensors["conv1.0.weight"], state_dict()["conv1.0.weight"])
 
@@ -250,11 +253,11 @@ def test_a_rotten_backbone_is_said(tmp_path: Path) -> None:
     for rotten in (whole[:-100], whole[:20], b"", bytes(flipped)):
         path.write_bytes(rotten)
         with pytest.raises(InputError, match=r"backbone\.safetensors"):
-            read_backbone(path)
+            read_backbones(path)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the weights in ../shared")
 @pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1"])
 def test_real_weights_fit(tmp_path: Path, name: str) -> None:
     make_backbone(tmp_path / "out.safetensors", config(name, SHARED / f"weights/{name}.pth"))
-    assert read_backbone(tmp_path / "out.safetensors").name == name
+    assert read_backbones(tmp_path / "out.safetensors")[0].name == name

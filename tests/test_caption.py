@@ -11,7 +11,7 @@ from pipeline.caption import Captioner, caption_all
 from pipeline.device import choose_device
 from pipeline.errors import InputError
 from pipeline.model.search import Search
-from pipeline.store.weights import Backbone, read_backbone, write_backbone
+from pipeline.store.weights import Backbone, read_backbones, write_backbones
 from tests.conftest import Artifacts, one_line, showtell
 
 
@@ -92,9 +92,9 @@ def test_without_a_model_the_stage_that_makes_it_is_named(tmp_path: Path) -> Non
 
 
 def test_another_backbone_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
-    mine = read_backbone(tiny.backbone)
+    (mine,) = read_backbones(tiny.backbone)
     other = {name: tensor + 1 for name, tensor in mine.tensors.items()}
     path = tmp_path / "other.safetensors"
-    write_backbone(path, Backbone(mine.name, "other", mine.preprocessing, other))
+    write_backbones(path, [Backbone(mine.name, "other", mine.preprocessing, other)])
     with pytest.raises(InputError, match="is not the one that the features came from"):
         Captioner(path, [tiny.model], choose_device("cpu"))

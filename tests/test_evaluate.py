@@ -85,6 +85,11 @@ def test_max_length_is_kept(tiny: Artifacts, tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "scores.csv")["words"].max() <= 3
 
 
+def of_view(recipe: FeatureRecipe, **changes: Any) -> FeatureRecipe:
+    (view,) = recipe.views
+    return replace(recipe, views=(replace(view, **changes),))
+
+
 def other_features(tiny: Artifacts, path: Path, recipe: FeatureRecipe) -> Path:
     cache = read_features(tiny.features)
     with create_features(path, cache.ids, cache.array.shape[1:], "float16", recipe) as rows:
@@ -94,23 +99,29 @@ def other_features(tiny: Artifacts, path: Path, recipe: FeatureRecipe) -> Path:
 
 def test_features_of_another_backbone_are_refused(tiny: Artifacts, tmp_path: Path) -> None:
     recipe = read_features(tiny.features).recipe
-    for change, said in (
+    (view,) = recipe.views
+    for other, said in (
         (
-            {"backbone": "resnet50"},
+            of_view(recipe, backbone="resnet50"),
             "its backbone is resnet50, but the model was trained on shuffle",
         ),
-        ({"weights_digest": "0" * 16}, "its weights_digest"),
-        ({"framing": "crop"}, "its framing is crop"),
-        ({"preprocessing": replace(recipe.preprocessing, size=96)}, "its preprocessing"),
+        (of_view(recipe, weights_digest="0" * 16), "its weights_digest"),
+        (
+            of_view(recipe, preprocessing=replace(view.preprocessing, size=96)),
+            "its preprocessing",
+        ),
+        (replace(recipe, framing="crop"), "its framing is crop"),
+        (replace(recipe, mirrored=True), "its mirrored is True"),
+        (replace(recipe, views=(view, view)), "its number of views is 2"),
     ):
-        path = other_features(tiny, tmp_path / "f.h5", replace(recipe, **change))
+        path = other_features(tiny, tmp_path / "f.h5", other)
         with pytest.raises(InputError, match=said):
             tiny.evaluate(config(tmp_path), tmp_path, features=path)
     assert not (tmp_path / "metrics.json").exists()
 
 
 def test_the_same_weights_under_another_name_are_the_same(tiny: Artifacts, tmp_path: Path) -> None:
-    recipe = replace(read_features(tiny.features).recipe, weights="renamed.pth")
+    recipe = of_view(read_features(tiny.features).recipe, weights="renamed.pth")
     path = other_features(tiny, tmp_path / "f.h5", recipe)
     tiny.evaluate(config(tmp_path), tmp_path, features=path)
     before = json.loads((tiny.reports / "metrics.json").read_text())
@@ -120,7 +131,7 @@ def test_the_same_weights_under_another_name_are_the_same(tiny: Artifacts, tmp_p
 def test_untrained_weights_are_called_so_wherever_figures_appear(
     tiny: Artifacts, tmp_path: Path
 ) -> None:
-    recipe = replace(read_features(tiny.features).recipe, weights="random:0")
+    recipe = of_view(read_features(tiny.features).recipe, weights="random:0")
     path = other_features(tiny, tmp_path / "f.h5", recipe)
     tiny.evaluate(config(tmp_path), tmp_path, features=path)
     made = json.loads((tmp_path / "metrics.json").read_text())

@@ -21,7 +21,7 @@ from pipeline.extract import extract, make_recipe
 from pipeline.model.features import PictureFeatures
 from pipeline.store.features import read_features
 from pipeline.store.pictures import PictureArchive
-from pipeline.store.weights import Backbone, read_backbone, write_backbone
+from pipeline.store.weights import Backbone, read_backbones, write_backbones
 from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
 
 CPU = torch.device("cpu")
@@ -49,11 +49,10 @@ def scene(mode: str = "RGB", size: tuple[int, int] = (90, 60)) -> Image.Image:
 
 def test_the_file_describes_itself(tiny: Artifacts) -> None:
     cache = read_features(tiny.features)
-    backbone = read_backbone(tiny.backbone)
-    assert cache.recipe.backbone == "shufflenet_v2_x0_5"
-    assert cache.recipe.weights == "shapes.safetensors"
-    assert cache.recipe.weights_digest == backbone.digest
-    assert (cache.recipe.framing, cache.recipe.preprocessing.size) == ("squash", 64)
+    (backbone,), (view,) = read_backbones(tiny.backbone), cache.recipe.views
+    assert (view.backbone, view.weights) == ("shufflenet_v2_x0_5", "shapes.safetensors")
+    assert view.weights_digest == backbone.digest
+    assert (cache.recipe.framing, view.preprocessing.size) == ("squash", 64)
     assert cache.array.shape == (62, 1024)
     assert cache.array.dtype == np.float16
     assert cache.ids == PictureArchive(tiny.images).ids
@@ -106,16 +105,16 @@ def test_bfloat16_keeps_the_direction(tiny: Artifacts, tmp_path: Path) -> None:
 def test_a_probe_takes_the_first_precision_that_keeps_the_features(
     tiny: Artifacts, tmp_path: Path, candidates: list[Any], chosen: torch.dtype
 ) -> None:
-    backbone = read_backbone(tiny.backbone)
+    (backbone,) = read_backbones(tiny.backbone)
     if "overflow" in candidates:  # of float16's range
         candidates = [torch.float16]
         name = "conv5.1.weight"
         loud = {**backbone.tensors, name: backbone.tensors[name] * 1e6}
         backbone = Backbone(backbone.name, "loud", backbone.preprocessing, loud)
-    recipe = make_recipe(backbone, config(tmp_path))
-    pictures = torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8)
+    recipe = make_recipe([backbone], config(tmp_path))
+    pictures = [(picture,) for picture in torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8)]
     cnn = fastest_faithful(
-        lambda precision: FrozenCNN(backbone, recipe, CPU, precision),
+        lambda precision: FrozenCNN([backbone], recipe, CPU, precision),
         candidates,
         lambda: pictures,
         batch=4,
@@ -128,16 +127,16 @@ def test_a_probe_takes_the_first_precision_that_keeps_the_features(
 def test_pictures_are_prepared_as_torchvision_does(
     tiny: Artifacts, tmp_path: Path, framing: str, size: tuple[int, int]
 ) -> None:
-    recipe = make_recipe(read_backbone(tiny.backbone), config(tmp_path, framing=framing))
+    recipe = make_recipe(read_backbones(tiny.backbone), config(tmp_path, framing=framing))
     picture = scene(size=size).rotate(20)
-    pre = recipe.preprocessing
+    pre = recipe.views[0].preprocessing
     f = torchvision.transforms.functional
     if framing == "squash":
         expected = f.resize(picture, [pre.size, pre.size])
     else:
         expected = f.center_crop(f.resize(picture, [pre.resize]), [pre.size])
-    prepared = prepare(jpeg(picture, format="PNG"), "x", recipe).permute(2, 0, 1)
-    difference = prepared.int() - f.pil_to_tensor(expected).int()
+    (prepared,) = prepare(jpeg(picture, format="PNG"), "x", recipe)
+    difference = prepared.permute(2, 0, 1).int() - f.pil_to_tensor(expected).int()
     assert difference.abs().max() <= 1  # Pillow's resizing rounds otherwise
 
 
@@ -194,11 +193,11 @@ def test_a_bad_picture_is_named_and_leaves_nothing(
 
 
 def test_numbers_too_large_for_the_dtype_are_said(tiny: Artifacts, tmp_path: Path) -> None:
-    backbone = read_backbone(tiny.backbone)
+    (backbone,) = read_backbones(tiny.backbone)
     name = "conv5.1.weight"
     loud = {**backbone.tensors, name: backbone.tensors[name] * 1e6}
     weights = tmp_path / "loud.safetensors"
-    write_backbone(weights, Backbone(backbone.name, "loud", backbone.preprocessing, loud))
+    write_backbones(weights, [Backbone(backbone.name, "loud", backbone.preprocessing, loud)])
     with pytest.raises(InputError, match=r"not finite; set extract\.dtype: float32"):
         extract(tiny.images, weights, tmp_path / "f.h5", config(tmp_path))
 

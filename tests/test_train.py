@@ -78,7 +78,7 @@ def test_it_stops_early_and_keeps_the_best_epoch(tiny: Artifacts, tmp_path: Path
 
 def test_the_model_carries_all_that_captioning_needs(tiny: Artifacts) -> None:
     model = read_model(tiny.model, CPU)
-    assert model.recipe.backbone == "shufflenet_v2_x0_5"
+    assert model.recipe.views[0].backbone == "shufflenet_v2_x0_5"
     assert len(model.vocabulary) == model.decoder.config.vocabulary_size
     assert not model.decoder.training
 

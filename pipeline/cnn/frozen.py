@@ -1,25 +1,32 @@
 """From prepared pictures to features: the one path that extraction and captioning share.
 
 Captions go wrong without an error when features are made otherwise than those that the decoder
-learned from. So `prepare`, CNN and pooling are told by a `FeatureRecipe` alone.
+learned from. So `prepare`, CNNs and pooling are told by a `FeatureRecipe` alone.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.cnn.fuse import fuse
 from pipeline.cnn.trunk import build_trunk, pool
 from pipeline.errors import InputError
-from pipeline.store.recipe import FeatureRecipe
+from pipeline.store.recipe import FeatureRecipe, View
 from pipeline.store.weights import Backbone
 
 
 class FrozenCNN:
-    """A backbone that turns prepared pictures into features, and never learns."""
+    """One backbone or several that turn prepared pictures into features, and never learn.
+
+    Where a recipe has several views (CNNs, sizes), their features lie side by side: vectors end to
+    end, and grids cell by cell, those of other sizes averaged into the same cells.
+    """
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbones: Sequence[Backbone],
         recipe: FeatureRecipe,
         device: torch.device,
         precision: torch.dtype = torch.float32,
@@ -31,14 +38,59 @@ class FrozenCNN:
                 lays weights out for this one, and others can take twice the time.
 
         Raises:
-            InputError: the weights do not fit the model, or the recipe is of another backbone.
+            InputError: the weights do not fit the model, or the recipe is of other backbones.
         """
-        if backbone.digest != recipe.weights_digest or backbone.name != recipe.backbone:
-            raise InputError(
-                f"the backbone {backbone.name} ({backbone.weights}, {backbone.digest}) is not the "
-                f"one that the features came from: {recipe.label}, {recipe.weights_digest}"
-            )
-        pre = recipe.preprocessing
+        self.recipe, self.device, self.precision = recipe, device, precision
+        self._views = [
+            _ViewCNN(_backbone_of(view, backbones), view, device, precision, batch)
+            for view in recipe.views
+        ]
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Tensor]) -> Tensor:
+        """For each view uint8 (B, S, S, 3) -> float32 (B, D) pooled, or (B, H, W, D) grid."""
+        grids = [
+            self._seen(view, part) for view, part in zip(self._views, pictures, strict=True)
+        ]  # (B, D, H, W) each
+        if self.recipe.layer == "pooled":
+            return torch.cat([pool(grid) for grid in grids], dim=1)
+        side = self.recipe.cells
+        cells = (grids[0].shape[2], grids[0].shape[3]) if side is None else (side, side)
+        grids = [
+            grid if tuple(grid.shape[2:]) == cells else F.adaptive_avg_pool2d(grid, cells)
+            for grid in grids
+        ]
+        return torch.cat(grids, dim=1).permute(0, 2, 3, 1).contiguous()
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """(D,) or (H, W, D)."""
+        sizes = [view.preprocessing.size for view in self.recipe.views]
+        blank = [torch.zeros(1, size, size, 3, dtype=torch.uint8) for size in sizes]
+        return tuple(self(blank).shape[1:])
+
+    def _seen(self, view: "_ViewCNN", pictures: Tensor) -> Tensor:
+        """uint8 (B, S, S, 3) -> (B, D, H, W)."""
+        if self.device.type == "cuda" and pictures.device.type == "cpu":
+            pictures = pictures.pin_memory()
+        inputs = view.normalised(pictures.to(self.device, non_blocking=True))
+        grid = view(inputs)
+        # What stands to the left in the mirror image stands to the right in the picture.
+        return (grid + view(inputs.flip(-1)).flip(-1)) / 2 if self.recipe.mirrored else grid
+
+
+class _ViewCNN:
+    """One trunk, fused for one size of picture."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        view: View,
+        device: torch.device,
+        precision: torch.dtype,
+        batch: int,
+    ) -> None:
+        pre = view.preprocessing
         trunk = build_trunk(backbone.name, input_size=pre.size)
         try:
             trunk.load_state_dict(backbone.tensors)
@@ -49,24 +101,32 @@ class FrozenCNN:
         trunk = trunk.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.zeros(batch, 3, pre.size, pre.size, dtype=precision, device=device)
         self._trunk = fuse(trunk, example.to(memory_format=torch.channels_last))
-        self._grid = recipe.layer == "grid"
-        self.recipe, self.device, self.precision = recipe, device, precision
+        self._device, self._precision = device, precision
         # Pictures come as bytes, 0 to 255. A row's worth of each, since a CPU is slow to
         # broadcast over three numbers at a time.
         self._mean, self._std = (
             255 * torch.tensor(rgb, device=device).repeat(pre.size) for rgb in (pre.mean, pre.std)
         )  # (S * 3)
 
-    @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, S, S, 3) -> float32 (B, D) pooled, or (B, H, W, D) grid."""
-        if self.device.type == "cuda" and pictures.device.type == "cpu":
-            pictures = pictures.pin_memory()
-        pictures = pictures.to(self.device, non_blocking=True)
+    def normalised(self, pictures: Tensor) -> Tensor:
+        """uint8 (B, S, S, 3) -> (B, 3, S, S), channels last."""
         rows = pictures.flatten(2).float().sub_(self._mean).div_(self._std)  # (B, S, S * 3)
-        inputs = rows.view(pictures.shape).permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
+        return rows.view(pictures.shape).permute(0, 3, 1, 2)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """(B, 3, S, S) -> float32 (B, D, H, W)."""
         with torch.autocast(
-            self.device.type, self.precision, enabled=self.precision != torch.float32
+            self._device.type, self._precision, enabled=self._precision != torch.float32
         ):
-            grid = self._trunk(inputs).float()  # (B, D, H, W)
-        return grid.permute(0, 2, 3, 1).contiguous() if self._grid else pool(grid)
+            return self._trunk(inputs).float()
+
+
+def _backbone_of(view: View, backbones: Sequence[Backbone]) -> Backbone:
+    for backbone in backbones:
+        if (backbone.name, backbone.digest) == (view.backbone, view.weights_digest):
+            return backbone
+    have = ", ".join(f"{one.name} ({one.weights}, {one.digest})" for one in backbones)
+    raise InputError(
+        f"the backbone {have} is not the one that the features came from: {view.label}, "
+        f"{view.weights_digest}"
+    )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cnn.frozen import FrozenCNN
+from pipeline.cnn.prepare import Prepared, stack
 
 # Of the features with float32's, the worst picture's. MobileNetV2 in bfloat16 has 0.995, and costs
 # 0.8 points of CIDEr; the sample is small, so it must do better than all pictures need to.
@@ -15,7 +16,7 @@ FAITHFUL = 0.9995
 def fastest_faithful(
     build: Callable[[torch.dtype], FrozenCNN],
     candidates: Sequence[torch.dtype],
-    sample: Callable[[], Tensor],
+    sample: Callable[[], Sequence[Prepared]],
     batch: int,
 ) -> FrozenCNN:
     """The CNN in the first of the candidate precisions whose features keep float32's direction.
@@ -23,13 +24,14 @@ def fastest_faithful(
     Args:
         build: the CNN in a precision.
         candidates: of this device, the one that loses least first; float32 when none is faithful.
-        sample: prepared pictures of the set, uint8 (N, S, S, 3); not called without candidates.
+        sample: prepared pictures of the set; not called without candidates.
         batch: how many of them at a time.
     """
     exact = build(torch.float32)
     if not candidates:
         return exact
-    parts = sample().split(batch)
+    pictures = sample()
+    parts = [stack(pictures[begin : begin + batch]) for begin in range(0, len(pictures), batch)]
     wanted = _vectors(exact, parts)
     for precision in candidates:
         cnn = build(precision)
@@ -39,6 +41,6 @@ def fastest_faithful(
     return exact
 
 
-def _vectors(cnn: FrozenCNN, parts: Sequence[Tensor]) -> Tensor:
+def _vectors(cnn: FrozenCNN, parts: Sequence[Sequence[Tensor]]) -> Tensor:
     features = torch.cat([cnn(part).cpu() for part in parts])  # (N, D) or (N, H, W, D)
     return features if features.dim() == 2 else features.mean(dim=(1, 2))

@@ -4,17 +4,21 @@ On a CPU these share the cores with the CNN, and beside a GPU they must feed it.
 whose vector instructions take a quarter of Pillow's time; no value differs by more than 1 of 255.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.store.pictures import decode_picture
-from pipeline.store.recipe import FeatureRecipe
+from pipeline.store.recipe import FeatureRecipe, Preprocessing
+
+Prepared = tuple[Tensor, ...]  # what each view's CNN is shown of one picture, uint8 (S, S, 3)
 
 
-def prepare(content: bytes, name: str, recipe: FeatureRecipe) -> Tensor:
-    """Decode, resize and crop as the recipe says -> uint8 (S, S, 3), RGB.
+def prepare(content: bytes, name: str, recipe: FeatureRecipe) -> Prepared:
+    """Decode once, then resize and crop for every view as the recipe says; RGB.
 
     Args:
         name: what to call the picture where it cannot be used.
@@ -22,16 +26,13 @@ def prepare(content: bytes, name: str, recipe: FeatureRecipe) -> Tensor:
     Raises:
         InputError: it is empty, no picture, truncated, or absurdly large.
     """
-    pre = recipe.preprocessing
     picture = decode(content, name)
-    height, width = picture.shape[:2]
-    if recipe.framing == "squash":
-        return _resized(picture, pre.size, pre.size, pre.interpolation)
-    # As torchvision's Resize and CenterCrop: the longer side's fraction is cut off.
-    height, width = (int(pre.resize * side / min(height, width)) for side in (height, width))
-    picture = _resized(picture, height, width, pre.interpolation)
-    top, left = round((height - pre.size) / 2), round((width - pre.size) / 2)
-    return picture[top : top + pre.size, left : left + pre.size]
+    return tuple(_shown(picture, view.preprocessing, recipe.framing) for view in recipe.views)
+
+
+def stack(pictures: Sequence[Prepared]) -> list[Tensor]:
+    """B prepared pictures as a batch: for each view uint8 (B, S, S, 3)."""
+    return [torch.stack(parts) for parts in zip(*pictures, strict=True)]
 
 
 def decode(content: bytes, name: str) -> Tensor:
@@ -41,6 +42,18 @@ def decode(content: bytes, name: str) -> Tensor:
         InputError: it is empty, no picture, truncated, or absurdly large.
     """
     return torch.from_numpy(np.array(decode_picture(content, name)))
+
+
+def _shown(picture: Tensor, pre: Preprocessing, framing: str) -> Tensor:
+    """(H, W, 3) -> (S, S, 3)."""
+    height, width = picture.shape[:2]
+    if framing == "squash":
+        return _resized(picture, pre.size, pre.size, pre.interpolation)
+    # As torchvision's Resize and CenterCrop: the longer side's fraction is cut off.
+    height, width = (int(pre.resize * side / min(height, width)) for side in (height, width))
+    picture = _resized(picture, height, width, pre.interpolation)
+    top, left = round((height - pre.size) / 2), round((width - pre.size) / 2)
+    return picture[top : top + pre.size, left : left + pre.size]
 
 
 def _resized(picture: Tensor, height: int, width: int, interpolation: str) -> Tensor:

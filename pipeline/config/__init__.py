@@ -8,10 +8,10 @@ import difflib
 import importlib
 import re
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from pipeline.errors import InputError
 
@@ -25,6 +25,25 @@ class Config(BaseModel):
     group: ClassVar[str]
 
 
+Item = TypeVar("Item")
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _not_empty(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    if not items:
+        raise ValueError("one, or a list of some")
+    return items
+
+
+# A key that takes one value, or a list of them where several lie side by side.
+OneOrMore = Annotated[
+    tuple[Item, ...],
+    BeforeValidator(_as_tuple),
+    AfterValidator(_not_empty),
+]
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.config import Config, OneOrMore
 
 
 class ExtractConfig(Config):
@@ -13,7 +13,9 @@ class ExtractConfig(Config):
     group: ClassVar[str] = "extract"
     layer: Literal["pooled", "grid"]
     framing: Literal["crop", "squash"]
-    image_size: Annotated[int, Field(ge=32, le=4096)] | None
+    image_size: OneOrMore[Annotated[int, Field(ge=32, le=4096)] | None]
+    mirrored: bool
+    cells: Annotated[int, Field(ge=1, le=256)] | None
     dtype: Literal["float16", "float32"]
     batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"]
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]

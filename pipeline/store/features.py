@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.store.files import atomic
 from pipeline.store.recipe import FeatureRecipe
 
-FORMAT = "showtell features 1"
+FORMAT = "showtell features 2"
 
 
 @dataclass(frozen=True)

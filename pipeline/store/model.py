@@ -13,7 +13,7 @@ from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.tensors import read_tensors, write_tensors
 from pipeline.store.vocabulary import Vocabulary, check_words
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

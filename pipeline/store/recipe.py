@@ -1,6 +1,5 @@
 """How features are made of a picture: what must be the same wherever features meet a model."""
 
-import dataclasses
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,25 +22,48 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class FeatureRecipe:
-    """Everything that decides what a feature means."""
+class View:
+    """One frozen CNN, and what it is shown of a picture."""
 
     backbone: str
     weights: str  # a torchvision name, a file's name, or random:SEED
     weights_digest: str  # of the trunk's tensors
-    layer: str  # pooled or grid
-    framing: str  # crop or squash
     preprocessing: Preprocessing
+
+    @property
+    def label(self) -> str:
+        """For people, beside figures: untrained weights are called so."""
+        return f"{self.backbone} ({self.weights}{', UNTRAINED' if self.untrained else ''})"
 
     @property
     def untrained(self) -> bool:
         return self.weights.startswith("random:")
 
+
+@dataclass(frozen=True)
+class FeatureRecipe:
+    """Everything that decides what a feature means."""
+
+    layer: str  # pooled or grid
+    framing: str  # crop or squash
+    mirrored: bool  # each view is the mean of what the CNN says of the picture and its mirror image
+    cells: int | None  # a side of the grid; None: as many as the first view's CNN gives
+    views: tuple[View, ...]  # their features lie side by side
+
+    @property
+    def untrained(self) -> bool:
+        return any(view.untrained for view in self.views)
+
     @property
     def label(self) -> str:
-        """For people, beside figures: untrained weights are called so."""
-        untrained = ", UNTRAINED" if self.untrained else ""
-        return f"{self.backbone} ({self.weights}{untrained}), {self.layer}, {self.framing}"
+        """For people, beside figures."""
+        several = len(self.views) > 1
+        views = " + ".join(
+            f"{view.label} at {view.preprocessing.size} px" if several else view.label
+            for view in self.views
+        )
+        mirrored = ", mirrored" if self.mirrored else ""
+        return f"{views}, {self.layer}, {self.framing}{mirrored}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,8 +75,11 @@ class FeatureRecipe:
             InputError: `content` is no recipe; `where` says whose.
         """
         try:
-            preprocessing = Preprocessing.from_json(content["preprocessing"])
-            return cls(**{**content, "preprocessing": preprocessing})
+            views = tuple(
+                View(**{**view, "preprocessing": Preprocessing.from_json(view["preprocessing"])})
+                for view in content["views"]
+            )
+            return cls(**{**content, "views": views})
         except (TypeError, KeyError, AttributeError, ValueError):
             raise InputError(f"{where} does not say how its features were made") from None
 
@@ -64,15 +89,27 @@ def require_same_recipe(features: FeatureRecipe, model: FeatureRecipe, where: st
     Raises:
         InputError: the features of `where` were not made as those that the model learned from.
     """
-    for field in dataclasses.fields(FeatureRecipe):
-        theirs, ours = getattr(features, field.name), getattr(model, field.name)
-        # The same weights under another file name are the same weights.
-        if field.name != "weights" and theirs != ours:
+    theirs, ours = _facts(features), _facts(model)
+    for name in ours | theirs:
+        if theirs.get(name) != ours.get(name):
             raise InputError(
-                f"{where} does not fit the model: its {field.name} is {_short(theirs)}, but the "
-                f"model was trained on {_short(ours)}; use the same backbone and extract params"
+                f"{where} does not fit the model: its {name} is {theirs.get(name)}, but the "
+                f"model was trained on {ours.get(name)}; use the same backbone and extract params"
             )
 
 
-def _short(value: Any) -> str:
-    return str(asdict(value) if isinstance(value, Preprocessing) else value)
+def _facts(recipe: FeatureRecipe) -> dict[str, Any]:
+    """What must agree, by name. The same weights under another file name are the same weights."""
+    facts: dict[str, Any] = {
+        "layer": recipe.layer,
+        "framing": recipe.framing,
+        "mirrored": recipe.mirrored,
+        "cells": recipe.cells,
+        "number of views": len(recipe.views),
+    }
+    for number, view in enumerate(recipe.views, start=1):
+        of = f" of view {number}" if len(recipe.views) > 1 else ""
+        facts[f"backbone{of}"] = view.backbone
+        facts[f"weights_digest{of}"] = view.weights_digest
+        facts[f"preprocessing{of}"] = asdict(view.preprocessing)
+    return facts

@@ -1,5 +1,6 @@
-"""The frozen CNN's weights as an artifact: trunk tensors, and what they are."""
+"""The frozen CNNs' weights as an artifact: trunk tensors, and what they are."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,31 +26,41 @@ class Backbone:
         return tensors_digest(self.tensors)
 
 
-def write_backbone(path: Path, backbone: Backbone) -> None:
-    header: dict[str, Any] = {
-        "name": backbone.name,
-        "weights": backbone.weights,
-        "preprocessing": asdict(backbone.preprocessing),
-        "digest": backbone.digest,
+def write_backbones(path: Path, backbones: Sequence[Backbone]) -> None:
+    """One file of one or several trunks."""
+    headers: list[dict[str, Any]] = [
+        {
+            "name": backbone.name,
+            "weights": backbone.weights,
+            "preprocessing": asdict(backbone.preprocessing),
+            "digest": backbone.digest,
+        }
+        for backbone in backbones
+    ]
+    tensors = {
+        f"{number}.{name}": tensor
+        for number, backbone in enumerate(backbones)
+        for name, tensor in backbone.tensors.items()
     }
-    write_tensors(path, backbone.tensors, header)
+    write_tensors(path, tensors, {"backbones": headers})
 
 
-def read_backbone(path: Path) -> Backbone:
+def read_backbones(path: Path) -> list[Backbone]:
     """
     Raises:
         InputError: the file is absent, damaged, or no backbone.
     """
-    tensors, header = read_tensors(path, made_by="backbone")
+    tensors, content = read_tensors(path, made_by="backbone")
+    backbones = []
     try:
-        backbone = Backbone(
-            str(header["name"]),
-            str(header["weights"]),
-            Preprocessing.from_json(header["preprocessing"]),
-            tensors,
-        )
+        for number, header in enumerate(content["backbones"]):
+            begin = f"{number}."
+            own = {k.removeprefix(begin): v for k, v in tensors.items() if k.startswith(begin)}
+            pre = Preprocessing.from_json(header["preprocessing"])
+            backbone = Backbone(str(header["name"]), str(header["weights"]), pre, own)
+            if backbone.digest != header["digest"]:
+                raise InputError(f"{path}: the weights are not those it says; run 'backbone' again")
+            backbones.append(backbone)
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is no backbone; run the stage 'backbone' again") from None
-    if backbone.digest != header.get("digest"):
-        raise InputError(f"{path}: the weights are not those it says; run 'backbone' again")
-    return backbone
+    return backbones

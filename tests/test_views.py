@@ -1,0 +1,189 @@
+"""Several views of a picture, side by side in one cache: CNNs, sizes, and mirror images."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from pipeline.backbone import make_backbone
+from pipeline.config import read
+from pipeline.config.backbone import BackboneConfig
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.train import TrainConfig
+from pipeline.extract import auto_batch, extract, make_recipe
+from pipeline.store.features import read_features
+from pipeline.store.pictures import PictureArchive
+from pipeline.store.weights import read_backbones
+from pipeline.train import train
+from tests.conftest import SHAPES, Artifacts, one_line, showtell, write_params
+
+TWO = {"name": ["shufflenet_v2_x0_5", "squeezenet1_1"], "weights": [str(SHAPES), "random"]}
+GRID = {"extract": {"layer": "grid"}, "train": {"decoder": "spatial_attention", "epochs": 1}}
+
+
+def features(
+    images: Path, backbone: Path, folder: Path, name: str = "some", **changes: Any
+) -> np.ndarray:
+    """float32 features under these extract params."""
+    groups: dict[str, dict[str, Any]] = {"train": GRID["train"]} if "layer" in changes else {}
+    extraction = {"dtype": "float32", **changes}
+    params = write_params(folder / f"{name}.yaml", extract=extraction, **groups)
+    out = folder / f"{name}.h5"
+    extract(images, backbone, out, read(params, ExtractConfig))
+    return np.array(read_features(out).array)
+
+
+@pytest.fixture(scope="module")
+def mirror_world(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of the little world, mirrored; as PNG, for JPEG would not keep them."""
+    folder = tmp_path_factory.mktemp("mirror")
+    with (
+        PictureArchive(tiny.images) as images,
+        zipfile.ZipFile(folder / "plain.zip", "w") as plain,
+        zipfile.ZipFile(folder / "mirrored.zip", "w") as mirrored,
+    ):
+        for image_id in images.ids[:8]:
+            picture = Image.open(io.BytesIO(images.content(image_id)))
+            for archive, shown in ((plain, picture), (mirrored, ImageOps.mirror(picture))):
+                content = io.BytesIO()
+                shown.save(content, "PNG")
+                archive.writestr(f"{Path(image_id).stem}.png", content.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_cnns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    params = write_params(folder / "params.yaml", backbone=TWO)
+    make_backbone(folder / "two.safetensors", read(params, BackboneConfig))
+    return folder / "two.safetensors"
+
+
+def test_vectors_of_all_sizes_lie_end_to_end(tiny: Artifacts, tmp_path: Path) -> None:
+    both = features(tiny.images, tiny.backbone, tmp_path, "both", image_size=[64, 96])
+    for part, size in ((both[:, :1024], 64), (both[:, 1024:], 96)):
+        alone = features(tiny.images, tiny.backbone, tmp_path, "alone", image_size=size)
+        np.testing.assert_allclose(part, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_null_among_the_sizes_is_the_weights_own(tiny: Artifacts, tmp_path: Path) -> None:
+    params = write_params(tmp_path / "params.yaml", extract={"image_size": [None, 96]})
+    recipe = make_recipe(read_backbones(tiny.backbone), read(params, ExtractConfig))
+    assert [view.preprocessing.size for view in recipe.views] == [224, 96]
+
+
+def test_vectors_of_all_cnns_lie_end_to_end(
+    tiny: Artifacts, two_cnns: Path, tmp_path: Path
+) -> None:
+    both = features(tiny.images, two_cnns, tmp_path)
+    assert both.shape == (62, 1024 + 512)
+    alone = features(tiny.images, tiny.backbone, tmp_path, "alone")
+    np.testing.assert_allclose(both[:, :1024], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_mirrored_vectors_are_the_mean_of_both(
+    tiny: Artifacts, mirror_world: Path, tmp_path: Path
+) -> None:
+    plain, mirrored = (
+        features(mirror_world / f"{name}.zip", tiny.backbone, tmp_path, name)
+        for name in ("plain", "mirrored")
+    )
+    assert np.abs(plain - mirrored).max() > 0.05
+    mean = features(mirror_world / "plain.zip", tiny.backbone, tmp_path, mirrored=True)
+    np.testing.assert_allclose(mean, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mirrored_cell_is_where_it_is_in_the_picture(
+    tiny: Artifacts, mirror_world: Path, tmp_path: Path
+) -> None:
+    plain, mirrored = (
+        features(mirror_world / f"{name}.zip", tiny.backbone, tmp_path, name, layer="grid")
+        for name in ("plain", "mirrored")
+    )
+    mean = features(
+        mirror_world / "plain.zip", tiny.backbone, tmp_path, layer="grid", mirrored=True
+    )
+    np.testing.assert_allclose(mean, (plain + mirrored[:, :, ::-1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_grids_of_other_sizes_are_averaged_into_the_first_ones_cells(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    both = features(
+        tiny.images, tiny.backbone, tmp_path, "both", layer="grid", image_size=[64, 128]
+    )
+    assert both.shape == (62, 2, 2, 2048)
+    large = features(
+        tiny.images, tiny.backbone, tmp_path, "large", layer="grid", image_size=128
+    )  # 4 x 4
+    means = large.reshape(62, 2, 2, 2, 2, 1024).mean(axis=(2, 4))
+    np.testing.assert_allclose(both[..., 1024:], means, rtol=1e-4, atol=1e-5)
+
+
+def test_cells_says_how_many_a_side(tiny: Artifacts, tmp_path: Path) -> None:
+    grid = features(tiny.images, tiny.backbone, tmp_path, layer="grid", image_size=128, cells=3)
+    assert grid.shape == (62, 3, 3, 1024)
+
+
+def test_on_a_cpu_larger_pictures_come_in_smaller_batches(tiny: Artifacts, tmp_path: Path) -> None:
+    batches = {}
+    for size in (64, 224, 320, 448, 1000):
+        params = write_params(tmp_path / "params.yaml", extract={"image_size": [64, size]})
+        recipe = make_recipe(read_backbones(tiny.backbone), read(params, ExtractConfig))
+        batches[size] = auto_batch(recipe, torch.device("cpu"))
+    assert batches == {64: 4, 224: 4, 320: 2, 448: 1, 1000: 1}
+
+
+@pytest.mark.parametrize("layer", ["pooled", "grid"])
+def test_photos_are_seen_as_the_cache_was_made(
+    tiny: Artifacts, two_cnns: Path, tmp_path: Path, layer: str
+) -> None:
+    """Two CNNs, two sizes, mirrored: `showtell caption` says what `evaluate` said."""
+    groups = {"train": {"epochs": 1}} if layer == "pooled" else GRID
+    views = {"layer": layer, "image_size": [64, 96], "mirrored": True}
+    params = write_params(tmp_path / "params.yaml", **{**groups, "extract": views})
+    cache, model = tmp_path / "f.h5", tmp_path / "model.safetensors"
+    extract(tiny.images, two_cnns, cache, read(params, ExtractConfig))
+    assert read_features(cache).array.shape[-1] == 2 * (1024 + 512)
+    train(
+        *(cache, tiny.table, tiny.vocabulary, model, tmp_path / "h.csv"),
+        read(params, TrainConfig),
+    )
+    out = tmp_path / "reports"
+    tiny.evaluate(read(params, EvaluateConfig), out, model=model, features=cache)
+    about = json.loads((out / "metrics.json").read_text())["about"][0]["features"]
+    assert "squeezenet1_1 (random:0, UNTRAINED) at 96 px" in about
+    assert "mirrored" in about
+    evaluated = json.loads((out / "captions.json").read_text())
+    theirs = {one["image_id"]: one["caption"] for one in evaluated}
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    with zipfile.ZipFile(tiny.images) as archive:
+        for member in archive.namelist():
+            if Path(member).name in theirs:
+                (photos / Path(member).name).write_bytes(archive.read(member))
+    options = ("--beam", 2, "--max-length", 12, "--json", "--device", "cpu")
+    result = showtell("caption", photos, "--model", model, "--backbone", two_cnns, *options)
+    ours = {one["image_id"]: one["caption"] for one in json.loads(result.stdout)}
+    assert sum(ours[key] == theirs[key] for key in theirs) >= len(theirs) - 1
+
+
+def test_one_cnn_too_few_is_said(tiny: Artifacts, two_cnns: Path, tmp_path: Path) -> None:
+    params = write_params(tmp_path / "params.yaml", train={"epochs": 1})
+    cache, model = tmp_path / "f.h5", tmp_path / "model.safetensors"
+    extract(tiny.images, two_cnns, cache, read(params, ExtractConfig))
+    train(
+        *(cache, tiny.table, tiny.vocabulary, model, tmp_path / "h.csv"),
+        read(params, TrainConfig),
+    )
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (80, 80), "red").save(photo)
+    result = showtell("caption", photo, "--model", model, "--backbone", tiny.backbone)
+    assert "is not the one that the features came from: squeezenet1_1" in one_line(result)
