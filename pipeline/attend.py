@@ -77,7 +77,7 @@ def main(
     taken: set[Path] = set()
     for path in pictures:
         views = captioner.prepare(path)
-        (caption,) = captioner.caption([views], Search(beam, length_penalty))
+        ((caption,),) = captioner.caption([views], Search(beam, length_penalty))
         weights = captioner.attention(views, caption.split())
         target = out / f"{path.name}.attention.png"
         if target in taken:

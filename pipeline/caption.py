@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +16,12 @@ from pipeline.cnn.prepare import Prepared, prepare, stack
 from pipeline.command import run
 from pipeline.device import DeviceName, choose_device, make_repeatable
 from pipeline.errors import InputError
-from pipeline.model.captioning import caption_features
 from pipeline.model.decoder import Decoder
 from pipeline.model.ensemble import read_models, speaker
-from pipeline.model.search import Search
+from pipeline.model.sample import Sampling, sample
+from pipeline.model.search import Search, diverse_search
 from pipeline.store.pictures import EXTENSIONS
-from pipeline.store.vocabulary import START
+from pipeline.store.vocabulary import END, PAD, START
 from pipeline.store.weights import read_backbones
 
 log = logging.getLogger(__name__)
@@ -57,11 +57,21 @@ class Captioner:
             raise InputError(f"the picture {picture} cannot be read ({error.strerror})") from None
         return prepare(content, str(picture), self._recipe)
 
-    def caption(self, pictures: list[Prepared], search: Search) -> list[str]:
-        """One caption for each prepared picture."""
-        features = self._cnn(stack(pictures))  # (B, …)
-        words = caption_features(self._decoder, features, self._vocabulary, search, len(pictures))
-        return [" ".join(caption) for caption in words]
+    def caption(self, pictures: list[Prepared], search: Search) -> list[list[str]]:
+        """A caption of each group of beams, for each prepared picture."""
+        found = diverse_search(self._decoder, self._cnn(stack(pictures)), search)
+        return [[self._text(one.words) for one in groups] for groups in found]
+
+    def draw(
+        self, pictures: list[Prepared], count: int, sampling: Sampling, chance: torch.Generator
+    ) -> list[list[str]]:
+        """`count` captions drawn for each prepared picture."""
+        drawn = sample(self._decoder, self._cnn(stack(pictures)), count, sampling, chance)
+        captions = [self._text([word for word in row if word != PAD]) for row in drawn.tolist()]
+        return [captions[begin : begin + count] for begin in range(0, len(captions), count)]
+
+    def _text(self, words: list[int]) -> str:
+        return " ".join(self._vocabulary.decode([word for word in words if word != END]))
 
     @property
     def attends(self) -> bool:
@@ -117,9 +127,11 @@ def find_pictures(paths: list[Path]) -> list[Path]:
 
 
 def caption_all(
-    captioner: Captioner, pictures: list[Path], search: Search
-) -> Iterator[tuple[Path, str | InputError]]:
-    """A caption for every picture, or why there is none, in order."""
+    captioner: Captioner,
+    pictures: list[Path],
+    say: Callable[[list[Prepared]], list[list[str]]],
+) -> Iterator[tuple[Path, list[str] | InputError]]:
+    """What is to be said of every picture, or why there is nothing, in order."""
     for begin in range(0, len(pictures), BATCH):
         prepared: list[tuple[Path, Prepared | InputError]] = []
         for path in pictures[begin : begin + BATCH]:
@@ -128,7 +140,7 @@ def caption_all(
             except InputError as error:
                 prepared.append((path, error))
         good = [views for _, views in prepared if not isinstance(views, InputError)]
-        captions = iter(captioner.caption(good, search) if good else [])
+        captions = iter(say(good) if good else [])
         for path, outcome in prepared:
             yield path, outcome if isinstance(outcome, InputError) else next(captions)
 
@@ -151,24 +163,54 @@ def main(
     block_ngram: Annotated[
         int, typer.Option(min=0, max=10, help="No n-gram of this size twice; 0 allows all.")
     ] = 0,
+    groups: Annotated[
+        int, typer.Option(min=1, max=100, help="Groups of beams: a caption of each.")
+    ] = 1,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=100, help="What a group pays for an earlier one's words.")
+    ] = 0.5,
+    samples: Annotated[
+        int, typer.Option(min=0, max=1000, help="Draw so many captions instead of searching.")
+    ] = 0,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, max=10, help="Below 1 draws likely words more often.")
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Draw of so many likeliest words; 0: of all.")
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Draw of the likeliest words of this share.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="COCO's results form.")] = False,
 ) -> None:
     """Caption your own pictures with the trained model."""
     make_repeatable(seed=0)
     chosen = named_device(device)
+    if beam % groups:
+        raise InputError(f"--beam {beam} is no multiple of --groups {groups}")
     pictures = find_pictures(photos)
     captioner = Captioner(backbone, model, chosen)
-    search = Search(beam, length_penalty, max_length, block_ngram)
+    search = Search(beam, length_penalty, max_length, block_ngram, False, groups, diversity)
+    sampling = Sampling(temperature, top_k, top_p, max_length)
+    chance = torch.Generator(chosen).manual_seed(seed)
+
+    def say(prepared: list[Prepared]) -> list[list[str]]:
+        if samples:
+            return captioner.draw(prepared, samples, sampling, chance)
+        return captioner.caption(prepared, search)
+
     results, failed = [], 0
-    for path, outcome in caption_all(captioner, pictures, search):
+    for path, outcome in caption_all(captioner, pictures, say):
         if isinstance(outcome, InputError):
             print(f"error: {outcome}", file=sys.stderr)
             failed += 1
         elif as_json:
-            results.append({"image_id": path.name, "caption": outcome})
+            results += [{"image_id": path.name, "caption": caption} for caption in outcome]
         else:
-            print(f"{path}\t{outcome}", flush=True)
+            for caption in outcome:
+                print(f"{path}\t{caption}", flush=True)
     if as_json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
     if failed:

@@ -117,6 +117,8 @@ def search_of(config: EvaluateConfig) -> Search:
         max_length=config.max_length,
         block_ngram=config.block_ngram,
         allow_unk=config.allow_unk,
+        groups=config.groups,
+        diversity=config.diversity,
     )
 
 

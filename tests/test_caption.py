@@ -66,8 +66,8 @@ def test_odd_kinds_of_pictures_are_captioned(tiny: Artifacts, tmp_path: Path) ->
         files.append(tmp_path / f"{mode}.{suffix}")
         Image.new("RGB", (33, 200), "green").convert(mode).save(files[-1])
     captioner = Captioner(tiny.backbone, [tiny.model], choose_device("cpu"))
-    outcomes = list(caption_all(captioner, files, Search()))
-    assert all(isinstance(outcome, str) for _, outcome in outcomes)
+    outcomes = list(caption_all(captioner, files, lambda some: captioner.caption(some, Search())))
+    assert all(isinstance(outcome, list) and outcome[0] for _, outcome in outcomes)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,32 @@ def test_another_backbone_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
     write_backbones(path, [Backbone(mine.name, "other", mine.preprocessing, other)])
     with pytest.raises(InputError, match="is not the one that the features came from"):
         Captioner(path, [tiny.model], choose_device("cpu"))
+
+
+def test_captions_are_drawn_and_drawn_again_alike(tiny: Artifacts, photos: Path) -> None:
+    files = sorted(photos.iterdir())[:2]
+    draw = ("--samples", 20, "--seed", 3)
+    made = [showtell(*caption(tiny, *files, *draw)).stdout for _ in range(2)]
+    assert made[0] == made[1]
+    lines = [line.split("\t") for line in made[0].splitlines()]
+    assert [Path(path) for path, _ in lines] == [files[0]] * 20 + [files[1]] * 20
+    assert len({text for _, text in lines}) > 10
+    other = showtell(*caption(tiny, *files, "--samples", 20, "--seed", 4)).stdout
+    assert other != made[0]
+
+
+def test_the_likeliest_word_alone_is_what_a_greedy_search_says(
+    tiny: Artifacts, photos: Path
+) -> None:
+    greedy = showtell(*caption(tiny, photos, "--beam", 1, "--length-penalty", 0)).stdout
+    for only in (("--top-k", 1), ("--top-p", 0.01)):
+        assert showtell(*caption(tiny, photos, "--samples", 1, *only)).stdout == greedy
+
+
+def test_every_group_of_beams_says_its_own(tiny: Artifacts, photos: Path) -> None:
+    photo = next(photos.iterdir())
+    result = showtell(*caption(tiny, photo, "--beam", 4, "--groups", 4, "--diversity", 20))
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(set(lines)) == 4
+    refused = showtell(*caption(tiny, photo, "--beam", 5, "--groups", 2))
+    assert "--beam 5 is no multiple of --groups 2" in one_line(refused)

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.model import reinforce
 from pipeline.model.batches import encode, one_caption_each
 from pipeline.model.build import DECODERS
-from pipeline.model.sample import log_probabilities, sample
+from pipeline.model.sample import Sampling, log_probabilities, sample
 from pipeline.scoring.metrics import cider
 from pipeline.scoring.reward import CiderReward
 from pipeline.scst import scst
@@ -63,7 +63,7 @@ def test_captions_are_drawn_as_often_as_the_decoder_finds_them_likely(
         for parameter in model.parameters():
             parameter.mul_(2)  # not all alike
     features = features_for(model, 2)
-    drawn = sample(model, features, 4000, temperature, max_length=2, generator=seeded())
+    drawn = sample(model, features, 4000, Sampling(temperature, max_length=2), seeded())
     assert drawn.shape == (8000, 3)
     assert not {START, UNK} & set(drawn.flatten().tolist())
     assert (drawn[:, 0] != END).all()

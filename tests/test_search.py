@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model.decoder import State
-from pipeline.model.search import Search, beam_search
+from pipeline.model.search import Search, beam_search, diverse_search
 from pipeline.store.vocabulary import END, PAD, START, UNK
 
 A, B, C, D = range(4, 8)  # words, after <pad> <start> <end> <unk>
@@ -150,3 +150,40 @@ def test_search_stops_once_nothing_can_win() -> None:
     decoder = TableDecoder({**decided, START: [0.0, 0.0, 0.0, 0.0, 0.97, 0.01, 0.01, 0.01]})
     beam_search(decoder, torch.tensor([0]), Search(beam=4, length_penalty=0.0, max_length=50))
     assert decoder.steps < 5
+
+
+def test_groups_that_pay_nothing_say_the_same() -> None:
+    """Each finds what a beam search as wide as the group finds."""
+    search = Search(6, 0.7, 5, groups=3, diversity=0.0)
+    (alone,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), Search(2, 0.7, 5))
+    (made,) = diverse_search(TableDecoder(TABLE), torch.tensor([0]), search)
+    assert [one.words for one in made] == [alone.words] * 3
+    assert [one.score for one in made] == pytest.approx([alone.score] * 3)
+
+
+def test_a_group_pays_for_the_words_of_those_before_it() -> None:
+    """Greedy groups, by hand: after a 0.40 comes b 0.25, until a costs less than it is ahead."""
+    ahead = math.log(0.40 / 0.25)
+    for diversity, second in ((ahead - 0.01, A), (ahead + 0.01, B)):
+        search = Search(2, 0.0, 1, groups=2, diversity=diversity)
+        (made,) = diverse_search(TableDecoder(TABLE), torch.tensor([0]), search)
+        assert [one.words for one in made] == [[A], [second]]
+        end = {A: 0.40 * 0.08, B: 0.25 * 0.35}[second]
+        assert made[1].score == pytest.approx(math.log(end))  # what it paid is not in its score
+
+
+@pytest.mark.parametrize(("beam", "groups"), [(4, 4), (6, 3), (6, 2), (40, 2)])
+def test_groups_in_a_batch_say_what_they_say_alone(beam: int, groups: int) -> None:
+    decoder = TableDecoder(TABLE, SECOND)
+    search = Search(beam, 0.7, 6, groups=groups, diversity=1.0)
+    pictures = torch.tensor([0, 1, 1, 0, 1])
+    together = diverse_search(decoder, pictures, search)
+    for picture, made in zip(pictures, together, strict=True):
+        (alone,) = diverse_search(decoder, picture.view(1), search)
+        assert [one.words for one in made] == [one.words for one in alone]
+        table = (TABLE, SECOND)[int(picture)]
+        scores = {tuple(sentence): score for score, sentence in exhaustive(table, 6, 0.7)}
+        for one in made:
+            assert one.score == pytest.approx(scores[tuple(one.words)], abs=1e-5)
+    best = beam_search(decoder, pictures, search)
+    assert [one.score for one in best] == [max(one.score for one in made) for made in together]

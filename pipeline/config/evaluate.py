@@ -1,8 +1,8 @@
 """Params of the evaluate stage."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Config
 
@@ -17,5 +17,13 @@ class EvaluateConfig(Config):
     max_length: Annotated[int, Field(ge=1, le=200)]
     block_ngram: Annotated[int, Field(ge=0, le=10)]
     allow_unk: bool
+    groups: Annotated[int, Field(ge=1, le=100)]
+    diversity: Annotated[float, Field(ge=0, le=100)]
     batch_size: Annotated[int, Field(ge=1, le=65536)]
     device: Literal["auto", "cpu", "cuda"]
+
+    @model_validator(mode="after")
+    def _groups_are_alike(self) -> Self:
+        if self.beam % self.groups:
+            raise ValueError(f"beam must be a multiple of groups ({self.groups})")
+        return self

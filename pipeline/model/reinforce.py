@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.model.batches import EncodedCaptions, one_caption_each
 from pipeline.model.decoder import Decoder
 from pipeline.model.fit import caption_loss
-from pipeline.model.sample import log_probabilities, sample
+from pipeline.model.sample import Sampling, log_probabilities, sample
 from pipeline.model.split import Split
 from pipeline.progress import bar
 from pipeline.scoring.reward import CiderReward
@@ -57,15 +57,13 @@ class Reinforce:
         """
         config, split = self.config, self.split
         rewards, losses, steps = 0.0, 0.0, 0
+        sampling = Sampling(config.temperature, max_length=MAX_LENGTH)
         self.decoder.train()
         groups = torch.randperm(len(split.features), generator=self._order).split(config.pictures)
         for group in bar(groups, label=f"epoch {number}", unit="batch"):
             features = split.features[group]  # (P, …)
             with without_dropout(self.decoder):  # both times: the gradient is of what was drawn
-                drawn = sample(
-                    *(self.decoder, features, config.samples, config.temperature, MAX_LENGTH),
-                    generator=self._draw,
-                )
+                drawn = sample(self.decoder, features, config.samples, sampling, self._draw)
                 values = self.rewards(group, drawn)  # (P, samples)
                 loss = self._policy_loss(features, drawn, values)
             if config.cross_entropy:

@@ -1,5 +1,7 @@
 """Captions drawn from a decoder's own distribution, and how likely it finds captions."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,20 +11,30 @@ from pipeline.store.vocabulary import END, PAD, START, UNK
 NEVER = float("-inf")
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What captions are drawn from."""
+
+    temperature: float = 1.0  # divides the logits; below 1 likely words are drawn more often still
+    top_k: int = 0  # of so many likeliest words only (Fan et al., ACL 2018); 0: of all
+    top_p: float = (
+        1.0  # of the likeliest that have this share together (Holtzman et al., ICLR 2020)
+    )
+    max_length: int = 20
+
+
 @torch.no_grad()
 def sample(
     decoder: Stepwise,
     features: Tensor,
     count: int,
-    temperature: float = 1.0,
-    max_length: int = 20,
+    sampling: Sampling,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw `count` captions of each picture.
 
     Args:
         features: of P pictures, (P, …).
-        temperature: divides the logits; below 1 likely words are drawn more often still.
 
     Returns:
         Word ids (P * count, T), T at most max_length + 1: words, <end>, <pad>. A caption of
@@ -33,11 +45,11 @@ def sample(
     state = state.rows(torch.arange(P, device=features.device).repeat_interleave(count))
     words = torch.full((P * count,), START, device=features.device)
     said, done = [], torch.zeros_like(words, dtype=torch.bool)
-    for length in range(max_length + 1):
+    for length in range(sampling.max_length + 1):
         logits, state = decoder.step(words, state)
-        shares = torch.softmax(speakable(logits.float(), first=length == 0) / temperature, dim=-1)
-        words = _draw(shares, generator)
-        if length == max_length:  # only to end is left
+        logits = speakable(logits.float(), first=length == 0) / sampling.temperature
+        words = _draw(_truncated(torch.softmax(logits, dim=-1), sampling), generator)
+        if length == sampling.max_length:  # only to end is left
             words = torch.where(words == END, words, PAD)
         words = torch.where(done, PAD, words)
         said.append(words)
@@ -45,6 +57,20 @@ def sample(
         if done.all():
             break
     return torch.stack(said, dim=1)
+
+
+def _truncated(shares: Tensor, sampling: Sampling) -> Tensor:
+    """Shares (B, V), with nothing left to words that are too unlikely to be drawn."""
+    k, p = sampling.top_k, sampling.top_p
+    if 0 < k < shares.shape[-1]:
+        shares = shares.masked_fill(shares < shares.topk(k).values[:, -1:], 0)
+    if p < 1:
+        ordered, words = shares.sort(dim=-1, descending=True, stable=True)
+        # A word stays if those before it have not got there yet: the likeliest always does.
+        before = ordered.cumsum(dim=-1) - ordered
+        ordered = ordered.masked_fill(before >= p * ordered.sum(dim=-1, keepdim=True), 0)
+        shares = torch.zeros_like(shares).scatter(-1, words, ordered)
+    return shares
 
 
 def _draw(shares: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -26,6 +26,8 @@ class Search:
     max_length: int = 20
     block_ngram: int = 0  # no n-gram of this size twice in a caption; 0 blocks nothing
     allow_unk: bool = False
+    groups: int = 1  # of beams, `beam` in all: Vijayakumar et al., "Diverse Beam Search", 2016
+    diversity: float = 0.5  # nats that a word costs for each beam of an earlier group that says it
 
 
 @dataclass(frozen=True)
@@ -36,39 +38,49 @@ class Hypothesis:
     score: float
 
 
-@torch.inference_mode()
 def beam_search(decoder: Stepwise, features: Tensor, search: Search) -> list[Hypothesis]:
-    """The best caption of each of B pictures.
+    """The best caption of each of B pictures; arguments as of `diverse_search`."""
+    found = diverse_search(decoder, features, search)
+    return [max(groups, key=lambda one: one.score) for groups in found]
+
+
+@torch.inference_mode()
+def diverse_search(decoder: Stepwise, features: Tensor, search: Search) -> list[list[Hypothesis]]:
+    """The best caption of each group of beams, for each of B pictures.
 
     Finished captions are set aside and never grow again. A picture leaves the batch once nothing
-    that is still growing can beat its best finished caption: log-probabilities only fall, so the
-    bound is the sum so far over the largest divisor.
+    that is still growing can beat the best finished caption of its group: log-probabilities only
+    fall, so the bound is the sum so far over the largest divisor.
 
     Args:
         decoder: anything with `start` and `step`.
         features: what the decoder's `start` takes, B in the first dimension.
     """
-    B, K = len(features), search.beam
+    B, G = len(features), search.groups
+    K = search.beam // G
     device = features.device
     state = decoder.start(features)
-    words = torch.full((B,), START, device=device)
-    # All beams of a picture begin alike, so there is one, k = 1; from the first word on k = K,
+    if G > 1:
+        state = state.rows(torch.arange(B, device=device).repeat_interleave(G))
+    # Rows are groups of beams, row i of picture i // G; r = b * G of them, b pictures still here.
+    words = torch.full((B * G,), START, device=device)
+    # All beams of a group begin alike, so there is one, k = 1; from the first word on k = K,
     # unless there are too few words.
-    history = words.new_zeros((B, 1, 0))  # words of the growing captions, (b, k, length)
-    scores = torch.zeros((B, 1), device=device)
-    done_scores = torch.full((B, K), NEVER, device=device)
-    done_words = words.new_zeros((B, K, search.max_length))  # <pad> after the last word
-    pictures = torch.arange(B, device=device)  # which pictures are still in the batch
-    best: list[Hypothesis | None] = [None] * B
+    history = words.new_zeros((B * G, 1, 0))  # words of the growing captions, (r, k, length)
+    scores = torch.zeros((B * G, 1), device=device)
+    done_scores = torch.full((B * G, K), NEVER, device=device)
+    done_words = words.new_zeros((B * G, K, search.max_length))  # <pad> after the last word
+    rows = torch.arange(B * G, device=device)  # which rows are still in the batch
+    best: list[Hypothesis | None] = [None] * (B * G)
 
     for length in range(search.max_length + 1):
-        logits, state = decoder.step(words, state)  # (b * k, V)
+        logits, state = decoder.step(words, state)  # (r * k, V)
         k, V = scores.shape[1], logits.shape[-1]
         log_probs = torch.log_softmax(logits.float(), dim=-1).view(-1, k, V)
         _forbid(log_probs, history, search)
-        # 2 K candidates: even if K of them end, K are left to grow.
-        candidates = log_probs.add_(scores.unsqueeze(-1)).flatten(1)  # (b, k * V)
-        top_scores, top = candidates.topk(min(2 * K, candidates.shape[1]))  # (b, 2 K)
+        candidates = log_probs.add_(scores.unsqueeze(-1)).flatten(1)  # (r, k * V)
+        ranks, top = _best(candidates, V, search)  # (r, 2 K)
+        top_scores = candidates.gather(1, top) if G > 1 else ranks
         parents, chosen = top // V, top % V
         ends = chosen == END
 
@@ -83,30 +95,59 @@ def beam_search(decoder: Stepwise, features: Tensor, search: Search) -> list[Hyp
         done_words = torch.cat([new_words, done_words], dim=1)
         done_words = done_words.gather(1, _widen(kept, done_words))
 
-        scores, growing = top_scores.masked_fill(ends, NEVER).topk(min(K, top.shape[1]))  # (b, K)
+        _, growing = ranks.masked_fill(ends, NEVER).topk(min(K, top.shape[1]))  # (r, K)
+        scores = top_scores.masked_fill(ends, NEVER).gather(1, growing)
         parents, chosen = parents.gather(1, growing), chosen.gather(1, growing)
-        bound = scores[:, 0] / (search.max_length + 1) ** search.length_penalty
+        bound = scores.amax(dim=1) / (search.max_length + 1) ** search.length_penalty
         finished = (bound <= done_scores[:, 0]) | (length == search.max_length)
+        # A decoder remembers pictures, of which each has as many rows: they leave together.
+        finished = finished.view(-1, G).all(dim=1).repeat_interleave(G)
         for row in finished.nonzero().flatten().tolist():
             caption = [word for word in done_words[row, 0].tolist() if word != PAD]
-            best[int(pictures[row])] = Hypothesis(caption, float(done_scores[row, 0]))
+            best[int(rows[row])] = Hypothesis(caption, float(done_scores[row, 0]))
         left = (~finished).nonzero().flatten()
         if len(left) == 0:
             break
 
         # Move every tensor to the surviving pictures and, within them, the surviving beams.
         beams = (left.unsqueeze(1) * k + parents[left]).flatten()
-        state = state.rows(beams, pictures=left if len(left) < len(pictures) else None)
+        state = state.rows(beams, pictures=left[::G] // G if len(left) < len(rows) else None)
         history = history[left].gather(1, _widen(parents[left], history))
         history = torch.cat([history, chosen[left].unsqueeze(-1)], dim=-1)
-        scores, words, pictures = scores[left], chosen[left].flatten(), pictures[left]
+        scores, words, rows = scores[left], chosen[left].flatten(), rows[left]
         done_scores, done_words = done_scores[left], done_words[left]
 
-    return [hypothesis for hypothesis in best if hypothesis is not None]
+    found = [hypothesis for hypothesis in best if hypothesis is not None]
+    return [found[begin : begin + G] for begin in range(0, len(found), G)]
+
+
+def _best(candidates: Tensor, words: int, search: Search) -> tuple[Tensor, Tensor]:
+    """Ranks and places (r, 2 K) of the best candidates (r, k * V), the best first.
+
+    2 K, for even if K of them end, K are left to grow. The rank is the score, less what a group
+    pays for the words with which the earlier groups of its picture go on at this step.
+    """
+    G = search.groups
+    K = search.beam // G
+    count = min(2 * K, candidates.shape[1])
+    if G == 1:
+        return candidates.topk(count)
+    by_picture = candidates.unflatten(0, (-1, G))  # (b, G, k * V)
+    said = candidates.new_zeros(len(by_picture), words)  # by how many beams of the earlier groups
+    found = []
+    for group in range(G):
+        price = (search.diversity * said).repeat(1, candidates.shape[1] // words)  # (b, k * V)
+        ranks, top = (by_picture[:, group] - price).topk(count)
+        found.append((ranks, top))
+        chosen = top % words
+        goes_on = (chosen != END) & ((chosen != END).cumsum(dim=1) <= K)
+        said = said.scatter_add(1, chosen, goes_on.float())
+    ranks, top = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*found, strict=True))
+    return ranks, top
 
 
 def _forbid(log_probs: Tensor, history: Tensor, search: Search) -> None:
-    """Set what may not follow `history` (b, k, length) to never, in `log_probs` (b, k, V) itself:
+    """Set what may not follow `history` (r, k, length) to never, in `log_probs` (r, k, V) itself:
     it is by far the largest tensor here, and a copy would cost as much as the rest of a step."""
     length = history.shape[-1]
     if length == search.max_length:
@@ -120,12 +161,12 @@ def _forbid(log_probs: Tensor, history: Tensor, search: Search) -> None:
         # Wherever the last n - 1 words stood before, the word that followed may not follow again.
         starts = length - n + 1
         earlier = torch.stack([history[..., i : i + n - 1] for i in range(starts)], dim=2)
-        last = history[..., starts:].unsqueeze(2)  # (b, K, 1, n - 1)
-        repeats = (earlier == last).all(dim=-1)  # (b, K, starts)
-        followers = history[..., n - 1 :].masked_fill(~repeats, PAD)  # (b, K, starts); PAD is never
+        last = history[..., starts:].unsqueeze(2)  # (r, k, 1, n - 1)
+        repeats = (earlier == last).all(dim=-1)  # (r, k, starts)
+        followers = history[..., n - 1 :].masked_fill(~repeats, PAD)  # (r, k, starts); PAD is never
         log_probs.scatter_(2, followers, NEVER)
 
 
 def _widen(index: Tensor, like: Tensor) -> Tensor:
-    """An index (b, n) over beams, for gathering rows of `like` (b, ·, words)."""
+    """An index (r, n) over beams, for gathering rows of `like` (r, ·, words)."""
     return index.unsqueeze(-1).expand(-1, -1, like.shape[-1])
