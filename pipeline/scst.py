@@ -69,12 +69,12 @@ def scst(
         began = time.monotonic()
         learnt = reinforce.epoch(number)
         took = time.monotonic() - began
-        scores = greedy_scores(model.decoder.eval(), validate, model.vocabulary)
+        scores = greedy_scores(reinforce.learnt, validate, model.vocabulary)
         rows.append(Epoch(number, learnt.reward, learnt.cross_entropy, *scores))
         write_history(history, rows)
         best = max(rows, key=lambda row: (row.cider, -row.epoch)).epoch
         if best == number:
-            write_model(out, Model(model.decoder, model.vocabulary, cache.recipe))
+            write_model(out, Model(reinforce.learnt, model.vocabulary, cache.recipe))
         log.info(
             "epoch %d/%d: reward %.1f, dev BLEU-4 %.2f, dev CIDEr %.2f%s (%.0f s)",
             *(number, config.epochs, learnt.reward, *scores),

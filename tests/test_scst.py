@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.config import read
 from pipeline.config.scst import ScstConfig
@@ -115,15 +116,19 @@ def trained(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model
 
 
+def learnt_as_dev(tiny: Artifacts, folder: Path) -> Path:
+    """Dev is too small to tell here: the training pictures stand in for it."""
+    table = pd.read_csv(tiny.table, dtype=str, keep_default_na=False)
+    learnt = table[table["split"] == "train"]
+    both = folder / "captions.csv"
+    pd.concat([learnt, learnt.assign(split="dev")]).to_csv(both, index=False)
+    return both
+
+
 def test_the_score_of_its_own_captions_rises_and_the_best_epoch_is_kept(
     tiny: Artifacts, trained: Path, tmp_path: Path
 ) -> None:
-    # Dev is too small to tell here: the training pictures stand in for it.
-    table = pd.read_csv(tiny.table, dtype=str, keep_default_na=False)
-    learnt = table[table["split"] == "train"]
-    both = tmp_path / "captions.csv"
-    pd.concat([learnt, learnt.assign(split="dev")]).to_csv(both, index=False)
-    history = run(tiny, trained, tmp_path, table=both, epochs=8)
+    history = run(tiny, trained, tmp_path, table=learnt_as_dev(tiny, tmp_path), epochs=8)
     assert history["epoch"].tolist() == list(range(9))
     assert history["reward"].iloc[-1] > 1.1 * history["reward"].iloc[1]
     assert (tmp_path / "captioner.safetensors").read_bytes() != trained.read_bytes()
@@ -176,3 +181,35 @@ def test_a_loss_that_is_no_number_stops_the_run(
     with pytest.raises(InputError, match=r"stopped being a number in epoch 1; lower scst\."):
         run(tiny, trained, tmp_path, epochs=1)
     assert (tmp_path / "captioner.safetensors").read_bytes() == trained.read_bytes()
+
+
+def test_an_average_of_the_weights_is_kept_where_there_is_one(
+    tiny: Artifacts, trained: Path, tmp_path: Path
+) -> None:
+    """An average that hardly moves stays where the first step led, wherever the others lead."""
+    before = load_file(trained)
+    moved = {}
+    for ema in (0.0, 0.9999):
+        folder = tmp_path / str(ema)
+        folder.mkdir()
+        run(tiny, trained, folder, table=learnt_as_dev(tiny, folder), epochs=8, ema=ema)
+        after = load_file(folder / "captioner.safetensors")
+        moved[ema] = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert moved[0.9999] < 0.4 * moved[0.0]
+
+
+def test_dropout_is_in_the_gradient_and_not_in_what_is_drawn(
+    tiny: Artifacts, trained: Path, tmp_path: Path
+) -> None:
+    """So the first step's captions are the same, and what is learnt of them is not."""
+    rewards = []
+    for dropout in (False, True):
+        folder = tmp_path / str(dropout)
+        folder.mkdir()
+        table = learnt_as_dev(tiny, folder)
+        history = run(
+            tiny, trained, folder, table, epochs=2, pictures=40, dropout=dropout, patience=2
+        )
+        rewards.append(history["reward"].tolist())
+    assert rewards[0][1] == rewards[1][1]
+    assert rewards[0][2] != rewards[1][2]

@@ -18,7 +18,8 @@ from pipeline.model import fit
 from pipeline.model.batches import batches, count_batches, encode
 from pipeline.model.build import DECODERS
 from pipeline.model.decoder import Decoder
-from pipeline.model.fit import drop_words, learning_rate_factor
+from pipeline.model.fit import learning_rate_factor
+from pipeline.model.heard import drop_words, own_words
 from pipeline.store.model import read_model
 from pipeline.store.vocabulary import END, PAD, START, UNK, build_vocabulary
 from pipeline.train import train
@@ -201,6 +202,47 @@ def test_dropped_words_are_unk_and_the_start_stays() -> None:
     assert set(dropped[:, 1:].unique().tolist()) == {5, UNK}
     assert float((dropped[:, 1:] == UNK).float().mean()) == pytest.approx(0.25, abs=0.03)
     assert torch.equal(drop_words(words, 0.0), words)
+
+
+class CountsOn:
+    """Says of every word the one after it in the vocabulary."""
+
+    def hidden(self, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        return words.unsqueeze(-1)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return 100.0 * torch.nn.functional.one_hot(hidden.squeeze(-1) + 1, 40).float()
+
+
+def test_own_words_are_what_the_decoder_says_there() -> None:
+    torch.manual_seed(0)
+    words = torch.randint(4, 30, (200, 11))
+    words[:, 0] = START
+    words[0, 4:] = PAD
+    decoder: Any = CountsOn()
+    heard = own_words(decoder, torch.zeros(200, 1), words, 0.25)
+    assert (heard[:, 0] == START).all()
+    assert (heard[0, 4:] == PAD).all()
+    changed = heard[1:, 2:] != words[1:, 2:]  # the first word would be <end>, which is never heard
+    assert torch.equal(heard[1:, 2:][changed], words[1:, 1:-1][changed] + 1)
+    assert float(changed.float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(own_words(decoder, torch.zeros(200, 1), words, 0.0), words)
+
+
+def test_scheduled_sampling_begins_with_the_references_and_ends_with_own_words(
+    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+
+    def noted(decoder: Any, features: Any, inputs: torch.Tensor, share: float) -> torch.Tensor:
+        shares.append(share)
+        return own_words(decoder, features, inputs, share)
+
+    monkeypatch.setattr(fit, "own_words", noted)
+    run(tiny, tmp_path, epochs=2, scheduled_sampling=0.5)
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    assert 0.4 < shares[-1] < 0.5
 
 
 def test_batches_are_every_caption_once_and_nearly_unpadded() -> None:

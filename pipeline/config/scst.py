@@ -18,6 +18,8 @@ class ScstConfig(Config):
     temperature: Annotated[float, Field(gt=0, le=2)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     clip_norm: Annotated[float, Field(gt=0)]
+    dropout: bool
+    ema: Annotated[float, Field(ge=0, lt=1)]
     cross_entropy: Annotated[float, Field(ge=0, le=10)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     device: Literal["auto", "cpu", "cuda"]

@@ -24,6 +24,7 @@ class TrainConfig(Config):
     tied: bool
     dropout: Probability
     word_dropout: Probability
+    scheduled_sampling: Probability
     label_smoothing: Probability
     epochs: Annotated[int, Field(ge=1)]
     patience: Annotated[int, Field(ge=1)]

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.config.train import TrainConfig
 from pipeline.errors import InputError
+from pipeline.model.average import Average
 from pipeline.model.batches import Batch, EncodedCaptions, batches, count_batches
 from pipeline.model.decoder import Decoder
+from pipeline.model.heard import drop_words, own_words
 from pipeline.model.split import Split
 from pipeline.progress import bar
-from pipeline.store.vocabulary import PAD, START, UNK
 
 
 class Fit:
@@ -43,16 +43,7 @@ class Fit:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, steps, config.warmup)
         )
-        # Polyak & Juditsky 1992, as an exponential moving average.
-        self._average = (
-            AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-            if config.ema
-            else None
-        )
-        if self._average is not None:  # the copy's recurrent weights lie apart until told
-            for module in self._average.modules():
-                if isinstance(module, torch.nn.RNNBase):
-                    module.flatten_parameters()
+        self._average = Average(decoder, config.ema)
         self._shuffle = torch.Generator().manual_seed(config.seed)
 
     @property
@@ -60,11 +51,14 @@ class Fit:
         return float(self.schedule.get_last_lr()[0])
 
     @property
+    def done(self) -> float:
+        """The share of all steps that lies behind."""
+        return float(self.schedule.last_epoch / (self.config.epochs * self.steps))
+
+    @property
     def learnt(self) -> Decoder:
-        """The decoder to caption with, in eval mode: the average, where there is one."""
-        decoder = self.decoder if self._average is None else self._average.module
-        assert isinstance(decoder, Decoder)
-        return decoder.eval()
+        """The decoder to caption with, in eval mode."""
+        return self._average.decoder
 
     def epoch(self, split: Split, number: int) -> float:
         """One pass over the captions; the mean loss per word, in nats.
@@ -76,9 +70,12 @@ class Fit:
         total, tokens = torch.zeros((), dtype=torch.float64, device=_device(decoder)), 0
         cut = batches_of(split, config, self._shuffle, device=_device(decoder))
         for batch in bar(cut, label=f"epoch {number}", total=self.steps, unit="batch"):
-            inputs = drop_words(batch.inputs, config.word_dropout)
+            features = split.features[batch.pictures]  # (P, …)
+            share = config.scheduled_sampling * self.done
+            inputs = own_words(decoder, features, batch.inputs, share)
+            inputs = drop_words(inputs, config.word_dropout)
             loss = caption_loss(
-                *(decoder, split.features[batch.pictures], batch, inputs),
+                *(decoder, features, batch, inputs),
                 smoothing=config.label_smoothing,
                 precision=self.precision,
             )
@@ -87,8 +84,7 @@ class Fit:
             torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.clip_norm)
             self.optimizer.step()
             self.schedule.step()
-            if self._average is not None:
-                self._average.update_parameters(decoder)
+            self._average.update()
             total += loss.detach() * batch.tokens  # summed on the device: no wait per step
             tokens += batch.tokens
         mean = float(total) / tokens
@@ -128,15 +124,6 @@ def batches_of(
     """All of a split's captions, cut as this decoder takes them."""
     by_picture = config.layer == "grid"
     return batches(split.captions, config.batch_size, device, shuffle, by_picture)
-
-
-def drop_words(inputs: Tensor, share: float) -> Tensor:
-    """Words (B, T) of which a share became <unk>: what is said next must come from the picture
-    (Bowman et al., CoNLL 2016)."""
-    if not share:
-        return inputs
-    dropped = torch.rand(inputs.shape, device=inputs.device) < share
-    return inputs.masked_fill(dropped & (inputs != START) & (inputs != PAD), UNK)
 
 
 def caption_loss(

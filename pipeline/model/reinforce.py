@@ -6,7 +6,7 @@ Training", 2020: a caption is compared with the other captions drawn for the sam
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.config.scst import ScstConfig
 from pipeline.errors import InputError
+from pipeline.model.average import Average
 from pipeline.model.batches import EncodedCaptions, one_caption_each
 from pipeline.model.decoder import Decoder
 from pipeline.model.fit import caption_loss
@@ -41,6 +42,7 @@ class Reinforce:
         self, decoder: Decoder, split: Split, config: ScstConfig, precision: torch.dtype
     ) -> None:
         self.decoder, self.split, self.config, self.precision = decoder, split, config, precision
+        self._average = Average(decoder, config.ema)
         self.reward = CiderReward(references_of(split.captions, len(split.features)))
         self.optimizer = torch.optim.AdamW(
             decoder.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True
@@ -48,6 +50,11 @@ class Reinforce:
         device = decoder.feature_mean.device
         self._order = torch.Generator().manual_seed(config.seed)
         self._draw = torch.Generator(device).manual_seed(config.seed)
+
+    @property
+    def learnt(self) -> Decoder:
+        """The decoder to caption with, in eval mode."""
+        return self._average.decoder
 
     def epoch(self, number: int) -> Learnt:
         """Every picture once.
@@ -62,9 +69,10 @@ class Reinforce:
         groups = torch.randperm(len(split.features), generator=self._order).split(config.pictures)
         for group in bar(groups, label=f"epoch {number}", unit="batch"):
             features = split.features[group]  # (P, …)
-            with without_dropout(self.decoder):  # both times: the gradient is of what was drawn
+            with without_dropout(self.decoder):
                 drawn = sample(self.decoder, features, config.samples, sampling, self._draw)
-                values = self.rewards(group, drawn)  # (P, samples)
+            values = self.rewards(group, drawn)  # (P, samples)
+            with nullcontext() if config.dropout else without_dropout(self.decoder):
                 loss = self._policy_loss(features, drawn, values)
             if config.cross_entropy:
                 batch = one_caption_each(split.captions, group, self._order, features.device)
@@ -83,6 +91,7 @@ class Reinforce:
                     f"the loss stopped being a number in epoch {number}; lower scst.learning_rate"
                 )
             self.optimizer.step()
+            self._average.update()
             rewards, steps = rewards + float(values.mean()), steps + 1
         mixed_in = losses / steps if config.cross_entropy else None
         return Learnt(reward=100 * rewards / steps, cross_entropy=mixed_in)

@@ -48,7 +48,7 @@ def sample(
     for length in range(sampling.max_length + 1):
         logits, state = decoder.step(words, state)
         logits = speakable(logits.float(), first=length == 0) / sampling.temperature
-        words = _draw(_truncated(torch.softmax(logits, dim=-1), sampling), generator)
+        words = draw_words(_truncated(torch.softmax(logits, dim=-1), sampling), generator)
         if length == sampling.max_length:  # only to end is left
             words = torch.where(words == END, words, PAD)
         words = torch.where(done, PAD, words)
@@ -73,7 +73,7 @@ def _truncated(shares: Tensor, sampling: Sampling) -> Tensor:
     return shares
 
 
-def _draw(shares: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_words(shares: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One of V for each row of (B, V) by its share, from one random number; `torch.multinomial`
     draws V of them, which is a third of a step on a CPU."""
     sums = shares.double().cumsum(dim=-1)

@@ -1,0 +1,32 @@
+"""The moving average of a decoder's weights: it captions better than where they happen to end."""
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipeline.model.decoder import Decoder
+
+
+class Average:
+    """Polyak & Juditsky 1992, as an exponential moving average; with a decay of 0 none at all."""
+
+    def __init__(self, decoder: Decoder, decay: float) -> None:
+        self._decoder = decoder
+        self._average = (
+            AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        )
+        if self._average is not None:  # the copy's recurrent weights lie apart until told
+            for module in self._average.modules():
+                if isinstance(module, torch.nn.RNNBase):
+                    module.flatten_parameters()
+
+    def update(self) -> None:
+        """After each step of the optimiser."""
+        if self._average is not None:
+            self._average.update_parameters(self._decoder)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder to caption with, in eval mode: the average, where there is one."""
+        decoder = self._decoder if self._average is None else self._average.module
+        assert isinstance(decoder, Decoder)
+        return decoder.eval()
