@@ -65,7 +65,7 @@ def main(
     beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
     length_penalty: Annotated[
         float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
-    ] = 0.85,
+    ] = 1.0,
 ) -> None:
     """Draw where an attention decoder looked, word by word."""
     make_repeatable(seed=0)
@@ -77,7 +77,7 @@ def main(
     taken: set[Path] = set()
     for path in pictures:
         views = captioner.prepare(path)
-        ((caption,),) = captioner.caption([views], Search(beam, length_penalty))
+        ((caption,),) = captioner.caption([views], Search(beam, length_penalty, block_ngram=2))
         weights = captioner.attention(views, caption.split())
         target = out / f"{path.name}.attention.png"
         if target in taken:

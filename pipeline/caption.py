@@ -158,11 +158,11 @@ def main(
     beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
     length_penalty: Annotated[
         float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
-    ] = 0.85,
+    ] = 1.0,
     max_length: Annotated[int, typer.Option(min=1, max=200, help="Words at the most.")] = 20,
     block_ngram: Annotated[
         int, typer.Option(min=0, max=10, help="No n-gram of this size twice; 0 allows all.")
-    ] = 0,
+    ] = 2,
     groups: Annotated[
         int, typer.Option(min=1, max=100, help="Groups of beams: a caption of each.")
     ] = 1,

@@ -44,7 +44,7 @@ TINY: dict[str, dict[str, Any]] = {
         "learning_rate": 0.01,
         "device": "cpu",
     },
-    "scst": {"device": "cpu"},
+    "scst": {"epochs": 0, "device": "cpu"},
     "evaluate": {"beam": 2, "max_length": 12, "device": "cpu"},
 }
 

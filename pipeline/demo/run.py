@@ -36,7 +36,7 @@ SHOWN = 8
 PARAMS: dict[str, dict[str, Any]] = {
     "download": {"images": str(IMAGES), "text": str(TEXT)},
     "backbone": {"name": "shufflenet_v2_x0_5", "weights": "pipeline/demo/shapes.safetensors"},
-    "extract": {"layer": "pooled", "framing": "squash", "image_size": 96},
+    "extract": {"layer": "pooled", "framing": "squash", "image_size": 96, "mirrored": False},
     "vocab": {"min_count": 2},
     "train": {
         "decoder": "show_and_tell",
@@ -44,13 +44,22 @@ PARAMS: dict[str, dict[str, Any]] = {
         "hidden_size": 256,
         "dropout": 0.2,
         "word_dropout": 0.0,
+        "scheduled_sampling": 0.0,
         "ema": 0.0,
         "label_smoothing": 0.0,
         "epochs": 10,
         "learning_rate": 0.004,
         "warmup": 0.1,
     },
-    "evaluate": {"split": "test", "beam": 3, "max_length": 16},
+    "scst": {"epochs": 0},
+    # Things of one colour say a pair of words twice, and rightly.
+    "evaluate": {
+        "split": "test",
+        "beam": 3,
+        "length_penalty": 0.85,
+        "max_length": 16,
+        "block_ngram": 0,
+    },
 }
 
 
