@@ -15,6 +15,7 @@ from pipeline.model.captioning import caption_features
 from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.features import PictureFeatures
 from pipeline.model.search import Search
+from pipeline.scoring.bleu import bleu_counts
 from pipeline.scoring.metrics import SCALE, cider, each_bleu_4, headline, rouge_l
 from pipeline.scoring.variety import variety
 from pipeline.scoring.yardsticks import best_constant, human_scores
@@ -24,6 +25,7 @@ from pipeline.store.results import (
     write_captions,
     write_lengths,
     write_metrics,
+    write_references,
     write_scores,
 )
 from pipeline.store.table import captions_of, read_summary, read_table
@@ -37,12 +39,14 @@ def evaluate(
     table: Path,
     summary: Path,
     captions: Path,
+    references: Path,
     scores: Path,
     lengths: Path,
     metrics: Path,
     config: EvaluateConfig,
 ) -> None:
-    """Caption a split and write `captions`, `scores` (a row a picture), `lengths`, `metrics`.
+    """Caption a split and write `captions`, the `references` that they are scored against, `scores`
+    (a row a picture), `lengths` and `metrics`.
 
     Args:
         models: one, or several that speak as one.
@@ -94,7 +98,9 @@ def evaluate(
             }
         ],
     }
+    words, closest, *matches = bleu_counts(made, split.references).T
     write_captions(captions, split.ids, made)
+    write_references(references, split.ids, split.references)
     write_scores(
         scores,
         {
@@ -102,7 +108,9 @@ def evaluate(
             "bleu_4_smoothed": each_bleu_4(made, split.references),
             "cider": cider(made, split.references)[1],
             "rouge_l": rouge_l(made, split.references)[1],
-            "words": [len(caption) for caption in made],
+            "words": words,
+            "closest_reference": closest,
+            **{f"matches_{n}": count for n, count in enumerate(matches, start=1)},
         },
     )
     write_lengths(lengths, made, split.references)
@@ -130,6 +138,7 @@ def main(
     table: Annotated[Path, typer.Option(help="The captions table.")],
     summary: Annotated[Path, typer.Option(help="Its summary.")],
     captions: Annotated[Path, typer.Option(help="Where to write the captions (COCO results).")],
+    references: Annotated[Path, typer.Option(help="Where to write their references (JSON).")],
     scores: Annotated[Path, typer.Option(help="Where to write a row of scores a picture (CSV).")],
     lengths: Annotated[Path, typer.Option(help="Where to write caption lengths (CSV).")],
     metrics: Annotated[Path, typer.Option(help="Where to write the metrics (JSON).")],
@@ -137,7 +146,7 @@ def main(
 ) -> None:
     """Caption the test split and score the captions."""
     evaluate(
-        *(model, features, table, summary, captions, scores, lengths, metrics),
+        *(model, features, table, summary, captions, references, scores, lengths, metrics),
         read(params, EvaluateConfig),
     )
 

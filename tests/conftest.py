@@ -152,7 +152,7 @@ class Artifacts:
             "table": self.table,
             "summary": self.summary,
         }
-        names = ("captions.json", "scores.csv", "lengths.csv", "metrics.json")
+        names = ("captions.json", "references.json", "scores.csv", "lengths.csv", "metrics.json")
         model, *data = (inputs | other).values()
         evaluate([model], *data, *(out / name for name in names), config)
 

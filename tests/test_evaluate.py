@@ -11,6 +11,7 @@ import pytest
 from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.errors import InputError
+from pipeline.scoring.bleu import bleu_of_sums, with_totals
 from pipeline.store.features import create_features, read_features
 from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.results import score_table
@@ -52,7 +53,7 @@ def test_two_yardsticks_stand_beside_the_scores(tiny: Artifacts) -> None:
 
 def test_the_same_bytes_every_time(tiny: Artifacts, tmp_path: Path) -> None:
     metrics(tiny, tmp_path)
-    for name in ("captions.json", "scores.csv", "lengths.csv", "metrics.json"):
+    for name in ("captions.json", "references.json", "scores.csv", "lengths.csv", "metrics.json"):
         assert (tmp_path / name).read_bytes() == (tiny.reports / name).read_bytes()
 
 
@@ -68,6 +69,23 @@ def test_a_row_of_scores_a_picture(tiny: Artifacts) -> None:
     assert scores["cider"].mean() == pytest.approx(made["cider"], abs=1e-3)
     assert scores["rouge_l"].mean() == pytest.approx(made["rouge_l"], abs=1e-3)
     assert scores["words"].mean() == pytest.approx(made["length"], abs=1e-3)
+
+
+def test_the_counts_of_each_caption_add_up_to_bleu(tiny: Artifacts) -> None:
+    scores = pd.read_csv(tiny.reports / "scores.csv")
+    made = json.loads((tiny.reports / "metrics.json").read_text())
+    columns = ["words", "closest_reference", *(f"matches_{n}" for n in range(1, 5))]
+    sums = with_totals(scores[columns].to_numpy()).sum(axis=0)
+    ours = [made[f"bleu_{n}"] for n in range(1, 5)]
+    assert bleu_of_sums(sums).tolist() == pytest.approx(ours, abs=1e-3)
+
+
+def test_the_references_stand_beside_the_captions(tiny: Artifacts) -> None:
+    captions = json.loads((tiny.reports / "captions.json").read_text())
+    references = json.loads((tiny.reports / "references.json").read_text())
+    assert list(references) == [one["image_id"] for one in captions]
+    assert {len(ones) for ones in references.values()} == {5}
+    assert all(isinstance(one, str) for ones in references.values() for one in ones)
 
 
 def test_the_lengths_add_up(tiny: Artifacts) -> None:
@@ -150,6 +168,7 @@ def test_a_truncated_model_is_one_line_and_older_results_stay(
     result = showtell(
         *("evaluate", "--model", model, "--features", tiny.features, "--table", tiny.table),
         *("--summary", tiny.summary, "--captions", tmp_path / "c", "--scores", tmp_path / "s"),
+        *("--references", tmp_path / "r"),
         *("--lengths", tmp_path / "l", "--metrics", old, "--params", tiny.params),
     )
     assert "captioner.safetensors is damaged" in one_line(result)

@@ -186,7 +186,7 @@ def test_a_failing_stage_says_why_in_one_line_and_keeps_what_was_made(
 
 def test_an_impossible_param_starts_nothing_and_the_reports_stay(repository: Repository) -> None:
     reports = {p: p.read_bytes() for p in (repository.folder / "reports").glob("*.json")}
-    assert len(reports) == 2
+    assert len(reports) == 3
     repository.write(evaluate={"beam": 0})
     result = repository.try_to("dvc", "repro")
     repository.write()

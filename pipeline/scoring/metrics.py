@@ -1,50 +1,23 @@
 """BLEU, CIDEr and ROUGE-L of captions against their references, all on the scale 0 to 100.
 
-BLEU is NLTK's without smoothing (Papineni et al. 2002), CIDEr is pycocoevalcap's CIDEr-D with the
-references' own document frequencies (Vedantam et al. 2015), ROUGE-L is pycocoevalcap's (Lin 2004).
-All take the tokens of `pipeline.scoring.tokens`.
+BLEU is of NLTK's counts, without smoothing (`pipeline.scoring.bleu`), CIDEr is pycocoevalcap's
+CIDEr-D with the references' own document frequencies (Vedantam et al. 2015), ROUGE-L is
+pycocoevalcap's (Lin 2004). All take the tokens of `pipeline.scoring.tokens`.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 
-from nltk.translate.bleu_score import (
-    SmoothingFunction,
-    brevity_penalty,
-    closest_ref_length,
-    modified_precision,
-    sentence_bleu,
-)
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-SCALE = 100.0
-
-Tokens = Sequence[str]
+from pipeline.scoring.bleu import SCALE, Tokens, bleu_counts, bleu_of_sums, with_totals
 
 
 def bleu(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """Corpus BLEU-1 to BLEU-4, x100, unsmoothed; 0 where no n-gram matches.
-
-    NLTK's `corpus_bleu`, put together from its own parts, because it counts a caption with too
-    few words for an n-gram as one n-gram that is wrong; the paper and coco-caption count none.
-    """
-    pairs = list(zip(captions, references, strict=True))
-    words = sum(len(caption) for caption in captions)
-    closest = sum(closest_ref_length(refs, len(caption)) for caption, refs in pairs)
-    precisions = [_precision(pairs, order) for order in range(1, 5)]
-    products = accumulate(precisions, lambda product, one: product * one)
-    penalty = brevity_penalty(closest, words)
-    return [SCALE * penalty * product ** (1 / n) for n, product in enumerate(products, start=1)]
-
-
-def _precision(pairs: Sequence[tuple[Tokens, Sequence[Tokens]]], order: int) -> float:
-    """Share of all captions' n-grams that are in a reference, clipped; 0 where there are none."""
-    counts = [
-        modified_precision(refs, caption, order) for caption, refs in pairs if len(caption) >= order
-    ]
-    total = sum(one.denominator for one in counts)
-    return sum(one.numerator for one in counts) / total if total else 0.0
+    """Corpus BLEU-1 to BLEU-4, x100, unsmoothed; 0 where no n-gram matches."""
+    sums = with_totals(bleu_counts(captions, references)).sum(axis=0)
+    return [float(one) for one in bleu_of_sums(sums)]
 
 
 def cider(

@@ -18,6 +18,14 @@ def write_captions(path: Path, ids: Sequence[str], captions: Sequence[Sequence[s
     write_json(path, [{"image_id": one, "caption": " ".join(caption)} for one, caption in pairs])
 
 
+def write_references(
+    path: Path, ids: Sequence[str], references: Sequence[Sequence[Sequence[str]]]
+) -> None:
+    """What the captions were scored against: an object of lists of captions by picture."""
+    pairs = zip(ids, references, strict=True)
+    write_json(path, {one: [" ".join(caption) for caption in refs] for one, refs in pairs})
+
+
 def write_scores(path: Path, columns: dict[str, Sequence[Any]]) -> None:
     """A row a picture."""
     with atomic(path) as scratch:

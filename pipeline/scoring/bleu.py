@@ -1,0 +1,59 @@
+"""Corpus BLEU (Papineni et al., ACL 2002) by way of each caption's counts.
+
+BLEU is no mean over captions, but it is a function of sums over them. So the counts of each caption
+are what is kept: the BLEU of any set of them, as of a bootstrap's resamples (Koehn, EMNLP 2004), is
+that of their sum.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from nltk.translate.bleu_score import closest_ref_length, modified_precision
+
+ORDERS = 4
+SCALE = 100.0
+
+Tokens = Sequence[str]
+
+
+def bleu_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
+    """Per caption, (N, 2 + ORDERS) integers: its words, the words of the reference nearest in
+    length, and for n = 1 to 4 how many of its n-grams are in a reference, clipped.
+
+    The counts are NLTK's. Its `corpus_bleu` is not used, because it counts a caption with too few
+    words for an n-gram as one n-gram that is wrong; the paper and coco-caption count none.
+    """
+    rows = [
+        [
+            len(caption),
+            closest_ref_length(refs, len(caption)),
+            *(
+                modified_precision(refs, caption, n).numerator if len(caption) >= n else 0
+                for n in range(1, ORDERS + 1)
+            ),
+        ]
+        for caption, refs in zip(captions, references, strict=True)
+    ]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), 2 + ORDERS)
+
+
+def with_totals(counts: np.ndarray) -> np.ndarray:
+    """Counts (N, 2 + ORDERS) and behind them how many n-grams each caption has, (N, 2 + 2 ORDERS):
+    columns that may be summed."""
+    orders = np.arange(1, ORDERS + 1)
+    return np.concatenate([counts, np.maximum(counts[:, :1] + 1 - orders, 0)], axis=1)
+
+
+def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
+    """BLEU-1 to BLEU-4, x100, (…, ORDERS), unsmoothed: 0 where no n-gram matches.
+
+    Args:
+        sums: of any number of captions' columns as `with_totals` gives them, (…, 2 + 2 ORDERS).
+    """
+    words, closest = sums[..., 0].astype(float), sums[..., 1]
+    matches, totals = sums[..., 2 : 2 + ORDERS], sums[..., 2 + ORDERS :]
+    with np.errstate(divide="ignore"):
+        precisions = np.log(matches / np.maximum(totals, 1))  # (…, ORDERS)
+        penalty = np.minimum(0.0, 1.0 - closest / np.maximum(words, 1e-9))  # of short captions
+    means = precisions.cumsum(axis=-1) / np.arange(1, ORDERS + 1)
+    return SCALE * np.exp(means + penalty[..., None])
