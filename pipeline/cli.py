@@ -24,6 +24,7 @@ STAGES = {
     "evaluate": "Caption the test split and score the captions.",
 }
 OTHERS = {
+    "compare": "Compare two runs: is one better, and is the difference real?",
     "caption": "Caption your own pictures with the trained model.",
     "attend": "Draw where an attention decoder looked, word by word.",
     "demo": "Run the whole graph on a small data set made here, offline.",

@@ -15,7 +15,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from pipeline.errors import InputError
 
-GROUPS = ("download", "captions", "backbone", "extract", "vocab", "train", "scst", "evaluate")
+GROUPS = (
+    *("download", "captions", "backbone", "extract", "vocab", "train", "scst", "evaluate"),
+    "compare",  # of no stage
+)
 
 
 class Config(BaseModel):

@@ -1,0 +1,98 @@
+"""`showtell compare`: is one run better than another, and is the difference real?
+
+Exit codes, as of `diff`: 0 for the same or better (or no rule asked for), 1 for worse by a rule of
+`--fail-on`, 2 where the two cannot be compared.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.command import fail, run
+from pipeline.comparison.judge import Comparison, Rule, compare, failures
+from pipeline.comparison.results import WORKSPACE, Results, at_revision, read_results
+from pipeline.comparison.seeds import compare_groups
+from pipeline.comparison.show import as_json, as_markdown, as_text
+from pipeline.config import read
+from pipeline.config.compare import CompareConfig
+from pipeline.errors import InputError
+
+WORSE, INCOMPARABLE = 1, 2
+
+
+def results_of(revisions: str, reports: str) -> list[Results]:
+    """The runs that a side names, comma-separated.
+
+    Raises:
+        InputError: no repository, no such revision, or no usable reports in it.
+    """
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        root = Repo.find_root()
+    except NotDvcRepoError:
+        raise InputError("this is no DVC repository; run it in the project's folder") from None
+    names = [name for part in revisions.split(",") if (name := part.strip())]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"'{revisions}' names no revision, or one of them twice")
+    return [read_results(name, reports, at_revision(root, name)) for name in names]
+
+
+def compared(
+    base: str, head: str, reports: str, config: CompareConfig, examples: int
+) -> Comparison:
+    """Two runs, or two groups of runs.
+
+    Raises:
+        InputError: they cannot be compared.
+    """
+    theirs, ours = (results_of(side, reports) for side in (base, head))
+    if len(theirs) == len(ours) == 1:
+        return compare(theirs[0], ours[0], config, examples)
+    return compare_groups(theirs, ours, config)
+
+
+def main(
+    base: Annotated[
+        str,
+        typer.Argument(help="A commit, branch, tag or experiment; several, a,b,c, are a group."),
+    ] = "HEAD",
+    head: Annotated[
+        str, typer.Argument(help="What to compare it with; `workspace` is what lies here.")
+    ] = WORKSPACE,
+    fail_on: Annotated[
+        list[Rule] | None,
+        typer.Option(
+            help="Exit with 1 if head is worse: by more than compare.tolerance, or beyond noise."
+        ),
+    ] = None,
+    md: Annotated[bool, typer.Option("--md", help="Markdown.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="JSON.")] = False,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Captions to show of the most improved, and of the worst.")
+    ] = 3,
+    reports: Annotated[str, typer.Option(help="The folder of the reports.")] = "reports",
+    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+) -> None:
+    """Compare two runs: params, scores, whether the difference is real, captions.
+
+    Exit code: 0 same or better, 1 worse by --fail-on, 2 cannot be compared.
+    """
+    try:
+        config = read(params, CompareConfig)
+        comparison = compared(base, head, reports, config, examples)
+        failed = failures(comparison, fail_on or [], config.tolerance)
+    except InputError as error:
+        fail(str(error), INCOMPARABLE)
+    if json:
+        print(as_json(comparison, failed))
+    else:
+        print((as_markdown if md else as_text)(comparison, config.confidence))
+    if failed:
+        fail(f"worse: {'; '.join(failed)}", WORSE)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,195 @@
+"""From two runs' results to what changed, and whether it is worse."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from pipeline.comparison.bootstrap import Difference, compare_scores
+from pipeline.comparison.results import Results
+from pipeline.config.compare import CompareConfig, MetricName
+from pipeline.errors import InputError
+
+Rule = Literal["tolerance", "noise"]
+LESS_IS_BETTER = ("repeated", "dangling")
+NEUTRAL = ("length", "vocabulary_used")  # neither more nor less is better
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric on both sides; None where a side does not have it."""
+
+    metric: str
+    base: float | None
+    head: float | None
+    difference: Difference | None  # where it could be tested
+    spread: tuple[float, float] | None = None  # standard deviations, of several seeds a side
+
+    @property
+    def change(self) -> float | None:
+        return None if self.base is None or self.head is None else self.head - self.base
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.change is None:
+            return "new" if self.base is None else "missing"
+        if self.change == 0 and (self.difference is None or self.difference.p == 1):
+            return "no change"
+        if self.difference is None:
+            return ""
+        if self.difference.low <= 0 <= self.difference.high:
+            return "within chance"
+        return "better" if self.gain > 0 else "worse"
+
+    @property
+    def gain(self) -> float:
+        """The change, positive where it is for the better."""
+        sign = -1 if self.metric in LESS_IS_BETTER else 1
+        return sign * (self.change or 0.0)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture whose caption changed."""
+
+    image_id: str
+    base: str
+    head: str
+    base_cider: float
+    head_cider: float
+    references: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is shown."""
+
+    base: str
+    head: str
+    pictures: int
+    params: Sequence[tuple[str, Any, Any]]  # key, base's, head's; ABSENT where a side lacks it
+    changes: Sequence[Change]
+    same: int  # captions that are the same on both sides
+    better: Sequence[Example]  # the most improved first
+    worse: Sequence[Example]
+    notes: Sequence[str]
+    seeds: tuple[int, int]  # runs a side
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "(none)"
+
+
+ABSENT = _Absent()
+
+
+def compare(base: Results, head: Results, config: CompareConfig, examples: int) -> Comparison:
+    """Two runs.
+
+    Args:
+        examples: how many captions to show at most, better ones and worse ones.
+
+    Raises:
+        InputError: they were not measured alike.
+    """
+    require_alike([base, head])
+    ids = list(base.scores.index)
+    theirs, ours = base.scores, head.scores.loc[ids]
+    tested = compare_scores(theirs, ours, config.resamples, config.confidence, config.seed)
+    gains = (ours["cider"] - theirs["cider"]).sort_values(kind="stable")
+    changed = [one for one in gains.index if base.captions[one] != head.captions[one]]
+    worse = [one for one in changed if gains[one] < 0][:examples]
+    better = [one for one in reversed(changed) if gains[one] > 0][:examples]
+    return Comparison(
+        *(base.name, head.name, len(ids)),
+        params=params_that_differ([base], [head]),
+        changes=_changes(base.metrics, head.metrics, tested),
+        same=len(ids) - len(changed),
+        better=[_example(base, head, one) for one in better],
+        worse=[_example(base, head, one) for one in worse],
+        notes=list(dict.fromkeys([*base.notes, *head.notes])),
+        seeds=(1, 1),
+    )
+
+
+def require_alike(runs: Sequence[Results]) -> None:
+    """
+    Raises:
+        InputError: two of them were not measured by the same yardstick.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        unlike = [name for name, value in first.terms.items() if other.terms[name] != value]
+        if unlike:
+            name = unlike[0]
+            raise InputError(
+                f"cannot compare: another {name} ({first.name}: {first.terms[name]}, "
+                f"{other.name}: {other.terms[name]}); evaluate both alike"
+            )
+        if set(first.scores.index) != set(other.scores.index):
+            raise InputError(
+                f"cannot compare: {first.name} and {other.name} captioned other pictures; "
+                "evaluate both on the same"
+            )
+
+
+def params_that_differ(
+    base: Sequence[Results], head: Sequence[Results]
+) -> list[tuple[str, Any, Any]]:
+    """By key; where a side's own runs differ (seeds do), all of its values."""
+    keys = sorted({key for run in (*base, *head) for key in run.params})
+    sides = [(key, _values(base, key), _values(head, key)) for key in keys]
+    return [one for one in sides if one[1] != one[2]]
+
+
+def _values(runs: Sequence[Results], key: str) -> Any:
+    values = [run.params.get(key, ABSENT) for run in runs]
+    alike = all(value == values[0] for value in values)
+    return values[0] if alike else values
+
+
+def _changes(
+    base: Mapping[str, float], head: Mapping[str, float], tested: Mapping[str, Difference]
+) -> list[Change]:
+    names = [*base, *(name for name in head if name not in base)]
+    return [Change(name, base.get(name), head.get(name), tested.get(name)) for name in names]
+
+
+def _example(base: Results, head: Results, one: str) -> Example:
+    scores: list[pd.DataFrame] = [base.scores, head.scores]
+    before, after = (float(side.loc[one, "cider"]) for side in scores)
+    return Example(one, base.captions[one], head.captions[one], before, after, base.references[one])
+
+
+def failures(
+    comparison: Comparison, rules: Sequence[Rule], tolerance: Mapping[MetricName, float]
+) -> list[str]:
+    """What is worse by these rules, a line each.
+
+    `tolerance`: a metric that has one lost more than it. `noise`: the interval of a tested metric
+    lies below no change as a whole; where nothing can be tested, tolerance decides.
+
+    Raises:
+        InputError: a metric that a rule names cannot be judged.
+    """
+    found = []
+    for metric, allowed in tolerance.items():
+        change = next((one for one in comparison.changes if one.metric == metric), None)
+        if rules and (change is None or change.change is None):
+            side = comparison.head if change is None or change.head is None else comparison.base
+            raise InputError(
+                f"cannot compare: {metric} is missing in {side}, and compare.tolerance has a rule "
+                "for it; evaluate again, or take the rule out"
+            )
+        if change is None:
+            continue
+        by_noise = "noise" in rules and change.difference is not None
+        by_tolerance = "tolerance" in rules or ("noise" in rules and change.difference is None)
+        if by_noise and change.verdict == "worse":
+            found.append(f"{metric} {-change.gain:.2f} worse, beyond chance")
+        elif by_tolerance and -change.gain > allowed:
+            found.append(f"{metric} {-change.gain:.2f} worse, more than {allowed:g}")
+    return found

@@ -1,0 +1,228 @@
+"""What a run left in a revision: its reports, and the params that made them, through DVC.
+
+Only small files are read, and all of them are in git: neither features nor models are fetched.
+"""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from pipeline.comparison.bootstrap import COUNTS, MEANS, columns_of, scores_of
+from pipeline.errors import InputError
+
+WORKSPACE = "workspace"
+STAGE = "evaluate"  # of dvc.lock, whose outs the reports are
+CLOSE = 0.01  # what rounding in the reports may come to, x100
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run as its reports tell it."""
+
+    name: str  # the revision, as the user named it
+    metrics: dict[str, float]  # the numbers that stand at the top of metrics.json
+    terms: dict[str, Any]  # what they were measured by; only the like can be compared
+    params: dict[str, Any]  # that made them, by dotted name
+    captions: dict[str, str]  # by picture
+    references: dict[str, list[str]]
+    scores: pd.DataFrame  # a row a picture, by picture
+    notes: tuple[str, ...]  # what the reader must know
+
+
+def read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> Results:
+    """
+    Args:
+        revision: what to call it.
+        reports: the folder of the reports, from the repository's root.
+        read: a file's content by its path in that revision (`at_revision`).
+
+    Raises:
+        InputError: a report is absent, damaged, or not of the run that dvc.lock records.
+    """
+    names = ("metrics.json", "scores.csv", "captions.json", "references.json")
+    raw = {name: read(f"{reports}/{name}") for name in names}
+    lock, notes = _lock(read, revision), []
+    if lock is None:
+        notes.append(f"{revision}: no dvc.lock, so the params are those of params.yaml, unproven")
+        params = _flat(_parsed(yaml.safe_load, read("params.yaml"), "params.yaml", revision))
+    else:
+        params = _params_of(lock)
+        _check_digests(lock, {f"{reports}/{name}": raw[name] for name in names}, revision)
+        notes += _newer(params, read, revision)
+    metrics, captions, references = (
+        _parsed(json.loads, raw[name], f"{reports}/{name}", revision)
+        for name in ("metrics.json", "captions.json", "references.json")
+    )
+    try:
+        (about,) = metrics["about"]
+        results = Results(
+            revision,
+            _numbers(metrics, f"{reports}/metrics.json of {revision}"),
+            _terms(metrics, about, references),
+            params,
+            {one["image_id"]: str(one["caption"]) for one in captions},
+            references,
+            _scores(raw["scores.csv"], f"{reports}/scores.csv", revision),
+            tuple(notes),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"the reports of {revision} lack something that this version writes; run evaluate "
+            "again there ('dvc repro')"
+        ) from None
+    _check_each_other(results, reports)
+    return results
+
+
+def at_revision(root: str, revision: str) -> Callable[[str], bytes]:
+    """How to read the files of a revision of the repository at `root`: a commit, branch, tag or
+    experiment, or the workspace.
+
+    Raises:
+        InputError: there is no such revision.
+    """
+    from dvc.api import DVCFileSystem  # late: it takes a second
+    from dvc.exceptions import DvcException
+    from scmrepo.exceptions import SCMError
+
+    try:
+        files = DVCFileSystem(root, rev=None if revision == WORKSPACE else revision)
+        files.exists("dvc.yaml")
+    except (DvcException, SCMError):
+        raise InputError(
+            f"there is no commit, branch, tag or experiment '{revision}' here; 'dvc exp show' and "
+            "'git log' list them (in a shallow clone, 'git fetch' it first)"
+        ) from None
+    return partial(_read, files, revision)
+
+
+def _read(files: Any, revision: str, path: str) -> bytes:
+    from dvc.exceptions import DvcException
+
+    try:
+        return bytes(files.read_bytes(path))
+    except (FileNotFoundError, DvcException):
+        raise InputError(
+            f"{revision} has no {path}; commit the reports and dvc.lock of a run there"
+        ) from None
+
+
+def _lock(read: Callable[[str], bytes], revision: str) -> dict[str, Any] | None:
+    try:
+        content = read("dvc.lock")
+    except InputError:
+        return None
+    return dict(_parsed(yaml.safe_load, content, "dvc.lock", revision))
+
+
+def _parsed(parse: Callable[[bytes], Any], content: bytes, path: str, revision: str) -> Any:
+    try:
+        return parse(content)
+    except (ValueError, yaml.YAMLError):
+        raise InputError(
+            f"{path} of {revision} is damaged (a merge?); 'dvc repro' writes it anew"
+        ) from None
+
+
+def _params_of(lock: dict[str, Any]) -> dict[str, Any]:
+    """The params of all stages as they were when the stages ran."""
+    groups: dict[str, Any] = {}
+    for stage in lock.get("stages", {}).values():
+        for values in stage.get("params", {}).values():
+            groups.update(values)
+    return _flat(groups)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _check_digests(lock: dict[str, Any], files: dict[str, bytes], revision: str) -> None:
+    recorded = {
+        one["path"]: one.get("md5") for one in lock.get("stages", {}).get(STAGE, {}).get("outs", ())
+    }
+    for path, content in files.items():
+        if recorded.get(path) != hashlib.md5(content, usedforsecurity=False).hexdigest():
+            raise InputError(
+                f"{path} of {revision} is not the one that dvc.lock records there; run 'dvc repro' "
+                "and keep both together"
+            )
+
+
+def _newer(params: dict[str, Any], read: Callable[[str], bytes], revision: str) -> list[str]:
+    """A note if params.yaml asks for something else than was run."""
+    asked = _flat(_parsed(yaml.safe_load, read("params.yaml"), "params.yaml", revision))
+    changed = [key for key, value in params.items() if asked.get(key) != value]
+    if not changed:
+        return []
+    return [
+        f"{revision}: params.yaml has changed since the run ({', '.join(changed)}): 'dvc repro'"
+    ]
+
+
+def _numbers(metrics: dict[str, Any], where: str) -> dict[str, float]:
+    numbers = {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise InputError(f"{where}: {name} is {value}, which compares with nothing")
+    return numbers
+
+
+def _terms(metrics: dict[str, Any], about: dict[str, Any], references: Any) -> dict[str, Any]:
+    """Everything that must be alike, by what to call it."""
+    text = json.dumps(references, sort_keys=True).encode()
+    return {
+        "split": metrics["split"],
+        "division into splits": about["split_digest"],
+        "tokeniser": about["tokenizer"],
+        "scale": about["scale"],
+        "number of pictures": about["pictures"],
+        "references a picture": about["references"],
+        "references": hashlib.sha256(text).hexdigest()[:16],
+        "yardsticks": {one["name"]: one["cider"] for one in metrics["yardsticks"]},
+    }
+
+
+def _scores(content: bytes, path: str, revision: str) -> pd.DataFrame:
+    table = _parsed(
+        lambda raw: pd.read_csv(io.BytesIO(raw), dtype={"image_id": str}, keep_default_na=False),
+        *(content, path, revision),
+    )
+    lacking = [name for name in ("image_id", *COUNTS, *MEANS) if name not in table.columns]
+    if lacking:
+        raise InputError(
+            f"{path} of {revision} has no column '{lacking[0]}': it was written by an earlier "
+            "version; run evaluate again there ('dvc repro')"
+        )
+    return table.set_index("image_id", verify_integrity=True)
+
+
+def _check_each_other(results: Results, reports: str) -> None:
+    """The reports of one run tell the same story."""
+    pictures = [set(results.captions), set(results.references), set(results.scores.index)]
+    columns = columns_of(results.scores)
+    totals = scores_of(columns, np.ones((1, len(columns))))
+    told = [results.metrics[name] for name in ("bleu_4", *MEANS)]
+    same = all(abs(a - b) <= CLOSE for a, b in zip(totals[0].tolist(), told, strict=True))
+    if pictures[0] != pictures[1] or pictures[0] != pictures[2] or not same:
+        raise InputError(
+            f"the files in {reports}/ of {results.name} are not of one run; 'dvc repro' writes "
+            "them anew"
+        )

@@ -1,0 +1,176 @@
+"""A comparison for a terminal, for Markdown and as JSON."""
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.comparison.judge import ABSENT, NEUTRAL, Change, Comparison, Example
+
+NAMES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "cider": "CIDEr",
+    "rouge_l": "ROUGE-L",
+    "vocabulary_used": "vocabulary",
+}
+
+
+def as_text(comparison: Comparison, confidence: float) -> str:
+    """For a terminal."""
+    return "\n".join(_lines(comparison, confidence, markdown=False))
+
+
+def as_markdown(comparison: Comparison, confidence: float) -> str:
+    """For a pull request or a step summary; text from outside cannot become markup."""
+    return "\n".join(_lines(comparison, confidence, markdown=True))
+
+
+def as_json(comparison: Comparison, failed: Sequence[str]) -> str:
+    """For programs: numbers as they are, null where there is none."""
+    content = {
+        "base": comparison.base,
+        "head": comparison.head,
+        "pictures": comparison.pictures,
+        "runs": list(comparison.seeds),
+        "summary": summary(comparison),
+        "params": [
+            {"key": key, "base": _known(base), "head": _known(head)}
+            for key, base, head in comparison.params
+        ],
+        "metrics": [
+            {**asdict(one), "change": one.change, "verdict": one.verdict}
+            for one in comparison.changes
+        ],
+        "same_captions": comparison.same,
+        "better": [asdict(one) for one in comparison.better],
+        "worse": [asdict(one) for one in comparison.worse],
+        "notes": list(comparison.notes),
+        "failed": list(failed),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=True)
+
+
+def summary(comparison: Comparison) -> str:
+    """The outcome in a sentence."""
+    if comparison.seeds == (1, 1) and comparison.same == comparison.pictures:
+        return f"No change: all {comparison.pictures:,} captions are the same."
+    tested = [one for one in comparison.changes if one.difference is not None]
+    parts = []
+    for verdict in ("better", "worse"):
+        names = [f"{_name(one)} by {abs(one.gain):.2f}" for one in _headline(tested, verdict)]
+        if names:
+            parts.append(f"{verdict.capitalize()}: {', '.join(names)}.")
+    chance = [_name(one) for one in _headline(tested, "within chance", "no change")]
+    if chance:
+        parts.append(f"No difference beyond chance: {', '.join(chance)}.")
+    return " ".join(parts) or "Nothing could be tested."
+
+
+def _headline(changes: Sequence[Change], *verdicts: str) -> list[Change]:
+    return [
+        one
+        for one in changes
+        if one.verdict in verdicts and one.metric in ("bleu_4", "cider", "rouge_l")
+    ]
+
+
+def _lines(comparison: Comparison, confidence: float, markdown: bool) -> list[str]:
+    clean = _markdown if markdown else _plain
+    base, head = clean(comparison.base), clean(comparison.head)
+    title = f"{base} → {head}"
+    lines = [f"### {title}" if markdown else title, "", summary(comparison), ""]
+    if comparison.params:
+        rows = [[clean(key), clean(_shown(a)), clean(_shown(b))] for key, a, b in comparison.params]
+        lines += [*_table(["param", base, head], rows, markdown), ""]
+    elif comparison.same < comparison.pictures:
+        lines += ["No param differs.", ""]
+    across = comparison.seeds != (1, 1)
+    tests = f"{confidence:.0%} interval"
+    header = ["x100", base, head, "change", tests, "p", ""]
+    lines += [*_table(header, [_row(one) for one in comparison.changes], markdown), ""]
+    if across:
+        lines.append("Mean ± standard deviation of the runs; Welch's t-test across them.")
+    else:
+        lines += [
+            f"{comparison.same:,} of {comparison.pictures:,} captions are the same.",
+            "The intervals are over pictures (paired bootstrap). What another seed would change "
+            "they do not say: compare groups of runs for that.",
+        ]
+    for label, examples in (("Better", comparison.better), ("Worse", comparison.worse)):
+        if examples:
+            lines += ["", f"#### {label}" if markdown else f"{label}:"]
+            lines += [line for one in examples for line in _example(one, markdown)]
+    lines += ["", *(f"Note: {clean(note)}." for note in comparison.notes)]
+    return lines if comparison.notes else lines[:-1]
+
+
+def _row(one: Change) -> list[str]:
+    difference, change = one.difference, one.change
+    spread = one.spread or (None, None)
+    return [
+        _name(one),
+        *(_number(value, by) for value, by in zip((one.base, one.head), spread, strict=True)),
+        "" if change is None else f"{change:+.2f}",
+        "" if difference is None else f"{difference.low:+.2f} to {difference.high:+.2f}",
+        "" if difference is None else f"{difference.p:.4f}",
+        "" if one.metric in NEUTRAL and one.verdict != "missing" else one.verdict,
+    ]
+
+
+def _number(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def _example(one: Example, markdown: bool) -> list[str]:
+    clean = _markdown if markdown else _plain
+    scores = f"CIDEr {one.base_cider:.0f} → {one.head_cider:.0f}"
+    start, under = ("- ", "  - ") if markdown else ("  ", "    ")
+    return [
+        f"{start}{clean(one.image_id)}: {scores}",
+        f"{under}before: {clean(one.base)}",
+        f"{under}after: {clean(one.head)}",
+        *(f"{under}of: {clean(reference)}" for reference in one.references),
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
+    if markdown:
+        rule = [":--", *["--:"] * (len(header) - 1)]
+        return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def _name(one: Change) -> str:
+    return NAMES.get(one.metric, _plain(one.metric))
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if value is ABSENT else json.dumps(value, default=repr)
+
+
+def _known(value: Any) -> Any:
+    return None if value is ABSENT else value
+
+
+def _plain(text: str) -> str:
+    """Without what would steer a terminal."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def _markdown(text: str) -> str:
+    """Without what Markdown or HTML would take for markup."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~@])", r"\\\1", html.escape(_plain(text), quote=False))
