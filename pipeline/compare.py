@@ -65,7 +65,8 @@ def main(
     fail_on: Annotated[
         list[Rule] | None,
         typer.Option(
-            help="Exit with 1 if head is worse: by more than compare.tolerance, or beyond noise."
+            help="Exit with 1 if head is worse: by more than compare.tolerance, or beyond noise. "
+            "0 is the same or better, 2 means that they cannot be compared."
         ),
     ] = None,
     md: Annotated[bool, typer.Option("--md", help="Markdown.")] = False,
@@ -76,10 +77,7 @@ def main(
     reports: Annotated[str, typer.Option(help="The folder of the reports.")] = "reports",
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
-    """Compare two runs: params, scores, whether the difference is real, captions.
-
-    Exit code: 0 same or better, 1 worse by --fail-on, 2 cannot be compared.
-    """
+    """Compare two runs: is one better, and is the difference real?"""
     try:
         config = read(params, CompareConfig)
         comparison = compared(base, head, reports, config, examples)
@@ -89,7 +87,7 @@ def main(
     if json:
         print(as_json(comparison, failed))
     else:
-        print((as_markdown if md else as_text)(comparison, config.confidence))
+        print((as_markdown if md else as_text)(comparison, failed, config.confidence))
     if failed:
         fail(f"worse: {'; '.join(failed)}", WORSE)
 

@@ -15,8 +15,7 @@ from pipeline.model.captioning import caption_features
 from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.features import PictureFeatures
 from pipeline.model.search import Search
-from pipeline.scoring.bleu import bleu_counts
-from pipeline.scoring.metrics import SCALE, cider, each_bleu_4, headline, rouge_l
+from pipeline.scoring.metrics import SCALE, bleu_counts, cider, each_bleu_4, headline, rouge_l
 from pipeline.scoring.variety import variety
 from pipeline.scoring.yardsticks import best_constant, human_scores
 from pipeline.store.features import read_features

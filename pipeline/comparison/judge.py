@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 import pandas as pd
 
@@ -11,7 +12,14 @@ from pipeline.comparison.results import Results
 from pipeline.config.compare import CompareConfig, MetricName
 from pipeline.errors import InputError
 
-Rule = Literal["tolerance", "noise"]
+
+class Rule(StrEnum):
+    """What counts as worse: by more than a tolerance, or by more than noise."""
+
+    TOLERANCE = "tolerance"
+    NOISE = "noise"
+
+
 LESS_IS_BETTER = ("repeated", "dangling")
 NEUTRAL = ("length", "vocabulary_used")  # neither more nor less is better
 
@@ -186,8 +194,10 @@ def failures(
             )
         if change is None:
             continue
-        by_noise = "noise" in rules and change.difference is not None
-        by_tolerance = "tolerance" in rules or ("noise" in rules and change.difference is None)
+        by_noise = Rule.NOISE in rules and change.difference is not None
+        by_tolerance = Rule.TOLERANCE in rules or (
+            Rule.NOISE in rules and change.difference is None
+        )
         if by_noise and change.verdict == "worse":
             found.append(f"{metric} {-change.gain:.2f} worse, beyond chance")
         elif by_tolerance and -change.gain > allowed:

@@ -91,18 +91,20 @@ def at_revision(root: str, revision: str) -> Callable[[str], bytes]:
         InputError: there is no such revision.
     """
     from dvc.api import DVCFileSystem  # late: it takes a second
-    from dvc.exceptions import DvcException
-    from scmrepo.exceptions import SCMError
+    from dvc.repo import Repo
+    from dvc.scm import RevError, resolve_rev
 
-    try:
-        files = DVCFileSystem(root, rev=None if revision == WORKSPACE else revision)
-        files.exists("dvc.yaml")
-    except (DvcException, SCMError):
-        raise InputError(
-            f"there is no commit, branch, tag or experiment '{revision}' here; 'dvc exp show' and "
-            "'git log' list them (in a shallow clone, 'git fetch' it first)"
-        ) from None
-    return partial(_read, files, revision)
+    rev = None
+    if revision != WORKSPACE:
+        try:
+            with Repo(root) as repository:
+                rev = resolve_rev(repository.scm, revision)
+        except RevError:
+            raise InputError(
+                f"there is no commit, branch, tag or experiment '{revision}' here; 'dvc exp show' "
+                "and 'git log' list them (in a shallow clone, 'git fetch' it first)"
+            ) from None
+    return partial(_read, DVCFileSystem(root, rev=rev), revision)
 
 
 def _read(files: Any, revision: str, path: str) -> bytes:

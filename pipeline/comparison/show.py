@@ -20,14 +20,14 @@ NAMES = {
 }
 
 
-def as_text(comparison: Comparison, confidence: float) -> str:
+def as_text(comparison: Comparison, failed: Sequence[str], confidence: float) -> str:
     """For a terminal."""
-    return "\n".join(_lines(comparison, confidence, markdown=False))
+    return "\n".join(_lines(comparison, failed, confidence, markdown=False))
 
 
-def as_markdown(comparison: Comparison, confidence: float) -> str:
+def as_markdown(comparison: Comparison, failed: Sequence[str], confidence: float) -> str:
     """For a pull request or a step summary; text from outside cannot become markup."""
-    return "\n".join(_lines(comparison, confidence, markdown=True))
+    return "\n".join(_lines(comparison, failed, confidence, markdown=True))
 
 
 def as_json(comparison: Comparison, failed: Sequence[str]) -> str:
@@ -79,11 +79,16 @@ def _headline(changes: Sequence[Change], *verdicts: str) -> list[Change]:
     ]
 
 
-def _lines(comparison: Comparison, confidence: float, markdown: bool) -> list[str]:
+def _lines(
+    comparison: Comparison, failed: Sequence[str], confidence: float, markdown: bool
+) -> list[str]:
     clean = _markdown if markdown else _plain
     base, head = clean(comparison.base), clean(comparison.head)
     title = f"{base} → {head}"
     lines = [f"### {title}" if markdown else title, "", summary(comparison), ""]
+    if failed:
+        strong = "**" if markdown else ""
+        lines += [f"{strong}Not acceptable:{strong} {'; '.join(failed)}.", ""]
     if comparison.params:
         rows = [[clean(key), clean(_shown(a)), clean(_shown(b))] for key, a, b in comparison.params]
         lines += [*_table(["param", base, head], rows, markdown), ""]

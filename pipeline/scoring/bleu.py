@@ -5,41 +5,15 @@ are what is kept: the BLEU of any set of them, as of a bootstrap's resamples (Ko
 that of their sum.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from nltk.translate.bleu_score import closest_ref_length, modified_precision
 
 ORDERS = 4
 SCALE = 100.0
 
-Tokens = Sequence[str]
-
-
-def bleu_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """Per caption, (N, 2 + ORDERS) integers: its words, the words of the reference nearest in
-    length, and for n = 1 to 4 how many of its n-grams are in a reference, clipped.
-
-    The counts are NLTK's. Its `corpus_bleu` is not used, because it counts a caption with too few
-    words for an n-gram as one n-gram that is wrong; the paper and coco-caption count none.
-    """
-    rows = [
-        [
-            len(caption),
-            closest_ref_length(refs, len(caption)),
-            *(
-                modified_precision(refs, caption, n).numerator if len(caption) >= n else 0
-                for n in range(1, ORDERS + 1)
-            ),
-        ]
-        for caption, refs in zip(captions, references, strict=True)
-    ]
-    return np.array(rows, dtype=np.int64).reshape(len(rows), 2 + ORDERS)
-
 
 def with_totals(counts: np.ndarray) -> np.ndarray:
-    """Counts (N, 2 + ORDERS) and behind them how many n-grams each caption has, (N, 2 + 2 ORDERS):
-    columns that may be summed."""
+    """Counts (N, 2 + ORDERS) as `pipeline.scoring.metrics.bleu_counts` gives them, and behind them
+    how many n-grams each caption has, (N, 2 + 2 ORDERS): columns that may be summed."""
     orders = np.arange(1, ORDERS + 1)
     return np.concatenate([counts, np.maximum(counts[:, :1] + 1 - orders, 0)], axis=1)
 

@@ -7,11 +7,40 @@ pycocoevalcap's (Lin 2004). All take the tokens of `pipeline.scoring.tokens`.
 
 from collections.abc import Sequence
 
-from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+import numpy as np
+from nltk.translate.bleu_score import (
+    SmoothingFunction,
+    closest_ref_length,
+    modified_precision,
+    sentence_bleu,
+)
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from pipeline.scoring.bleu import SCALE, Tokens, bleu_counts, bleu_of_sums, with_totals
+from pipeline.scoring.bleu import ORDERS, SCALE, bleu_of_sums, with_totals
+
+Tokens = Sequence[str]
+
+
+def bleu_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
+    """Per caption, (N, 2 + ORDERS) integers: its words, the words of the reference nearest in
+    length, and for n = 1 to 4 how many of its n-grams are in a reference, clipped.
+
+    The counts are NLTK's. Its `corpus_bleu` is not used, because it counts a caption with too few
+    words for an n-gram as one n-gram that is wrong; the paper and coco-caption count none.
+    """
+    rows = [
+        [
+            len(caption),
+            closest_ref_length(refs, len(caption)),
+            *(
+                modified_precision(refs, caption, n).numerator if len(caption) >= n else 0
+                for n in range(1, ORDERS + 1)
+            ),
+        ]
+        for caption, refs in zip(captions, references, strict=True)
+    ]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), 2 + ORDERS)
 
 
 def bleu(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:

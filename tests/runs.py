@@ -1,0 +1,151 @@
+"""A repository with the reports of made-up runs, which is what `showtell compare` reads."""
+
+import hashlib
+import io
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.cli import main
+from pipeline.scoring.metrics import bleu_counts, cider, headline, rouge_l
+from pipeline.scoring.variety import variety
+from pipeline.store.results import (
+    write_captions,
+    write_metrics,
+    write_references,
+    write_scores,
+)
+from tests.conftest import ROOT, params
+
+WORDS = "a man cat runs red ball on the grass in water two children play with snow".split()
+FILES = ("metrics.json", "scores.csv", "captions.json", "references.json")
+
+
+class Runs:
+    """Git, DVC's folder, and as many revisions as a test commits."""
+
+    def __init__(self, folder: Path, pictures: int = 60) -> None:
+        self.folder = folder
+        (folder / "reports").mkdir(parents=True)
+        (folder / ".dvc").mkdir()
+        shutil.copyfile(ROOT / ".dvc/config", folder / ".dvc/config")
+        shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
+        self.git("init", "--quiet")
+        chance = random.Random(0)
+        self.ids = [f"{number:03}.jpg" for number in range(pictures)]
+        self.references = [
+            [[*chance.sample(WORDS, k=chance.randint(5, 8)), "dog"] for _ in range(5)]
+            for _ in self.ids
+        ]
+
+    def git(self, *arguments: str) -> str:
+        who = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+        done = subprocess.run(
+            ("git", *who, *arguments), cwd=self.folder, check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    def captions(self, wrong: float, seed: int = 0) -> list[list[str]]:
+        """A reference a picture, with this share of its words wrong."""
+        chance = random.Random(seed)
+        return [
+            [
+                f"wrong{place}" if chance.random() < wrong and word != "dog" else word
+                for place, word in enumerate(refs[0])
+            ]
+            for refs in self.references
+        ]
+
+    def write(
+        self,
+        captions: Sequence[Sequence[str]],
+        change: Callable[[dict[str, Any]], object] = lambda metrics: None,
+        **changed: dict[str, Any],
+    ) -> None:
+        """The reports of these captions in the workspace, params.yaml, and dvc.lock.
+
+        Args:
+            change: to what metrics.json would be.
+            changed: params other than the tiny run's.
+        """
+        out = self.folder / "reports"
+        words, closest, *matches = bleu_counts(captions, self.references).T
+        write_captions(out / "captions.json", self.ids, captions)
+        write_references(out / "references.json", self.ids, self.references)
+        columns: dict[str, Any] = {
+            "image_id": self.ids,
+            "cider": cider(captions, self.references)[1],
+            "rouge_l": rouge_l(captions, self.references)[1],
+            "words": words,
+            "closest_reference": closest,
+        }
+        counts = {f"matches_{n}": count for n, count in enumerate(matches, start=1)}
+        write_scores(out / "scores.csv", columns | counts)
+        metrics: dict[str, Any] = {
+            **headline(captions, self.references),
+            **variety(captions),
+            "split": "test (official)",
+            "yardsticks": [{"name": "constant", "cider": 4.5}],
+            "about": [
+                {
+                    "scale": 100.0,
+                    "tokenizer": "ptb-lower-nopunct-1",
+                    "split_digest": "0123",
+                    "pictures": len(self.ids),
+                    "references": 5.0,
+                }
+            ],
+        }
+        change(metrics)
+        write_metrics(out / "metrics.json", metrics)
+        self.write_params(**changed)
+        self.lock()
+
+    def write_params(self, **changed: dict[str, Any]) -> None:
+        text = yaml.safe_dump(params(**changed), sort_keys=False)
+        (self.folder / "params.yaml").write_text(text)
+
+    def lock(self) -> None:
+        """dvc.lock as `dvc repro` would leave it, as far as a comparison looks."""
+        groups = yaml.safe_load((self.folder / "params.yaml").read_text())
+        groups.pop("compare")
+        outs = [
+            {
+                "path": f"reports/{name}",
+                "md5": hashlib.md5((self.folder / "reports" / name).read_bytes()).hexdigest(),
+            }
+            for name in FILES
+        ]
+        stages = {"evaluate": {"params": {"params.yaml": groups}, "outs": outs}}
+        (self.folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+    def commit(self, tag: str) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", tag)
+        self.git("tag", tag)
+
+    def compare(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`showtell compare` here, in this process: a new one would spend seconds on imports."""
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        argv, sys.argv = sys.argv, ["showtell", "compare", *arguments]
+        try:
+            with chdir(self.folder), redirect_stdout(out), redirect_stderr(err):
+                main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            sys.argv = argv
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+    def json(self, *arguments: str) -> dict[str, Any]:
+        done = self.compare(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
