@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench compare install clean
 
 demo: $(VENV)/installed  ## the whole graph on a small data set made here, offline
 	$(BIN)/showtell demo
@@ -16,6 +16,11 @@ test: $(VENV)/installed  ## style, types and tests
 
 bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BENCH='--images pictures.zip'
 	$(BIN)/python -m benchmarks $(BENCH)
+
+compare: $(VENV)/installed  ## the demo at two commits, and whether it got worse; BASE=main HEAD=HEAD
+	.ci/compare-demo $(or $(BASE),main) $(or $(HEAD),HEAD)
+
+install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "showtell needs Python 3.11 or later: make PYTHON=python3.11 ...")'

@@ -4,6 +4,7 @@ Exit codes, as of `diff`: 0 for the same or better (or no rule asked for), 1 for
 `--fail-on`, 2 where the two cannot be compared.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from pipeline.command import fail, run
 from pipeline.comparison.judge import Comparison, Rule, compare, failures
-from pipeline.comparison.results import WORKSPACE, Results, at_revision, read_results
+from pipeline.comparison.results import WORKSPACE, Results, at_revision, in_folder, read_results
 from pipeline.comparison.seeds import compare_groups
 from pipeline.comparison.show import as_json, as_markdown, as_text
 from pipeline.config import read
@@ -21,23 +22,28 @@ from pipeline.errors import InputError
 WORSE, INCOMPARABLE = 1, 2
 
 
-def results_of(revisions: str, reports: str) -> list[Results]:
-    """The runs that a side names, comma-separated.
+def results_of(side: str, reports: str) -> list[Results]:
+    """The runs that a side names, comma-separated; a name that begins with . / or ~ is a folder.
 
     Raises:
-        InputError: no repository, no such revision, or no usable reports in it.
+        InputError: no repository, no such revision or folder, or no usable reports in it.
     """
+    names = [name for part in side.split(",") if (name := part.strip())]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"'{side}' names no revision, or one of them twice")
+    return [read_results(name, reports, _reader(name)) for name in names]
+
+
+def _reader(name: str) -> Callable[[str], bytes]:
+    if name[0] in "./~":
+        return in_folder(Path(name).expanduser())
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
     try:
-        root = Repo.find_root()
+        return at_revision(Repo.find_root(), name)
     except NotDvcRepoError:
         raise InputError("this is no DVC repository; run it in the project's folder") from None
-    names = [name for part in revisions.split(",") if (name := part.strip())]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"'{revisions}' names no revision, or one of them twice")
-    return [read_results(name, reports, at_revision(root, name)) for name in names]
 
 
 def compared(
@@ -57,7 +63,9 @@ def compared(
 def main(
     base: Annotated[
         str,
-        typer.Argument(help="A commit, branch, tag or experiment; several, a,b,c, are a group."),
+        typer.Argument(
+            help="A commit, branch, tag, experiment or ./folder; several, a,b,c, are a group."
+        ),
     ] = "HEAD",
     head: Annotated[
         str, typer.Argument(help="What to compare it with; `workspace` is what lies here.")

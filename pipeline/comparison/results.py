@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,20 @@ def at_revision(root: str, revision: str) -> Callable[[str], bytes]:
                 "and 'git log' list them (in a shallow clone, 'git fetch' it first)"
             ) from None
     return partial(_read, DVCFileSystem(root, rev=rev), revision)
+
+
+def in_folder(folder: Path) -> Callable[[str], bytes]:
+    """How to read the files of another checkout, or of a demo's workspace, in git or not."""
+
+    def read(path: str) -> bytes:
+        try:
+            return (folder / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(
+                f"{folder} has no {path}; name a folder in which a run ended"
+            ) from None
+
+    return read
 
 
 def _read(files: Any, revision: str, path: str) -> bytes:
@@ -213,16 +228,22 @@ def _scores(content: bytes, path: str, revision: str) -> pd.DataFrame:
             f"{path} of {revision} has no column '{lacking[0]}': it was written by an earlier "
             "version; run evaluate again there ('dvc repro')"
         )
-    return table.set_index("image_id", verify_integrity=True)
+    if table["image_id"].duplicated().any():
+        raise InputError(f"{path} of {revision} has two rows of one picture; run evaluate again")
+    return table.set_index("image_id")
 
 
 def _check_each_other(results: Results, reports: str) -> None:
     """The reports of one run tell the same story."""
     pictures = [set(results.captions), set(results.references), set(results.scores.index)]
     columns = columns_of(results.scores)
-    totals = scores_of(columns, np.ones((1, len(columns))))
-    told = [results.metrics[name] for name in ("bleu_4", *MEANS)]
-    same = all(abs(a - b) <= CLOSE for a, b in zip(totals[0].tolist(), told, strict=True))
+    bleu_4, *means = scores_of(columns, np.ones((1, len(columns))))[0].tolist()
+    summed = dict(zip(("bleu_4", *MEANS), (bleu_4, *means), strict=True))
+    same = all(
+        abs(value - results.metrics[name]) <= CLOSE
+        for name, value in summed.items()
+        if name in results.metrics
+    )
     if pictures[0] != pictures[1] or pictures[0] != pictures[2] or not same:
         raise InputError(
             f"the files in {reports}/ of {results.name} are not of one run; 'dvc repro' writes "

@@ -185,9 +185,14 @@ def write_pictures(workspace: Path, captions: list[dict[str, str]]) -> None:
 
 def main(
     workspace: Annotated[Path, typer.Option(help="Where to run it.")] = Path(".demo"),
+    pictures: Annotated[
+        int, typer.Option(min=22, help="How many to draw; with few, captions are poor.")
+    ] = sum(COUNTS.values()),
 ) -> None:
     """Run the whole graph on a small data set made here, offline."""
-    demo(Path.cwd(), workspace)
+    judged = max(1, pictures * COUNTS["test"] // sum(COUNTS.values()))
+    counts = {"train": pictures - 2 * judged, "dev": judged, "test": judged}
+    demo(Path.cwd(), workspace, counts)
 
 
 if __name__ == "__main__":
