@@ -6,7 +6,7 @@ With `epochs: 0` the trained model passes through unchanged.
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from pipeline.device import choose_device, make_repeatable, training_precision
 from pipeline.model.captioning import greedy_scores
 from pipeline.model.reinforce import Reinforce
 from pipeline.model.split import load_split
+from pipeline.store.checkpoint import Checkpoint, run_fingerprint
 from pipeline.store.features import read_features
 from pipeline.store.files import atomic
 from pipeline.store.model import Model, read_model, write_model
@@ -45,6 +46,8 @@ def scst(
 ) -> None:
     """Write the best epoch's model to `out` and a row an epoch to `history`.
 
+    A run that was killed goes on where it stood, and ends with the same bytes.
+
     Raises:
         InputError: an input cannot be used, or the loss is no number any more.
     """
@@ -53,37 +56,69 @@ def scst(
     make_repeatable(config.seed)
     model, cache = read_model(trained, device, made_by="train"), read_features(features)
     require_same_recipe(cache.recipe, model.recipe, where=str(features))
-    with atomic(out) as scratch:
-        shutil.copyfile(trained, scratch)
+    fingerprint = run_fingerprint(
+        config.model_dump(), [trained, features, table], device=device.type
+    )
+    checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
     captions = read_table(table)
     validate = load_split(cache, captions, "dev", model.vocabulary, device)
-    rows = [Epoch(0, None, None, *greedy_scores(model.decoder, validate, model.vocabulary))]
+    saved = checkpoint.load() if config.epochs else None
+    if saved:
+        rows = [Epoch(**row) for row in saved[1]["rows"]]
+        checkpoint.give_back_best(out)
+    else:
+        rows = [Epoch(0, None, None, *greedy_scores(model.decoder, validate, model.vocabulary))]
+        log.info("before: dev BLEU-4 %.2f, dev CIDEr %.2f", rows[0].bleu_4, rows[0].cider)
+        with atomic(out) as scratch:
+            shutil.copyfile(trained, scratch)
     write_history(history, rows)
-    log.info("before: dev BLEU-4 %.2f, dev CIDEr %.2f", rows[0].bleu_4, rows[0].cider)
     if config.epochs == 0:
         log.info("scst.epochs is 0: the trained model stays as it is")
         return
+    if not saved:
+        checkpoint.keep_best(out)
     learn = load_split(cache, captions, "train", model.vocabulary, device)
     reinforce = Reinforce(model.decoder, learn, config, precision)
-    for number in range(1, config.epochs + 1):
-        began = time.monotonic()
-        learnt = reinforce.epoch(number)
+
+    def save() -> None:
+        tensors, header = reinforce.save()
+        checkpoint.save(tensors, header | {"rows": [asdict(row) for row in rows]})
+
+    if saved:
+        reinforce.load(*saved)
+        log.info("going on after epoch %d of an interrupted run", len(rows) - 1)
+    while not ended(rows, config):
+        number, began = len(rows), time.monotonic()
+        learnt = reinforce.epoch(number, lambda: save() if checkpoint.due else None)
         took = time.monotonic() - began
         scores = greedy_scores(reinforce.learnt, validate, model.vocabulary)
         rows.append(Epoch(number, learnt.reward, learnt.cross_entropy, *scores))
-        write_history(history, rows)
-        best = max(rows, key=lambda row: (row.cider, -row.epoch)).epoch
+        best = best_epoch(rows)
         if best == number:
             write_model(out, Model(reinforce.learnt, model.vocabulary, cache.recipe))
+            checkpoint.keep_best(out)
+        save()
+        write_history(history, rows)
         log.info(
             "epoch %d/%d: reward %.1f, dev BLEU-4 %.2f, dev CIDEr %.2f%s (%.0f s)",
             *(number, config.epochs, learnt.reward, *scores),
             *(" *" if best == number else "", took),
         )
-        if number - best >= config.patience:
-            log.info("no better for %d epochs: stopping", config.patience)
-            break
-    log.info("kept epoch %d", best)
+    if len(rows) <= config.epochs:
+        log.info("no better for %d epochs: stopped", config.patience)
+    log.info("kept epoch %d", best_epoch(rows))
+    checkpoint.finish()
+
+
+def best_epoch(rows: list[Epoch]) -> int:
+    """The number of the best epoch so far; of equals, the first."""
+    return max(rows, key=lambda row: (row.cider, -row.epoch)).epoch
+
+
+def ended(rows: list[Epoch], config: ScstConfig) -> bool:
+    """Whether all epochs are over, or none has been the best for `patience` of them."""
+    last = rows[-1].epoch
+    return last == config.epochs or last - best_epoch(rows) >= config.patience
 
 
 def main(

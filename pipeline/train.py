@@ -6,7 +6,7 @@ teacher-forced words say nothing about captions.
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +22,7 @@ from pipeline.model.captioning import greedy_scores
 from pipeline.model.decoder import DecoderConfig
 from pipeline.model.fit import Fit
 from pipeline.model.split import load_split
+from pipeline.store.checkpoint import Checkpoint, run_fingerprint
 from pipeline.store.features import read_features
 from pipeline.store.model import Model, write_model
 from pipeline.store.results import write_history
@@ -48,6 +49,8 @@ def train(
 ) -> None:
     """Write the best epoch's model to `out` and a row an epoch to `history`.
 
+    A run that was killed goes on where it stood, and ends with the same bytes.
+
     Raises:
         InputError: an input cannot be used, or the loss is no number any more.
     """
@@ -72,18 +75,36 @@ def train(
     decoder = build_decoder(decoder_config(config, learn.features.shape, len(words))).to(device)
     decoder.standardize_by(learn.features.mean, learn.features.std)
     fit = Fit(decoder, config, learn.captions, precision)
+    fingerprint = run_fingerprint(
+        config.model_dump(), [features, table, vocabulary], device=device.type
+    )
+    checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
     rows: list[Epoch] = []
-    for number in range(1, config.epochs + 1):
-        began, learning_rate = time.monotonic(), fit.learning_rate
-        train_loss = fit.epoch(learn, number)
+
+    def save() -> None:
+        tensors, header = fit.save()
+        checkpoint.save(tensors, header | {"rows": [asdict(row) for row in rows]})
+
+    if saved := checkpoint.load():
+        rows = [Epoch(**row) for row in saved[1]["rows"]]
+        fit.load(*saved)
+        checkpoint.give_back_best(out)
+        write_history(history, rows)
+        log.info("going on after epoch %d and %d steps of an interrupted run", *fit.place)
+    while not ended(rows, config):
+        number = len(rows) + 1
+        began, learning_rate = time.monotonic(), fit.first_learning_rate(number)
+        train_loss = fit.epoch(learn, number, lambda: save() if checkpoint.due else None)
         trained = time.monotonic()
         val_loss = fit.loss(validate)
         bleu_4, cider_mean = greedy_scores(fit.learnt, validate, words)
         rows.append(Epoch(number, learning_rate, train_loss, val_loss, bleu_4, cider_mean))
-        write_history(history, rows)
         best = best_epoch(rows, config)
         if best == number:
             write_model(out, Model(fit.learnt, words, cache.recipe))
+            checkpoint.keep_best(out)
+        save()
+        write_history(history, rows)
         log.info(
             "epoch %d/%d: loss %.3f, dev loss %.3f, dev BLEU-4 %.2f, dev CIDEr %.2f%s"
             " (%.0f s, and %.0f s to validate)",
@@ -91,10 +112,19 @@ def train(
             " *" if best == number else "",
             *(trained - began, time.monotonic() - trained),
         )
-        if number - best >= config.patience:
-            log.info("no better for %d epochs: stopping", config.patience)
-            break
+    if len(rows) < config.epochs:
+        log.info("no better for %d epochs: stopped", config.patience)
     log.info("kept epoch %d", best_epoch(rows, config))
+    checkpoint.finish()
+
+
+def ended(rows: list[Epoch], config: TrainConfig) -> bool:
+    """Whether all epochs are over, or none has been the best for `patience` of them."""
+    if not rows:
+        return False
+    return (
+        len(rows) == config.epochs or rows[-1].epoch - best_epoch(rows, config) >= config.patience
+    )
 
 
 def decoder_config(

@@ -22,5 +22,6 @@ class ScstConfig(Config):
     ema: Annotated[float, Field(ge=0, lt=1)]
     cross_entropy: Annotated[float, Field(ge=0, le=10)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
+    checkpoint_seconds: Annotated[float, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "bfloat16"]

@@ -36,6 +36,7 @@ class TrainConfig(Config):
     ema: Probability
     select_by: Literal["cider", "bleu_4"]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
+    checkpoint_seconds: Annotated[float, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "bfloat16"]
 

@@ -1,9 +1,11 @@
 """The moving average of a decoder's weights: it captions better than where they happen to end."""
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.model.decoder import Decoder
+from pipeline.model.state import load_module, save_module
 
 
 class Average:
@@ -23,6 +25,14 @@ class Average:
         """After each step of the optimiser."""
         if self._average is not None:
             self._average.update_parameters(self._decoder)
+
+    def save(self) -> dict[str, Tensor]:
+        """Its own weights, for a checkpoint."""
+        return {} if self._average is None else save_module("average", self._average)
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        if self._average is not None:
+            load_module("average", self._average, tensors)
 
     @property
     def decoder(self) -> Decoder:

@@ -1,7 +1,9 @@
 """Teacher forcing: an epoch of learning, and the loss on captions that are not learnt from."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,15 @@ from pipeline.model.batches import Batch, EncodedCaptions, batches, count_batche
 from pipeline.model.decoder import Decoder
 from pipeline.model.heard import drop_words, own_words
 from pipeline.model.split import Split
+from pipeline.model.state import (
+    Saved,
+    load_chance,
+    load_module,
+    load_optimizer,
+    save_chance,
+    save_module,
+    save_optimizer,
+)
 from pipeline.progress import bar
 
 
@@ -45,10 +56,26 @@ class Fit:
         )
         self._average = Average(decoder, config.ema)
         self._shuffle = torch.Generator().manual_seed(config.seed)
+        self._order = self._shuffle.get_state()  # as this epoch found it
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._batches, self._tokens, self._total = 0, 0, torch.zeros((), dtype=torch.float64)
 
     @property
     def learning_rate(self) -> float:
         return float(self.schedule.get_last_lr()[0])
+
+    def first_learning_rate(self, epoch: int) -> float:
+        """An epoch's first step's."""
+        config, step = self.config, (epoch - 1) * self.steps
+        whole = config.epochs * self.steps
+        return config.learning_rate * learning_rate_factor(step, whole, config.warmup)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epochs that lie behind, and steps of the one after them."""
+        return divmod(self.schedule.last_epoch, self.steps)
 
     @property
     def done(self) -> float:
@@ -60,16 +87,25 @@ class Fit:
         """The decoder to caption with, in eval mode."""
         return self._average.decoder
 
-    def epoch(self, split: Split, number: int) -> float:
-        """One pass over the captions; the mean loss per word, in nats.
+    def epoch(
+        self, split: Split, number: int, after_step: Callable[[], None] = lambda: None
+    ) -> float:
+        """One pass over the captions, or the rest of one; the mean loss per word, in nats.
+
+        Args:
+            after_step: called after every step, when `save` is whole.
 
         Raises:
             InputError: the loss is no number any more.
         """
         config, decoder = self.config, self.decoder.train()
-        total, tokens = torch.zeros((), dtype=torch.float64, device=_device(decoder)), 0
+        if self._batches:  # the same order as before the interruption
+            self._shuffle.set_state(self._order)
+        self._order = self._shuffle.get_state()
         cut = batches_of(split, config, self._shuffle, device=_device(decoder))
-        for batch in bar(cut, label=f"epoch {number}", total=self.steps, unit="batch"):
+        rest = islice(cut, self._batches, None)
+        label, behind = f"epoch {number}", self._batches
+        for batch in bar(rest, label=label, total=self.steps, unit="batch", initial=behind):
             features = split.features[batch.pictures]  # (P, …)
             share = config.scheduled_sampling * self.done
             inputs = own_words(decoder, features, batch.inputs, share)
@@ -85,15 +121,41 @@ class Fit:
             self.optimizer.step()
             self.schedule.step()
             self._average.update()
-            total += loss.detach() * batch.tokens  # summed on the device: no wait per step
-            tokens += batch.tokens
-        mean = float(total) / tokens
+            # Summed on the device: no wait per step.
+            self._total = self._total.to(loss.device) + loss.detach() * batch.tokens
+            self._tokens += batch.tokens
+            self._batches += 1
+            after_step()
+        mean = float(self._total) / self._tokens
+        self._begin_epoch()
         if not math.isfinite(mean):
             raise InputError(
                 f"the loss stopped being a number in epoch {number}, at a learning rate of "
                 f"{self.learning_rate:.2g}; lower train.learning_rate or train.clip_norm"
             )
         return mean
+
+    def save(self) -> Saved:
+        """All that the next step depends on."""
+        tensors, header = save_optimizer(self.optimizer)
+        tensors |= save_module("decoder", self.decoder)
+        tensors |= self._average.save() | save_chance(_device(self.decoder))
+        # An epoch's order hangs on the generator as the epoch found it.
+        order = self._order if self._batches else self._shuffle.get_state()
+        tensors |= {"order": order, "total": self._total}
+        header |= {"schedule": self.schedule.state_dict()}
+        return tensors, header | {"batches": self._batches, "tokens": self._tokens}
+
+    def load(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Be where `save` was called."""
+        load_module("decoder", self.decoder, tensors)
+        self._average.load(tensors)
+        self.schedule.load_state_dict(header["schedule"])
+        load_optimizer(self.optimizer, tensors, header)
+        self._order, self._total = tensors["order"], tensors["total"]
+        self._shuffle.set_state(self._order)
+        self._batches, self._tokens = header["batches"], header["tokens"]
+        load_chance(tensors, _device(self.decoder))
 
     @torch.inference_mode()
     def loss(self, split: Split) -> float:

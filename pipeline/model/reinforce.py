@@ -5,9 +5,10 @@ Training", 2020: a caption is compared with the other captions drawn for the sam
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,15 @@ from pipeline.model.decoder import Decoder
 from pipeline.model.fit import caption_loss
 from pipeline.model.sample import Sampling, log_probabilities, sample
 from pipeline.model.split import Split
+from pipeline.model.state import (
+    Saved,
+    load_chance,
+    load_module,
+    load_optimizer,
+    save_chance,
+    save_module,
+    save_optimizer,
+)
 from pipeline.progress import bar
 from pipeline.scoring.reward import CiderReward
 from pipeline.store.vocabulary import PAD
@@ -50,51 +60,102 @@ class Reinforce:
         device = decoder.feature_mean.device
         self._order = torch.Generator().manual_seed(config.seed)
         self._draw = torch.Generator(device).manual_seed(config.seed)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._groups: list[Tensor] = []  # the pictures of this epoch's steps to come
+        self._steps, self._rewards, self._losses = 0, 0.0, 0.0
 
     @property
     def learnt(self) -> Decoder:
         """The decoder to caption with, in eval mode."""
         return self._average.decoder
 
-    def epoch(self, number: int) -> Learnt:
-        """Every picture once.
+    def epoch(self, number: int, after_step: Callable[[], None] = lambda: None) -> Learnt:
+        """Every picture once, or those that are left.
+
+        Args:
+            after_step: called after every step, when `save` is whole.
 
         Raises:
             InputError: the loss is no number any more.
         """
-        config, split = self.config, self.split
-        rewards, losses, steps = 0.0, 0.0, 0
-        sampling = Sampling(config.temperature, max_length=MAX_LENGTH)
+        config = self.config
         self.decoder.train()
-        groups = torch.randperm(len(split.features), generator=self._order).split(config.pictures)
-        for group in bar(groups, label=f"epoch {number}", unit="batch"):
-            features = split.features[group]  # (P, …)
-            with without_dropout(self.decoder):
-                drawn = sample(self.decoder, features, config.samples, sampling, self._draw)
-            values = self.rewards(group, drawn)  # (P, samples)
-            with nullcontext() if config.dropout else without_dropout(self.decoder):
-                loss = self._policy_loss(features, drawn, values)
-            if config.cross_entropy:
-                batch = one_caption_each(split.captions, group, self._order, features.device)
-                supervised = caption_loss(
-                    *(self.decoder, features, batch, batch.inputs),
-                    smoothing=0.0,
-                    precision=self.precision,
-                )
-                loss = loss + config.cross_entropy * supervised
-                losses += float(supervised.detach())
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
-            if not math.isfinite(float(norm)):  # before the weights are lost to it
-                raise InputError(
-                    f"the loss stopped being a number in epoch {number}; lower scst.learning_rate"
-                )
-            self.optimizer.step()
-            self._average.update()
-            rewards, steps = rewards + float(values.mean()), steps + 1
-        mixed_in = losses / steps if config.cross_entropy else None
-        return Learnt(reward=100 * rewards / steps, cross_entropy=mixed_in)
+        if self._steps == 0:
+            pictures = torch.randperm(len(self.split.features), generator=self._order)
+            self._groups = list(pictures.split(config.pictures))
+        with bar(
+            label=f"epoch {number}",
+            total=self._steps + len(self._groups),
+            unit="batch",
+            initial=self._steps,
+        ) as progress:
+            while self._groups:
+                self._step(self._groups.pop(0), number)
+                progress.update()
+                after_step()
+        steps = self._steps
+        learnt = Learnt(
+            reward=100 * self._rewards / steps,
+            cross_entropy=self._losses / steps if config.cross_entropy else None,
+        )
+        self._begin_epoch()
+        return learnt
+
+    def _step(self, group: Tensor, number: int) -> None:
+        """Captions of these pictures (P,) are drawn, scored and learned from."""
+        config, split = self.config, self.split
+        sampling = Sampling(config.temperature, max_length=MAX_LENGTH)
+        features = split.features[group]  # (P, …)
+        with without_dropout(self.decoder):
+            drawn = sample(self.decoder, features, config.samples, sampling, self._draw)
+        values = self.rewards(group, drawn)  # (P, samples)
+        with nullcontext() if config.dropout else without_dropout(self.decoder):
+            loss = self._policy_loss(features, drawn, values)
+        if config.cross_entropy:
+            batch = one_caption_each(split.captions, group, self._order, features.device)
+            supervised = caption_loss(
+                *(self.decoder, features, batch, batch.inputs),
+                smoothing=0.0,
+                precision=self.precision,
+            )
+            loss = loss + config.cross_entropy * supervised
+            self._losses += float(supervised.detach())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
+        if not math.isfinite(float(norm)):  # before the weights are lost to it
+            raise InputError(
+                f"the loss stopped being a number in epoch {number}; lower scst.learning_rate"
+            )
+        self.optimizer.step()
+        self._average.update()
+        self._rewards, self._steps = self._rewards + float(values.mean()), self._steps + 1
+
+    def save(self) -> Saved:
+        """All that the next step depends on."""
+        tensors, header = save_optimizer(self.optimizer)
+        tensors |= save_module("decoder", self.decoder) | self._average.save()
+        tensors |= save_chance(self.decoder.feature_mean.device)
+        tensors |= {"order": self._order.get_state(), "draw": self._draw.get_state()}
+        left = torch.cat([torch.zeros(0, dtype=torch.int64), *self._groups])
+        done = {"steps": self._steps, "rewards": self._rewards, "losses": self._losses}
+        return tensors | {"left": left}, header | done
+
+    def load(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Be where `save` was called."""
+        load_module("decoder", self.decoder, tensors)
+        self._average.load(tensors)
+        load_optimizer(self.optimizer, tensors, header)
+        self._order.set_state(tensors["order"])
+        self._draw.set_state(tensors["draw"])
+        left = tensors["left"]
+        self._groups = list(left.split(self.config.pictures)) if len(left) else []
+        self._steps, self._rewards, self._losses = (
+            header[key] for key in ("steps", "rewards", "losses")
+        )
+        load_chance(tensors, self.decoder.feature_mean.device)
 
     def rewards(self, pictures: Tensor, drawn: Tensor) -> Tensor:
         """CIDEr-D, 0 to 10, of captions (P * samples, T) -> (P, samples)."""

@@ -1,0 +1,173 @@
+"""A training that was killed goes on where it stood and ends with the same bytes."""
+
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import read
+from pipeline.config.scst import ScstConfig
+from pipeline.config.train import TrainConfig
+from pipeline.scst import scst
+from pipeline.store.checkpoint import Checkpoint
+from pipeline.train import train
+from tests.conftest import ROOT, Artifacts, write_params
+
+Run = Callable[[], None]
+OUTS = ("model.safetensors", "history.csv")
+
+
+class Killed(BaseException):
+    """What no handler in between may catch, as none catches SIGKILL."""
+
+
+def training(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
+    keys = {"epochs": 3, "checkpoint_seconds": 0.0, **changes}
+    config = read(write_params(folder / "params.yaml", train=keys), TrainConfig)
+    outs = tuple(folder / name for name in OUTS)
+    paths = (tiny.features, tiny.table, tiny.vocabulary, *outs)
+    return lambda: train(*paths, config)
+
+
+def self_critical(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
+    keys = {"epochs": 3, "pictures": 8, "checkpoint_seconds": 0.0, **changes}
+    config = read(write_params(folder / "params.yaml", scst=keys), ScstConfig)
+    outs = tuple(folder / name for name in OUTS)
+    return lambda: scst(tiny.trained, tiny.features, tiny.table, *outs, config)
+
+
+def killed_at(save: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until this save of a checkpoint is on the disk, and no further."""
+    saves, really = 0, Checkpoint.save
+
+    def count(self: Checkpoint, *state: Any) -> None:
+        nonlocal saves
+        really(self, *state)
+        saves += 1
+        if saves == save:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "save", count)
+        with pytest.raises(Killed):
+            run()
+
+
+def outs_of(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in OUTS]
+
+
+@pytest.fixture(scope="module", params=["train", "averaged", "sampled", "scst", "scst averaged"])
+def case(request: pytest.FixtureRequest, tiny: Artifacts, tmp_path_factory: Any) -> Any:
+    """How to run it in a folder, and what comes of it uninterrupted."""
+    make: Callable[..., Run] = training if not request.param.startswith("scst") else self_critical
+    changes = {
+        "averaged": {"ema": 0.9, "word_dropout": 0.2, "cell": "gru"},
+        "sampled": {"scheduled_sampling": 0.5},
+        "scst averaged": {"ema": 0.9},
+        "scst": {"ema": 0.0, "dropout": True},
+    }.get(request.param, {})
+    folder = tmp_path_factory.mktemp("whole")
+    make(tiny, folder, **changes)()
+    return lambda where: make(tiny, where, **changes), outs_of(folder)
+
+
+@pytest.mark.parametrize("saves", [[1], [4], [1, 2, 5]], ids=str)
+def test_the_same_bytes_wherever_it_was_killed(
+    case: Any, saves: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, whole = case
+    run = make(tmp_path)
+    for save in saves:
+        killed_at(save, run, monkeypatch)
+        for name in OUTS:  # as DVC does before it runs a stage
+            (tmp_path / name).unlink(missing_ok=True)
+    run()
+    assert outs_of(tmp_path) == whole
+    assert not list(tmp_path.glob(".*"))  # and nothing is left over
+
+
+def test_killed_after_the_last_epoch_only_the_end_is_missing(
+    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    training(tiny, whole)()
+    steps = 3 * 13 + 3  # 200 captions in batches of 16, and a save an epoch
+    run = training(tiny, tmp_path)
+    killed_at(steps, run, monkeypatch)
+    (tmp_path / OUTS[0]).unlink()
+    run()
+    assert outs_of(tmp_path) == outs_of(whole)
+
+
+@pytest.mark.parametrize("what", ["params", "inputs", "damage"])
+def test_it_starts_afresh_and_says_so_where_anything_differs(
+    tiny: Artifacts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+) -> None:
+    caplog.set_level(logging.INFO)
+    table = tmp_path / "captions.csv"
+    shutil.copyfile(tiny.table, table)
+    config = read(
+        write_params(tmp_path / "params.yaml", train={"checkpoint_seconds": 0.0}), TrainConfig
+    )
+    outs = [tmp_path / name for name in OUTS]
+    killed_at(5, lambda: train(tiny.features, table, tiny.vocabulary, *outs, config), monkeypatch)
+    if what == "params":
+        config = config.model_copy(update={"seed": 1})
+    elif what == "inputs":
+        table.write_text(table.read_text().replace(" circle", " ball"))
+    else:
+        state = tmp_path / ".model.safetensors.resume/state.safetensors"
+        state.write_bytes(state.read_bytes()[:-7])
+    train(tiny.features, table, tiny.vocabulary, *outs, config)
+    assert "starting afresh" in caplog.text
+    assert "going on" not in caplog.text
+
+
+def test_how_much_may_be_lost_is_a_param(
+    tiny: Artifacts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    run = training(tiny, tmp_path, checkpoint_seconds=3600.0)
+    killed_at(1, run, monkeypatch)  # not within an epoch: at its end
+    run()
+    assert "going on after epoch 1 and 0 steps" in caplog.text
+
+
+def test_a_real_kill(tiny: Artifacts, tmp_path: Path) -> None:
+    """SIGKILL to the stage's own process, as soon as it has saved anything."""
+    params = write_params(
+        tmp_path / "params.yaml", train={"epochs": 30, "patience": 30, "checkpoint_seconds": 0}
+    )
+    command = [
+        *(sys.executable, "-m", "pipeline.train", "--features", tiny.features),
+        *("--table", tiny.table, "--vocabulary", tiny.vocabulary, "--params", params),
+        *("--out", tmp_path / OUTS[0], "--history", tmp_path / OUTS[1]),
+    ]
+    state = tmp_path / ".model.safetensors.resume/state.safetensors"
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while not state.exists():
+            assert process.poll() is None, process.stderr
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "going on after epoch" in done.stderr
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    training(tiny, whole, epochs=30, patience=30)()
+    assert outs_of(tmp_path) == outs_of(whole)
