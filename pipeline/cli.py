@@ -22,6 +22,7 @@ STAGES = {
     "train": "Train the decoder on the cached features.",
     "scst": "Let the decoder learn from its own captions' scores.",
     "evaluate": "Caption the test split and score the captions.",
+    "report": "Show the run as one page: scores, curves, pictures, origin.",
 }
 OTHERS = {
     "compare": "Compare two runs: is one better, and is the difference real?",

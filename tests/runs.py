@@ -117,6 +117,7 @@ class Runs:
         """dvc.lock as `dvc repro` would leave it, as far as a comparison looks."""
         groups = yaml.safe_load((self.folder / "params.yaml").read_text())
         groups.pop("compare")
+        groups.pop("report")
         outs = [
             {
                 "path": f"reports/{name}",
@@ -124,7 +125,10 @@ class Runs:
             }
             for name in FILES
         ]
-        stages = {"evaluate": {"params": {"params.yaml": groups}, "outs": outs}}
+        stages = {
+            "evaluate": {"params": {"params.yaml": groups}, "outs": outs},
+            "report": {"params": {"params.yaml": params()}},  # of a page that was made before
+        }
         (self.folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
 
     def commit(self, tag: str) -> None:

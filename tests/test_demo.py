@@ -69,9 +69,12 @@ def test_with_the_features_of_other_pictures_they_fall_to_it(
 
 
 def test_it_shows_scores_captions_and_where_to_look_next(finished: tuple[Artifacts, str]) -> None:
-    _, shown = finished
+    made, shown = finished
     for part in ("bleu_4", "constant", "human", "some captions", "where to look next"):
         assert part in shown
+    page = made.reports / "report.html"
+    assert str(page) in shown
+    assert page.is_file()
 
 
 def test_a_second_run_runs_no_stage(finished: tuple[Artifacts, str]) -> None:

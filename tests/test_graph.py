@@ -10,6 +10,7 @@ import yaml
 
 from pipeline.cli import STAGES
 from pipeline.config import GROUPS
+from pipeline.report import SHOWN
 from tests.conftest import ROOT
 
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -18,7 +19,7 @@ CODE = sorted((ROOT / "pipeline").rglob("*.py"))
 
 @cache
 def imported(path: Path) -> frozenset[Path]:
-    """The project's own files that a file imports, wherever in it."""
+    """The project's own files that a module imports, wherever in it."""
     found: set[Path] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
@@ -45,7 +46,14 @@ def all_imports(path: Path) -> set[Path]:
         if file not in seen:
             seen.add(file)
             waiting.extend(imported(file))
-    return seen
+    return seen | {data for file in seen for data in data_beside(file)}
+
+
+def data_beside(module: Path) -> set[Path]:
+    """What a package holds besides modules, and its modules read: templates, style sheets."""
+    if module.parent == ROOT / "pipeline":
+        return set()
+    return {p for p in module.parent.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc")}
 
 
 def has_code(path: Path) -> bool:
@@ -81,8 +89,13 @@ def test_every_path_of_a_command_is_declared(stage: str) -> None:
 def test_stages_stand_in_order_each_with_its_params_and_a_description() -> None:
     assert [*GRAPH["stages"], "compare"] == [*STAGES, "compare"] == list(GROUPS)
     for name, stage in GRAPH["stages"].items():
-        assert stage["params"] == [name]
         assert stage["desc"]
+        if name != "report":
+            assert stage["params"] == [name]
+
+
+def test_the_report_shows_all_params_so_any_change_of_one_makes_it_anew() -> None:
+    assert GRAPH["stages"]["report"]["params"] == [config.group for config in SHOWN] == list(STAGES)
 
 
 def test_stages_never_import_each_other() -> None:
@@ -95,7 +108,7 @@ def test_what_stages_share_does_not_import_them() -> None:
     top = {path for path in CODE if path.parent == ROOT / "pipeline"}
     shared = {ROOT / f"pipeline/{n}.py" for n in ("__init__", "errors", "progress", "device")}
     for path in CODE:
-        if path.parent.name in ("config", "store", "cnn", "model", "scoring"):
+        if path.parent.name in ("config", "store", "cnn", "model", "scoring", "page"):
             assert not imported(path) & (top - shared), path
 
 

@@ -23,7 +23,9 @@ class Repository:
         self.folder = folder
         folder.mkdir()
         for name in ("pipeline", "data", "features", "models", "reports"):
-            kept = shutil.ignore_patterns("__pycache__", "*.zip", "*.csv", "*.json", "*.h5")
+            kept = shutil.ignore_patterns(
+                "__pycache__", "*.zip", "*.csv", "*.json", "*.h5", "report.html"
+            )
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, folder / name, ignore=kept)
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
@@ -94,6 +96,8 @@ def test_git_carries_the_small_results_and_dvc_the_rest(repository: Repository) 
     tracked = set(repository.run("git", "ls-files").splitlines())
     assert {f"reports/{n}" for n in ("metrics.json", "history.csv", "captions.json")} <= tracked
     assert not [name for name in tracked if name.endswith((".zip", ".h5", "captioner.safetensors"))]
+    assert "reports/report.html" not in tracked
+    assert (repository.folder / "reports/report.html").is_file()
 
 
 def test_two_runs_from_nothing_give_the_same_lock(
@@ -115,6 +119,7 @@ def test_two_runs_from_nothing_give_the_same_lock(
         ({"train": {"seed": 1}}, {"train", "scst", "evaluate"}),
         ({"scst": {"seed": 1}}, {"scst"}),  # no epochs: the model stays the same
         ({"evaluate": {"beam": 1}}, {"evaluate"}),
+        ({"report": {"quality": 50}}, set()),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -122,7 +127,7 @@ def test_one_param_reruns_what_depends_on_it(
     repository: Repository, change: dict[str, dict[str, Any]], rerun: set[str]
 ) -> None:
     repository.write(**change)
-    assert repository.repro() == rerun
+    assert repository.repro() == rerun | {"report"}  # which shows every param
     repository.write()
     # All that is dear comes back from the run cache.
     assert repository.repro() <= {"download", "evaluate"}
@@ -143,7 +148,7 @@ def test_metrics_params_plots_and_experiments_show_tables_worth_reading(
     ]
     repository.write(train={"cell": "gru"}, evaluate={"length_penalty": 0.0})
     try:
-        assert repository.repro() == {"train", "scst", "evaluate"}
+        assert repository.repro() == {"train", "scst", "evaluate", "report"}
         diff = repository.run("dvc", "params", "diff")
         assert re.search(r"train\.cell\s+lstm\s+gru", diff)
         diff = json.loads(repository.run("dvc", "metrics", "diff", "--json"))

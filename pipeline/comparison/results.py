@@ -151,9 +151,13 @@ def _parsed(parse: Callable[[bytes], Any], content: bytes, path: str, revision: 
 
 
 def _params_of(lock: dict[str, Any]) -> dict[str, Any]:
-    """The params of all stages as they were when the stages ran."""
+    """The params of all stages as they were when the stages ran.
+
+    Not those of `report`: it repeats all groups, as they were when its page was made.
+    """
     groups: dict[str, Any] = {}
-    for stage in lock.get("stages", {}).values():
+    stages = lock.get("stages", {})
+    for stage in (stages[name] for name in stages if name != "report"):
         for values in stage.get("params", {}).values():
             groups.update(values)
     return _flat(groups)

@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 
 GROUPS = (
     *("download", "captions", "backbone", "extract", "vocab", "train", "scst", "evaluate"),
+    "report",
     "compare",  # of no stage
 )
 

@@ -162,6 +162,7 @@ def show(workspace: Path) -> None:
     enter = f"source {os.path.relpath(activate)} && " if activate.exists() else ""
     print(f"""
 where to look next
+  {workspace}/reports/report.html   the whole run as a page: scores, curves, every picture
   {workspace}/captions.png   these pictures with their captions
   {workspace}/reports/       all that was measured: metrics, history, captions, scores
   README.md            the real job, and how to compare experiments

@@ -1,0 +1,85 @@
+"""The scores as the top of the page shows them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from pipeline.page.evaluation import SCORE_NAMES, Evaluation
+from pipeline.page.intervals import score_intervals
+
+TITLES = {
+    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
+    "cider": "CIDEr",
+    "rouge_l": "ROUGE-L",
+}
+LARGE = ("cider", "bleu_4", "rouge_l")  # as big numbers; all are in the table
+WIDTH, EDGE = 300.0, 6.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score x100, its 95 % interval, and the yardsticks', in their order."""
+
+    name: str
+    title: str
+    value: float
+    low: float
+    high: float
+    beside: Sequence[float]
+    strip: Markup  # all of them on one line
+
+
+def scores_of(evaluation: Evaluation, resamples: int, seed: int) -> list[Score]:
+    """Every score, BLEU-1 first."""
+    intervals = score_intervals(evaluation.counts, evaluation.means, resamples, seed)
+    scores = []
+    for name, (low, high) in zip(SCORE_NAMES, intervals, strict=True):
+        value, marks = (
+            evaluation.scores[name],
+            {one.name: one.scores[name] for one in evaluation.yardsticks},
+        )
+        scores.append(
+            Score(
+                *(name, TITLES[name], value, low, high),
+                beside=list(marks.values()),
+                strip=_strip(TITLES[name], value, low, high, marks),
+            )
+        )
+    return scores
+
+
+def _strip(title: str, value: float, low: float, high: float, marks: dict[str, float]) -> Markup:
+    """A scale from 0 with the interval, the score, and a tick for each yardstick.
+
+    The yardsticks' names stand by turns below and above the line, so that near ones do not collide.
+    """
+    top = 1.06 * max(high, value, *marks.values(), 1e-9)
+
+    def x(score: float) -> float:
+        return EDGE + (WIDTH - 2 * EDGE) * min(score, top) / top
+
+    said = ", ".join(f"{name} {score:.1f}" for name, score in marks.items())
+    parts = [
+        Markup(
+            '<svg class="strip" viewBox="0 0 {w:.0f} 54" role="img" aria-label="{}">'
+            '<line class="axis" x1="{:.0f}" x2="{:.0f}" y1="27" y2="27"/>'
+            '<rect class="interval" x="{:.1f}" y="21" width="{:.1f}" height="12" rx="6"/>'
+            '<circle class="score" cx="{:.1f}" cy="27" r="5"/>'
+        ).format(
+            f"{title} on a line from 0: ours {value:.1f}, from {low:.1f} to {high:.1f}; {said}",
+            *(EDGE, WIDTH - EDGE, x(low), max(x(high) - x(low), 12.0), x(value)),
+            w=WIDTH,
+        )
+    ]
+    for number, (name, score) in enumerate(marks.items()):
+        at = x(score)
+        anchor = "start" if at < WIDTH * 0.2 else "end" if at > WIDTH * 0.8 else "middle"
+        edge = {"start": at - 2, "middle": at, "end": at + 2}[anchor]
+        parts.append(
+            Markup(
+                '<line class="yardstick" x1="{0:.1f}" x2="{0:.1f}" y1="18" y2="36"/>'
+                '<text class="tick" x="{1:.1f}" y="{2}" text-anchor="{3}">{4}</text>'
+            ).format(at, edge, 12 if number % 2 else 50, anchor, f"{name} {score:.1f}")
+        )
+    return Markup("").join([*parts, Markup("</svg>")])

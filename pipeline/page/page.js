@@ -1,0 +1,132 @@
+"use strict";
+// The gallery. All text goes in as text nodes: captions and ids are strangers' words.
+(() => {
+  const AT_ONCE = 48; // cards added at a time, so that opening and sorting stay quick
+  const ORDERS = {
+    id: ["A to Z", "Z to A"],
+    cider: ["worst to best", "best to worst"],
+    rouge: ["worst to best", "best to worst"],
+    words: ["shortest first", "longest first"],
+  };
+  const at = (id) => document.getElementById(id);
+  const [gallery, cards, more, found] = ["gallery", "cards", "more", "found"].map(at);
+  const [find, where, sort, order] = ["find", "where", "sort", "order"].map(at);
+  const number = new Intl.NumberFormat("en");
+
+  const pictures = JSON.parse(at("data").textContent).map(
+    ([id, caption, references, cider, rouge, words, width, height, jpeg], place) => ({
+      id, caption, references, cider, rouge, words, width, height, jpeg, place,
+      ours: " " + caption.toLowerCase(),
+      theirs: references.map((one) => " " + one.toLowerCase()).join(""),
+      name: id.toLowerCase(),
+    })
+  );
+  let matches = pictures;
+  let terms = [];
+  let shown = 0;
+
+  function element(tag, name, text) {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  // The text, with the beginnings of words that were searched for marked.
+  function marked(tag, name, text) {
+    const made = element(tag, name);
+    const wanted = terms.filter(Boolean);
+    for (const word of text.split(/(\s+)/)) {
+      const low = word.toLowerCase();
+      const hit = wanted.filter((term) => low.startsWith(term)).sort((a, b) => b.length - a.length)[0];
+      if (hit) made.append(element("mark", "", word.slice(0, hit.length)), word.slice(hit.length));
+      else made.append(word);
+    }
+    return made;
+  }
+
+  function measure(name, value) {
+    const made = element("span", "", name + " ");
+    made.append(element("b", "", value));
+    return made;
+  }
+
+  function card(picture) {
+    const made = element("li", "picture card");
+    made.tabIndex = -1;
+    const image = element("img");
+    image.loading = "lazy";
+    image.decoding = "async";
+    image.width = picture.width;
+    image.height = picture.height;
+    image.alt = "Picture " + picture.id;
+    image.src = "data:image/jpeg;base64," + picture.jpeg;
+    const measures = element("p", "measures");
+    measures.append(
+      measure("CIDEr", picture.cider.toFixed(1)),
+      measure("ROUGE-L", picture.rouge.toFixed(1)),
+      measure("words", String(picture.words))
+    );
+    const theirs = element("ul");
+    theirs.setAttribute("aria-label", "References");
+    theirs.append(...picture.references.map((one) => marked("li", "", one)));
+    const said = marked("p", "caption", picture.caption || "(no words)");
+    made.append(image, said, measures, theirs, element("p", "id", picture.id));
+    return made;
+  }
+
+  function showMore() {
+    const next = matches.slice(shown, shown + AT_ONCE).map(card);
+    cards.append(...next);
+    shown += next.length;
+    const left = matches.length - shown;
+    more.hidden = left === 0;
+    more.textContent = `Show ${Math.min(left, AT_ONCE)} more`;
+    found.textContent =
+      (terms.length ? `${number.format(matches.length)} of ` : "") +
+      `${number.format(pictures.length)} pictures` +
+      (terms.length ? " match" : "") +
+      (left ? `, ${number.format(shown)} shown` : "");
+    return next[0];
+  }
+
+  // An id is found by its beginning, or by any part of it with a digit: hexadecimal ids hold "bed".
+  function named(picture, term) {
+    return picture.name.startsWith(term) || (/\d/.test(term) && picture.name.includes(term));
+  }
+
+  function show() {
+    terms = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+    matches = pictures.filter((picture) => {
+      const text = where.value === "all" ? picture.ours + picture.theirs : picture[where.value];
+      return terms.every((term) => text.includes(" " + term) || named(picture, term));
+    });
+    const key = sort.value === "id" ? "place" : sort.value;
+    const sign = order.value === "down" ? -1 : 1;
+    matches.sort((a, b) => sign * (a[key] - b[key]) || a.place - b.place);
+    cards.replaceChildren();
+    shown = 0;
+    showMore();
+  }
+
+  function nameOrders() {
+    [...order.options].forEach((option, i) => { option.textContent = ORDERS[sort.value][i]; });
+  }
+
+  pictures.sort((a, b) => (a.id < b.id ? -1 : a.id > b.id ? 1 : 0));
+  pictures.forEach((picture, place) => { picture.place = place; });
+  find.addEventListener("input", show);
+  where.addEventListener("change", show);
+  order.addEventListener("change", show);
+  sort.addEventListener("change", () => {
+    nameOrders();
+    order.value = sort.value === "id" ? "up" : "down"; // scores: the best first
+    show();
+  });
+  more.addEventListener("click", () => showMore()?.focus());
+  nameOrders();
+  order.value = "up";
+  at("without").remove(); // not <noscript>: it is also for a script that was blocked
+  gallery.hidden = false;
+  show();
+})();

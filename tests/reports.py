@@ -1,0 +1,107 @@
+"""Reports of a run that was never made, as the stages would write them: any captions, any ids."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.page.evaluation import COUNT_NAMES, SCORE_NAMES
+from pipeline.report import Inputs
+from pipeline.scoring.bleu import bleu_of_sums, with_totals
+from pipeline.scoring.metrics import bleu_counts
+from pipeline.scoring.variety import variety
+from pipeline.store.results import (
+    write_captions,
+    write_lengths,
+    write_metrics,
+    write_references,
+    write_scores,
+)
+from tests.conftest import make_zip
+
+
+@dataclass(frozen=True)
+class Said:
+    """A picture with what is said of it."""
+
+    image_id: str
+    caption: str
+    references: Sequence[str]
+    cider: float
+    rouge_l: float
+
+
+def photo(seed: int, width: int = 250, height: int = 188) -> bytes:
+    """A JPEG about as hard to compress as a photograph: noise on every scale."""
+    chance = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3))
+    for cells in (3, 8, 20, 60):
+        coarse = chance.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        fine = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        picture += np.asarray(fine) / 4
+    content = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(content, "JPEG", quality=90)
+    return content.getvalue()
+
+
+def write_run(folder: Path, said: Sequence[Said], photos: int = 8) -> Inputs:
+    """The reports, an archive of the pictures and a model that is none, in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = inputs_in(folder, folder)
+    ids = [one.image_id for one in said]
+    captions = [one.caption.split() for one in said]
+    references = [[ref.split() for ref in one.references] for one in said]
+    counts = bleu_counts(captions, references)
+    spread = {
+        "cider": [round(one.cider, 4) for one in said],
+        "rouge_l": [round(one.rouge_l, 4) for one in said],
+    }
+    whole = [
+        *bleu_of_sums(with_totals(counts).sum(axis=0)).tolist(),
+        *(float(np.mean(values)) for values in spread.values()),
+    ]
+    scores = dict(zip(SCORE_NAMES, whole, strict=True))
+    write_captions(inputs.captions, ids, captions)
+    write_references(inputs.references, ids, references)
+    counted = dict(zip(COUNT_NAMES, counts.T, strict=True))
+    write_scores(inputs.scores, {"image_id": ids, **spread, **counted})
+    write_lengths(inputs.lengths, captions, references)
+    half = {name: value / 2 for name, value in scores.items()}
+    write_metrics(
+        inputs.metrics,
+        {
+            **scores,
+            **variety(captions),
+            "split": "test (official)",
+            "yardsticks": [
+                {"name": "constant", "caption": said[0].caption, **half},
+                {"name": "human", **{name: 1.2 * value for name, value in scores.items()}},
+            ],
+            "about": [{"split_digest": "0123456789abcdef", "features": "a CNN", "models": 1}],
+        },
+    )
+    inputs.history.write_text(
+        "epoch,learning_rate,train_loss,val_loss,bleu_4,cider\n"
+        "1,0.002,5.1,3.6,8,18\n2,0.001,4.0,3.2,12.5,28\n3,0.0001,3.8,3.1,12,27\n"
+    )
+    inputs.scst.write_text(
+        "epoch,reward,cross_entropy,bleu_4,cider\n0,,,12.5,28\n1,49,2.5,13,31.5\n"
+    )
+    jpegs = [photo(seed) for seed in range(photos)]
+    make_zip(inputs.images, {one: jpegs[i % photos] for i, one in enumerate(ids)})
+    inputs.models[0].write_bytes(b"model")
+    return inputs
+
+
+def inputs_in(reports: Path, rest: Path) -> Inputs:
+    """The paths as `write_run` names them."""
+    return Inputs(
+        rest / "images.zip",
+        [rest / "captioner.safetensors"],
+        *(reports / name for name in ("captions.json", "references.json")),
+        *(reports / name for name in ("scores.csv", "lengths.csv", "metrics.json")),
+        *(reports / name for name in ("history.csv", "scst.csv")),
+    )
