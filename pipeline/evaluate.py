@@ -15,6 +15,7 @@ from pipeline.model.captioning import caption_features
 from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.features import PictureFeatures
 from pipeline.model.search import Search
+from pipeline.scoring.bleu import COUNT_NAMES
 from pipeline.scoring.metrics import SCALE, bleu_counts, cider, each_bleu_4, headline, rouge_l
 from pipeline.scoring.variety import variety
 from pipeline.scoring.yardsticks import best_constant, human_scores
@@ -97,7 +98,7 @@ def evaluate(
             }
         ],
     }
-    words, closest, *matches = bleu_counts(made, split.references).T
+    counts = bleu_counts(made, split.references).T
     write_captions(captions, split.ids, made)
     write_references(references, split.ids, split.references)
     write_scores(
@@ -107,9 +108,7 @@ def evaluate(
             "bleu_4_smoothed": each_bleu_4(made, split.references),
             "cider": cider(made, split.references)[1],
             "rouge_l": rouge_l(made, split.references)[1],
-            "words": words,
-            "closest_reference": closest,
-            **{f"matches_{n}": count for n, count in enumerate(matches, start=1)},
+            **dict(zip(COUNT_NAMES, counts, strict=True)),
         },
     )
     write_lengths(lengths, made, split.references)

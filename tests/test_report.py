@@ -15,13 +15,14 @@ import pytest
 from pipeline.config import read
 from pipeline.config.report import ReportConfig
 from pipeline.errors import InputError
-from pipeline.page import intervals, render
+from pipeline.page import render
 from pipeline.page.charts import nice_ticks
 from pipeline.page.evaluation import Picture
-from pipeline.page.intervals import resample_counts, score_intervals
 from pipeline.page.origin import as_yaml
 from pipeline.page.render import for_script
 from pipeline.report import SHOWN, Inputs, report, spread
+from pipeline.scoring import bootstrap
+from pipeline.scoring.bootstrap import resample_counts, score_intervals
 from tests.conftest import ROOT, Artifacts, make_zip, one_line, params, showtell, write_params
 from tests.reports import Said, inputs_in, write_run
 
@@ -243,7 +244,7 @@ def test_a_resample_draws_as_many_pictures_as_there_are(monkeypatch: pytest.Monk
     whole = np.concatenate(list(resample_counts(7, 50, seed=3)))
     assert whole.shape == (50, 7)
     assert (whole.sum(axis=1) == 7).all()
-    monkeypatch.setattr(intervals, "CELLS", 20)  # two rows at a time
+    monkeypatch.setattr(bootstrap, "CELLS", 20)  # two rows at a time
     assert (np.concatenate(list(resample_counts(7, 50, seed=3))) == whole).all()
 
 

@@ -1,23 +1,18 @@
 """The paired bootstrap: would the difference between two runs hold on other pictures?
 
-Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004. Pictures
-are drawn with replacement, the same ones for both runs, and each draw's scores are computed anew:
-BLEU from the draw's summed counts, since it is no mean over captions; CIDEr and ROUGE-L as means
-over the draw's captions. CIDEr's document frequencies stay those of the whole split. They belong to
-the yardstick: with each draw's own, every draw would be measured by another one.
+As `pipeline.scoring.bootstrap`, with the same pictures drawn for both runs.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from pipeline.scoring.bleu import ORDERS, bleu_of_sums, with_totals
+from pipeline.scoring.bleu import COUNT_NAMES, ORDERS
+from pipeline.scoring.bootstrap import corpus_scores, resample_counts
 
-CHUNK = 500  # resamples held together
-COUNTS = ["words", "closest_reference", *(f"matches_{n}" for n in range(1, ORDERS + 1))]
-MEANS = ["cider", "rouge_l"]
+MEANS = ("cider", "rouge_l")
+TESTED = ("bleu_4", *MEANS)
 
 
 @dataclass(frozen=True)
@@ -30,32 +25,15 @@ class Difference:
     p: float  # two-sided: how easily chance alone would do as much
 
 
-def resampled(pictures: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each picture is drawn: (R, pictures) integers at a time, `resamples` rows in all.
+def tested_scores(scores: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
+    """BLEU-4, CIDEr and ROUGE-L, x100, (R, 3).
 
     Args:
-        seed: the same one draws the same.
+        scores: rows of `reports/scores.csv`, (N, …).
+        drawn: how often each picture is drawn, (R, N).
     """
-    chance = np.random.default_rng(seed)
-    for begin in range(0, resamples, CHUNK):
-        rows = min(CHUNK, resamples - begin)
-        drawn = chance.integers(pictures, size=(rows, pictures))
-        drawn += pictures * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * pictures).reshape(rows, pictures)
-
-
-def scores_of(columns: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """BLEU-4, CIDEr and ROUGE-L (R, 3) of draws (R, N) from the pictures' columns (N, K)."""
-    sums = drawn @ columns  # (R, K)
-    bleu_4 = bleu_of_sums(sums[:, : -len(MEANS)])[:, -1:]
-    means = sums[:, -len(MEANS) :] / drawn.sum(axis=1, keepdims=True)
-    return np.concatenate([bleu_4, means], axis=1)
-
-
-def columns_of(scores: pd.DataFrame) -> np.ndarray:
-    """What of a table of scores is summed, (N, K): BLEU's counts, and then the scores."""
-    counts = with_totals(scores[COUNTS].to_numpy())
-    return np.concatenate([counts, scores[MEANS].to_numpy()], axis=1).astype(float)
+    counts, means = (scores[list(names)].to_numpy() for names in (COUNT_NAMES, MEANS))
+    return corpus_scores(counts, means, drawn)[:, ORDERS - 1 :]
 
 
 def compare_scores(
@@ -70,21 +48,19 @@ def compare_scores(
         For `bleu_4`, `cider` and `rouge_l` the change, its percentile interval, and twice the
         share of draws on the smaller side of no change.
     """
-    sides = [columns_of(scores) for scores in (base, head)]
     whole = np.ones((1, len(base)))
-    change = scores_of(sides[1], whole)[0] - scores_of(sides[0], whole)[0]
+    change = (tested_scores(head, whole) - tested_scores(base, whole))[0]
     draws = np.concatenate(
         [
-            scores_of(sides[1], drawn) - scores_of(sides[0], drawn)
-            for drawn in resampled(len(base), resamples, seed)
+            tested_scores(head, drawn) - tested_scores(base, drawn)
+            for drawn in resample_counts(len(base), resamples, seed)
         ]
     )  # (resamples, 3)
     outside = (1 - confidence) / 2
     low, high = np.quantile(draws, [outside, 1 - outside], axis=0)
     fewer = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
     p = np.minimum(1.0, 2 * (fewer + 1) / (resamples + 1))  # never 0: the runs are a draw, too
-    names = ["bleu_4", *MEANS]
     return {
         name: Difference(*(float(part[i]) for part in (change, low, high, p)))
-        for i, name in enumerate(names)
+        for i, name in enumerate(TESTED)
     }

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from pipeline.comparison.bootstrap import COUNTS, MEANS, columns_of, scores_of
+from pipeline.comparison.bootstrap import MEANS, TESTED, tested_scores
 from pipeline.errors import InputError
+from pipeline.scoring.bleu import COUNT_NAMES
 
 WORKSPACE = "workspace"
 STAGE = "evaluate"  # of dvc.lock, whose outs the reports are
@@ -226,7 +227,7 @@ def _scores(content: bytes, path: str, revision: str) -> pd.DataFrame:
         lambda raw: pd.read_csv(io.BytesIO(raw), dtype={"image_id": str}, keep_default_na=False),
         *(content, path, revision),
     )
-    lacking = [name for name in ("image_id", *COUNTS, *MEANS) if name not in table.columns]
+    lacking = [name for name in ("image_id", *COUNT_NAMES, *MEANS) if name not in table.columns]
     if lacking:
         raise InputError(
             f"{path} of {revision} has no column '{lacking[0]}': it was written by an earlier "
@@ -240,12 +241,10 @@ def _scores(content: bytes, path: str, revision: str) -> pd.DataFrame:
 def _check_each_other(results: Results, reports: str) -> None:
     """The reports of one run tell the same story."""
     pictures = [set(results.captions), set(results.references), set(results.scores.index)]
-    columns = columns_of(results.scores)
-    bleu_4, *means = scores_of(columns, np.ones((1, len(columns))))[0].tolist()
-    summed = dict(zip(("bleu_4", *MEANS), (bleu_4, *means), strict=True))
+    (summed,) = tested_scores(results.scores, np.ones((1, len(results.scores)))).tolist()
     same = all(
         abs(value - results.metrics[name]) <= CLOSE
-        for name, value in summed.items()
+        for name, value in zip(TESTED, summed, strict=True)
         if name in results.metrics
     )
     if pictures[0] != pictures[1] or pictures[0] != pictures[2] or not same:

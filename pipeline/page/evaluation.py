@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.page.intervals import corpus_scores
 from pipeline.page.tables import number, read_rows
-from pipeline.scoring.bleu import ORDERS
+from pipeline.scoring.bleu import COUNT_NAMES, ORDERS
+from pipeline.scoring.bootstrap import corpus_scores
 from pipeline.store.files import read_json
 
 STAGE = "evaluate"
@@ -19,7 +19,6 @@ BLEU_NAMES = [f"bleu_{n}" for n in range(1, ORDERS + 1)]
 MEAN_NAMES = ["cider", "rouge_l"]
 SCORE_NAMES = BLEU_NAMES + MEAN_NAMES  # in the order of `corpus_scores`
 VARIETY_NAMES = ["length", "distinct", "repeated", "dangling", "vocabulary_used"]
-COUNT_NAMES = ["words", "closest_reference", *(f"matches_{n}" for n in range(1, ORDERS + 1))]
 NEAR = 0.01  # x100: the reports are rounded to four decimals
 
 
@@ -85,7 +84,7 @@ def read_evaluation(captions: Path, references: Path, scores: Path, metrics: Pat
     return _with_metrics(metrics, scores, pictures, counts.astype(np.int64), means)
 
 
-_NUMBERS = COUNT_NAMES + MEAN_NAMES
+_NUMBERS = [*COUNT_NAMES, *MEAN_NAMES]
 
 
 def _with_metrics(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from pipeline.page.evaluation import SCORE_NAMES, Evaluation
-from pipeline.page.intervals import score_intervals
+from pipeline.scoring.bootstrap import score_intervals
 
 TITLES = {
     **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},

@@ -9,6 +9,8 @@ import numpy as np
 
 ORDERS = 4
 SCALE = 100.0
+# What is counted of a caption, as the columns of a table of scores are called.
+COUNT_NAMES = ("words", "closest_reference", *(f"matches_{n}" for n in range(1, ORDERS + 1)))
 
 
 def with_totals(counts: np.ndarray) -> np.ndarray:

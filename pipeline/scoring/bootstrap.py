@@ -1,8 +1,11 @@
-"""How sure the scores are: bootstrap intervals over the pictures.
+"""The bootstrap over pictures: how far scores would move with other pictures.
 
-The scores of a set of pictures are functions of sums over them (CIDEr and ROUGE-L are means, BLEU
-is of its summed counts), so a resample is a row of how often each picture is drawn, and its scores
-come from one product with the table. CIDEr's document frequencies stay those of the whole split.
+Pictures are drawn with replacement and each draw's scores computed anew (Koehn, "Statistical
+Significance Tests for Machine Translation Evaluation", EMNLP 2004). The scores of a set of pictures
+are functions of sums over them (CIDEr and ROUGE-L are means, BLEU is of its summed counts), so a
+draw is a row of how often each picture is in it, and its scores come from one product with the
+table. CIDEr's document frequencies stay those of the whole split. They belong to the yardstick:
+with each draw's own, every draw would be measured by another one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +16,18 @@ from pipeline.scoring.bleu import ORDERS, bleu_of_sums, with_totals
 from pipeline.store.results import DECIMALS
 
 CELLS = 1 << 20  # of the resamples that are held at a time: 8 MiB
-CONFIDENCE = 0.95
 
 
 def resample_counts(pictures: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each picture is drawn, when as many as there are are drawn with replacement: arrays
     (some, pictures) of integers, `resamples` rows in all. Where they are cut changes no row."""
     chance = np.random.default_rng(seed)
-    shares = np.full(pictures, 1 / pictures)
     at_once = max(1, CELLS // pictures)
     for begin in range(0, resamples, at_once):
-        yield chance.multinomial(pictures, shares, size=min(at_once, resamples - begin))
+        rows = min(at_once, resamples - begin)
+        drawn = chance.integers(pictures, size=(rows, pictures))
+        drawn += pictures * np.arange(rows)[:, None]  # so that one count tells the rows apart
+        yield np.bincount(drawn.ravel(), minlength=rows * pictures).reshape(rows, pictures)
 
 
 def corpus_scores(counts: np.ndarray, means: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -44,11 +48,11 @@ def corpus_scores(counts: np.ndarray, means: np.ndarray, drawn: np.ndarray) -> n
 
 
 def score_intervals(
-    counts: np.ndarray, means: np.ndarray, resamples: int, seed: int
+    counts: np.ndarray, means: np.ndarray, resamples: int, seed: int, confidence: float = 0.95
 ) -> Sequence[tuple[float, float]]:
-    """The ends of each score's 95 % percentile interval, in the order of `corpus_scores`."""
+    """The ends of each score's percentile interval, in the order of `corpus_scores`."""
     drawn = resample_counts(len(counts), resamples, seed)
     scores = np.concatenate([corpus_scores(counts, means, some) for some in drawn])
-    outside = (1 - CONFIDENCE) / 2
+    outside = (1 - confidence) / 2
     low, high = np.quantile(scores, [outside, 1 - outside], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
