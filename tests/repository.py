@@ -28,6 +28,7 @@ class Repository:
         (folder / ".dvc").mkdir()
         for name in ("config", ".gitignore"):
             shutil.copyfile(ROOT / ".dvc" / name, folder / ".dvc" / name)
+        shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
         self.params: dict[str, Any] = params(
             download={
                 "images": str(world.images),
