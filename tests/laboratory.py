@@ -80,15 +80,19 @@ class Laboratory:
 
 
 def finish(repository: Checkout, experiments: int) -> dict[str, str]:
-    """Wait until the queue's workers have nothing to do any more; the state of each experiment."""
+    """Wait until the workers have run so many experiments; the state of each."""
     deadline = time.monotonic() + 900
     results = repository.folder / ".dvc/tmp/exps/celery/result"
     # Asking DVC all the time would take one of two cores away from the workers.
     while len(list(results.glob("celery-task-meta-*"))) < experiments:
         assert time.monotonic() < deadline, repository.run("dvc", "queue", "status")
         time.sleep(0.1)
-    status = ""
-    while re.search("Queued|Running", status) or "0 active, 0 idle" not in status:
-        assert time.monotonic() < deadline, status
-        status = repository.run("dvc", "queue", "status")
+    status = repository.run("dvc", "queue", "status")
     return dict(re.findall(r"^\w{7}\s+(\S+)\s.*\s(\w+)\s*$", status, re.MULTILINE))
+
+
+def dismiss_workers(repository: Checkout) -> None:
+    """Wait until no worker is left, who could run what is queued next."""
+    deadline = time.monotonic() + 300
+    while "0 active, 0 idle" not in (status := repository.run("dvc", "queue", "status")):
+        assert time.monotonic() < deadline, status

@@ -22,7 +22,7 @@ from pipeline.store.fetch import fetch
 from pipeline.store.files import file_digest
 from tests.browser import draw
 from tests.conftest import ROOT, Artifacts
-from tests.laboratory import STAND_IN, Found, Laboratory, finish
+from tests.laboratory import STAND_IN, Found, Laboratory, dismiss_workers, finish
 from tests.repository import Checkout, Repository
 from tests.server import serving
 
@@ -83,20 +83,6 @@ def test_a_grid_in_the_queue_is_an_experiment_a_combination_run_by_parallel_work
     for name, cell in (("cells-1", "lstm"), ("cells-2", "gru")):
         params = laboratory.read(name, "params.yaml")
         assert (params["train"]["cell"], params["evaluate"]["beam"]) == (cell, 1)
-
-
-def test_the_documented_sweep_is_a_grid_of_backbones_cells_and_learning_rates(
-    laboratory: Laboratory, sweep: Sweep
-) -> None:
-    """Queued as docs/experiments.md says, and taken back: extracting for it would take hours."""
-    (line,) = re.findall(r"^\$ (dvc exp run --queue .*)$", DOCS.replace("\\\n", ""), re.MULTILINE)
-    printed = laboratory.repository.run(*shlex.split(line))
-    laboratory.repository.run("dvc", "queue", "remove", "--queued")
-    queued = {tuple(re.findall(r"'([\w.]+=[\w.]+)'", one)) for one in printed.splitlines()} - {()}
-    names = (f"backbone.name={name}" for name in ("resnet50", "convnext_tiny"))
-    cells = [f"train.cell={cell}" for cell in ("lstm", "gru")]
-    rates = [f"train.learning_rate={rate}" for rate in (0.001, 0.002)]
-    assert queued == set(itertools.product(names, cells, rates))
 
 
 def test_what_fails_stops_nothing_else_and_its_log_says_why(
@@ -260,3 +246,18 @@ def test_clean_up_frees_what_no_experiment_needs_any_more(
     assert not model.exists()
     kept = yaml.safe_load(repository.lock)["stages"]["scst"]["outs"][0]["md5"]
     assert (model.parent.parent / kept[:2] / kept[2:]).exists()
+
+
+def test_the_documented_sweep_is_a_grid_of_backbones_cells_and_learning_rates(
+    laboratory: Laboratory, sweep: Sweep
+) -> None:
+    """Queued as docs/experiments.md says, and taken back: extracting for it would take hours."""
+    (line,) = re.findall(r"^\$ (dvc exp run --queue .*)$", DOCS.replace("\\\n", ""), re.MULTILINE)
+    dismiss_workers(laboratory.repository)
+    printed = laboratory.repository.run(*shlex.split(line))
+    laboratory.repository.run("dvc", "queue", "remove", "--queued")
+    queued = {tuple(re.findall(r"'([\w.]+=[\w.]+)'", one)) for one in printed.splitlines()} - {()}
+    names = (f"backbone.name={name}" for name in ("resnet50", "convnext_tiny"))
+    cells = [f"train.cell={cell}" for cell in ("lstm", "gru")]
+    rates = [f"train.learning_rate={rate}" for rate in (0.001, 0.002)]
+    assert queued == set(itertools.product(names, cells, rates))
