@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench compare install clean
+.PHONY: demo test bench experiments compare install clean
 
 demo: $(VENV)/installed  ## the whole graph on a small data set made here, offline
 	$(BIN)/showtell demo
@@ -21,6 +21,11 @@ compare: $(VENV)/installed  ## the demo at two commits, and whether it got worse
 	.ci/compare-demo $(or $(BASE),main) $(or $(HEAD),HEAD)
 
 install: $(VENV)/installed
+
+experiments: $(VENV)/installed  ## what varies and the scores, best first; EXP=--all-commits for all there are
+	$(BIN)/dvc exp show --only-changed --hide-workspace --sort-by cider --sort-order desc \
+	  --keep 'bleu_4|cider|rouge_l|length' \
+	  --drop '.*/|Created|Executor|bleu_[123]|distinct|vocabulary_used' $(EXP)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "showtell needs Python 3.11 or later: make PYTHON=python3.11 ...")'

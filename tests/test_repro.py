@@ -1,82 +1,16 @@
 """The graph as users run it: real `dvc repro` in real repositories, on a small world."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pipeline.cli import STAGES
-from tests.conftest import ROOT, Artifacts, params
-
-
-class Repository:
-    """A git and DVC repository with the project's graph, code and a tiny world's params."""
-
-    def __init__(self, folder: Path, world: Artifacts) -> None:
-        self.folder = folder
-        folder.mkdir()
-        for name in ("pipeline", "data", "features", "models", "reports"):
-            kept = shutil.ignore_patterns(
-                "__pycache__", "*.zip", "*.csv", "*.json", "*.h5", "report.html"
-            )
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, folder / name, ignore=kept)
-        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-            shutil.copyfile(ROOT / name, folder / name)
-        (folder / ".dvc").mkdir()
-        for name in ("config", ".gitignore"):
-            shutil.copyfile(ROOT / ".dvc" / name, folder / ".dvc" / name)
-        self.params: dict[str, Any] = params(
-            download={
-                "images": str(world.images),
-                "images_md5": None,
-                "text": str(world.text),
-                "text_md5": None,
-            }
-        )
-        self.write()
-        self.run("git", "init", "--quiet")
-        self.commit()
-
-    def write(self, **changes: dict[str, Any]) -> None:
-        groups = {name: values | changes.get(name, {}) for name, values in self.params.items()}
-        (self.folder / "params.yaml").write_text(yaml.safe_dump(groups, sort_keys=False))
-
-    def try_to(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env={**os.environ, "PATH": path, **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def run(self, *command: str) -> str:
-        result = self.try_to(*command)
-        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-        return result.stdout
-
-    def commit(self) -> None:
-        self.run("git", "add", "--all")
-        who = ("-c", "user.name=test", "-c", "user.email=test@example.com")
-        self.run("git", *who, "commit", "--quiet", "--message", "state")
-
-    def repro(self) -> set[str]:
-        """Run `dvc repro`; the stages that really ran."""
-        return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro")))
-
-    @property
-    def lock(self) -> str:
-        return (self.folder / "dvc.lock").read_text()
+from tests.conftest import Artifacts
+from tests.repository import Repository
 
 
 @pytest.fixture(scope="module")

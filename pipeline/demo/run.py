@@ -92,6 +92,8 @@ def prepare_workspace(checkout: Path, workspace: Path, counts: dict[str, int]) -
         shutil.copyfile(checkout / name, workspace / name)
     if not (workspace / ".dvc").is_dir():
         dvc(workspace, "init", "--no-scm", "--quiet")
+    # What draws the pictures of `dvc plots`.
+    shutil.copytree(checkout / ".dvc/plots", workspace / ".dvc/plots", dirs_exist_ok=True)
     settings = (checkout / ".dvc" / "config").read_text()
     (workspace / ".dvc" / "config").write_text(
         settings.replace("[core]", "[core]\n    no_scm = true")

@@ -108,7 +108,9 @@ def read_features(path: Path) -> Features:
     if not path.is_file():
         raise InputError(f"{path} does not exist; the stage 'extract' makes it")
     try:
-        with h5py.File(path, "r") as file:
+        # Without HDF5's own lock: the file came into place whole and nobody writes to it. Where a
+        # file system knows no locks, or another program holds one, it is still there to be read.
+        with h5py.File(path, "r", locking=False) as file:
             if file.attrs.get("format") != FORMAT:
                 raise InputError(f"{path} is no feature cache of this version; run 'extract' again")
             recipe = FeatureRecipe.from_json(json.loads(file.attrs["recipe"]), where=str(path))

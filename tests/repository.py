@@ -1,0 +1,118 @@
+"""Real git and DVC repositories with the project's graph, for tests that run DVC as users do."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.conftest import ROOT, Artifacts, params
+
+# What the stages leave in a workspace, besides `data/images.zip` and `data/text.zip`.
+MADE = (
+    *("data/captions.csv", "data/captions.json", "data/vocabulary.json", "features/features.h5"),
+    *("models/backbone.safetensors", "models/trained.safetensors", "models/captioner.safetensors"),
+    "reports/report.html",
+)
+
+
+class Checkout:
+    """A folder with the project in it, and what users type there."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        """
+        Args:
+            variables: of the environment, for all commands.
+        """
+        self.folder, self.variables = folder, variables
+
+    def try_to(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "PATH": path, **self.variables, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def run(self, *command: str) -> str:
+        result = self.try_to(*command)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        who = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+        self.run("git", *who, "commit", "--quiet", "--message", "state")
+
+    def repro(self) -> set[str]:
+        """Run `dvc repro`; the stages that really ran."""
+        return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro")))
+
+    def clone(self, folder: Path) -> "Checkout":
+        """A fresh clone of what is committed, at `folder`, without any data."""
+        self.run("git", "clone", "--quiet", str(self.folder), str(folder))
+        return Checkout(folder, **self.variables)
+
+    @property
+    def lock(self) -> str:
+        return (self.folder / "dvc.lock").read_text()
+
+
+class Repository(Checkout):
+    """A git and DVC repository with the project's graph, code and a tiny world's params."""
+
+    def __init__(
+        self, folder: Path, world: Artifacts, variables: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(folder, **(variables or {}))
+        folder.mkdir()
+        for name in ("pipeline", "data", "features", "models", "reports"):
+            kept = shutil.ignore_patterns(
+                "__pycache__", "*.zip", "*.csv", "*.json", "*.h5", "report.html"
+            )
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name, ignore=kept)
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+            shutil.copyfile(ROOT / name, folder / name)
+        (folder / ".dvc").mkdir()
+        for name in ("config", ".gitignore"):
+            shutil.copyfile(ROOT / ".dvc" / name, folder / ".dvc" / name)
+        shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
+        self.params: dict[str, Any] = params(
+            download={
+                "images": str(world.images),
+                "images_md5": None,
+                "text": str(world.text),
+                "text_md5": None,
+            }
+        )
+        self.write()
+        self.run("git", "init", "--quiet")
+        self.commit()
+
+    def write(self, **changes: dict[str, Any]) -> None:
+        groups = {name: values | changes.get(name, {}) for name, values in self.params.items()}
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(groups, sort_keys=False))
+
+    def take_over(self, tiny: Artifacts) -> None:
+        """Commit what the stages have made elsewhere, as if `dvc repro` had made it here.
+
+        It saves the half minute of a run. The params that matter are the same, and what a run
+        through DVC gives is the matter of test_repro.
+        """
+        archives = ("data/images.zip", "data/text.zip")
+        reports = [f"reports/{path.name}" for path in tiny.reports.iterdir()]
+        for name in (*archives, *MADE, *reports):
+            target = self.folder / name
+            if not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(tiny.folder / name, target)
+        self.run("dvc", "commit", "--force", "--quiet")
+        self.commit()

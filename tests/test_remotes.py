@@ -1,0 +1,122 @@
+"""What one machine has made, another gets from a DVC remote and uses without computing it again."""
+
+import re
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipeline.store.pictures import PictureArchive
+from tests.conftest import Artifacts
+from tests.repository import MADE, Checkout, Repository
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Nobody's credentials, nobody's settings, and no way out: loopback alone is reachable."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "nothing").touch()
+    nowhere = "http://127.0.0.1:9"  # "discard": nothing listens there
+    return {
+        "HOME": str(home),
+        "XDG_CONFIG_HOME": str(home),
+        "AWS_ACCESS_KEY_ID": "made-up",
+        "AWS_SECRET_ACCESS_KEY": "made-up",
+        "AWS_SESSION_TOKEN": "",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(home / "nothing"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(home / "nothing"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), nowhere),
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
+    }
+
+
+@pytest.fixture(scope="module")
+def repository(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Artifacts, variables: dict[str, str]
+) -> Repository:
+    made = Repository(tmp_path_factory.mktemp("remotes") / "repository", tiny, variables)
+    made.take_over(tiny)
+    return made
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of an S3 server on loopback which has the bucket `showtell`."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://{host}:{port}/showtell", method="PUT"), timeout=30
+        ):
+            yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+@dataclass
+class Remote:
+    """A remote by the name that the repository knows it by, and how to count what it holds."""
+
+    name: str
+    folder: Path | None = None
+    address: str | None = None
+
+    def objects(self) -> int:
+        if self.folder:
+            return sum(path.is_file() for path in self.folder.rglob("*"))
+        with urllib.request.urlopen(f"{self.address}/showtell?list-type=2", timeout=30) as listing:
+            return listing.read().count(b"<Key>")
+
+
+@pytest.fixture(scope="module", params=["directory", "s3"])
+def remote(
+    request: pytest.FixtureRequest,
+    repository: Repository,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Remote:
+    """The commands of docs/experiments.md, committed, so that a clone knows the remote too."""
+    if request.param == "directory":
+        folder = tmp_path_factory.mktemp("store")
+        repository.run("dvc", "remote", "add", "--default", "directory", str(folder))
+        made = Remote("directory", folder=folder)
+    else:
+        address = request.getfixturevalue("bucket")
+        repository.run("dvc", "remote", "add", "--default", "s3", "s3://showtell/store")
+        repository.run("dvc", "remote", "modify", "s3", "endpointurl", address)
+        made = Remote("s3", address=address)
+    repository.commit()
+    return made
+
+
+@pytest.fixture(scope="module")
+def clone(
+    repository: Repository, remote: Remote, tmp_path_factory: pytest.TempPathFactory
+) -> Checkout:
+    """A fresh clone that has pulled what the repository pushed."""
+    repository.run("dvc", "push")
+    # The trained model passed through `scst`: one object for both.
+    assert remote.objects() == len({"data/images.zip", "data/text.zip", *MADE}) - 1
+    made = repository.clone(tmp_path_factory.mktemp("clone") / "repository")
+    assert not (made.folder / "features/features.h5").exists()
+    made.run("dvc", "pull")
+    return made
+
+
+def test_a_fresh_clone_has_nothing_to_compute_once_it_has_pulled(clone: Checkout) -> None:
+    assert "Data and pipelines are up to date." in clone.run("dvc", "repro")
+    assert clone.run("git", "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("remote", ["directory"], indirect=True)
+def test_it_captions_a_picture(clone: Checkout, tmp_path: Path) -> None:
+    with PictureArchive(clone.folder / "data/images.zip") as archive:
+        picture = tmp_path / archive.ids[0]
+        picture.write_bytes(archive.content(archive.ids[0]))
+    line = clone.run("python", "-m", "pipeline.cli", "caption", str(picture))
+    assert re.fullmatch(rf"{picture}\s+\w+( \w+)*\n", line)
