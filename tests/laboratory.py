@@ -5,6 +5,7 @@ takes away root's power to write to files that are read-only.
 """
 
 import re
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -79,6 +80,21 @@ class Laboratory:
         return self.repository.folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
 
 
+def start_workers(repository: Checkout, jobs: int) -> str:
+    """`dvc queue start`, and what it printed: to a file, since its workers keep a pipe open."""
+    printed = repository.folder.parent / "started"
+    with printed.open("w") as out:
+        subprocess.run(
+            ["dvc", "queue", "start", "--jobs", str(jobs)],
+            cwd=repository.folder,
+            env=repository.environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    return printed.read_text()
+
+
 def finish(repository: Checkout, experiments: int) -> dict[str, str]:
     """Wait until the workers have run so many experiments; the state of each."""
     deadline = time.monotonic() + 900
@@ -89,10 +105,3 @@ def finish(repository: Checkout, experiments: int) -> dict[str, str]:
         time.sleep(0.1)
     status = repository.run("dvc", "queue", "status")
     return dict(re.findall(r"^\w{7}\s+(\S+)\s.*\s(\w+)\s*$", status, re.MULTILINE))
-
-
-def dismiss_workers(repository: Checkout) -> None:
-    """Wait until no worker is left, who could run what is queued next."""
-    deadline = time.monotonic() + 300
-    while "0 active, 0 idle" not in (status := repository.run("dvc", "queue", "status")):
-        assert time.monotonic() < deadline, status

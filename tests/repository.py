@@ -32,12 +32,16 @@ class Checkout:
         """
         self.folder, self.variables = folder, variables
 
-    def try_to(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    @property
+    def environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, **self.variables}
+
+    def try_to(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command,
             cwd=self.folder,
-            env={**os.environ, "PATH": path, **self.variables, **variables},
+            env=self.environment | variables,
             capture_output=True,
             text=True,
             check=False,

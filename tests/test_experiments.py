@@ -22,7 +22,7 @@ from pipeline.store.fetch import fetch
 from pipeline.store.files import file_digest
 from tests.browser import draw
 from tests.conftest import ROOT, Artifacts
-from tests.laboratory import STAND_IN, Found, Laboratory, dismiss_workers, finish
+from tests.laboratory import DEAR, STAND_IN, Found, Laboratory, finish, start_workers
 from tests.repository import Checkout, Repository
 from tests.server import serving
 
@@ -47,7 +47,9 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory, tiny: Artifacts) -> Ite
             "text_md5": file_digest(tiny.text),
         }
         repository.write()
-        repository.run("dvc", "remote", "add", "--default", "store", str(folder / "store"))
+        settings = repository.folder / ".dvc/config"
+        store = f"['remote \"store\"']\n    url = {folder}/store\n[core]\n    remote = store"
+        settings.write_text(settings.read_text().replace("[core]", store))
         archive = repository.folder / "data/images.zip"
         fetch(server.url, archive, digest, retries=0, timeout=30)
         repository.take_over(tiny)
@@ -64,16 +66,37 @@ class Sweep:
 
 
 @pytest.fixture(scope="module")
-def sweep(laboratory: Laboratory) -> Sweep:
+def documented_sweep(laboratory: Laboratory) -> str:
+    """What the sweep of docs/experiments.md queues; taken back, since it would take hours."""
+    (line,) = re.findall(r"^\$ (dvc exp run --queue .*)$", DOCS.replace("\\\n", ""), re.MULTILINE)
+    printed = laboratory.repository.run(*shlex.split(line))
+    laboratory.repository.run("dvc", "queue", "remove", "--queued")
+    return printed
+
+
+@pytest.fixture(scope="module")
+def sweep(laboratory: Laboratory, documented_sweep: str) -> Sweep:
+    # The documented one is out of the queue before there are workers to run it.
     repository, _ = laboratory.repository, laboratory.forget()
     before = repository.lock
     grid = ("-S", "train.cell=lstm,gru,rnn", "-S", "evaluate.beam=1")
     queued = repository.run("dvc", "exp", "run", "--queue", "--name", "cells", *grid)
     assert queued.count("Queued experiment") == 3
-    assert "Started '2'" in repository.run("dvc", "queue", "start", "--jobs", "2")
+    assert "Started '2'" in start_workers(repository, jobs=2)
     states = finish(repository, 3)
     unchanged = repository.lock == before and not repository.run("git", "status", "--porcelain")
     return Sweep(states, laboratory.found(), unchanged)
+
+
+def test_the_documented_sweep_is_a_grid_of_backbones_cells_and_learning_rates(
+    documented_sweep: str,
+) -> None:
+    settings = (re.findall(r"'([\w.]+=[\w.]+)'", one) for one in documented_sweep.splitlines())
+    queued = {tuple(one) for one in settings if one}
+    names = (f"backbone.name={name}" for name in ("resnet50", "convnext_tiny"))
+    cells = [f"train.cell={cell}" for cell in ("lstm", "gru")]
+    rates = [f"train.learning_rate={rate}" for rate in (0.001, 0.002)]
+    assert queued == set(itertools.product(names, cells, rates))
 
 
 def test_a_grid_in_the_queue_is_an_experiment_a_combination_run_by_parallel_workers(
@@ -96,43 +119,16 @@ def test_queued_experiments_leave_the_checkout_as_it_is(sweep: Sweep) -> None:
     assert sweep.unchanged
 
 
-def test_their_folders_hold_links_to_the_features(
-    laboratory: Laboratory, sweep: Sweep, tmp_path: Path
+@pytest.mark.parametrize("name", DEAR)
+def test_their_folders_hold_links_to_the_archive_and_the_features(
+    laboratory: Laboratory, sweep: Sweep, tmp_path: Path, name: str
 ) -> None:
-    assert_links(laboratory, sweep.found, "features/features.h5", tmp_path)
-
-
-def test_a_temporary_run_reads_the_linked_archive_and_downloads_nothing(
-    laboratory: Laboratory, tmp_path: Path
-) -> None:
-    """`download` runs too, and finds its archive in place; larger batches of `extract` give the
-    same features, so nothing else is trained or scored."""
-    repository, _ = laboratory.repository, laboratory.forget()
-    settings = ("-S", "download.retries=1", "-S", "extract.batch_size=7")
-    shown = repository.run("dvc", "exp", "run", "--temp", "--name", "batches", *settings)
-    assert re.findall(r"Running stage '(\w+)'", shown) == [
-        *("download", "extract", "report")  # the page shows every param
-    ]
-    assert_links(laboratory, laboratory.found(), "data/images.zip", tmp_path)
-    # The baseline asked once, and no experiment has asked the same server again.
-    assert laboratory.server.requests == [None]
-
-
-def test_stages_that_write_to_what_is_linked_would_have_failed(laboratory: Laboratory) -> None:
-    """All stages here run without root's power to write to a read-only file."""
-    write = "open('features/features.h5', 'r+b')"
-    assert "PermissionError" in laboratory.repository.try_to("python", "-c", write).stderr
-
-
-def assert_links(laboratory: Laboratory, found: list[Found], name: str, scratch: Path) -> None:
-    """In folders of their own, stages found the very file of the cache, read-only."""
     folder = laboratory.repository.folder
-    # DVC gives `download`, when it runs, a copy of what it may overwrite, and then links it again.
-    found = [one for one in found if one.name == name and one.stage != "pipeline.download"]
-    assert found
+    found = [one for one in sweep.found if one.name == name]
+    assert {one.stage for one in found} >= {"pipeline.train", "pipeline.scst", "pipeline.evaluate"}
     assert folder not in {one.folder for one in found}
     assert {one.mode for one in found} == {"0o444"}
-    if clones_files(scratch):
+    if clones_files(tmp_path):
         pytest.skip("DVC clones files on this file system, which takes no room, but an inode")
     digest = file_digest(folder / name)
     cached = (folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).stat()
@@ -143,6 +139,26 @@ def clones_files(folder: Path) -> bool:
     (folder / "a").write_text("a")
     command = ["cp", "--reflink=always", "a", "b"]
     return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+
+
+def test_what_is_linked_is_opened_for_reading_alone(laboratory: Laboratory) -> None:
+    """The stages above ran without root's power to write to a read-only file, and so does this."""
+    write = "open('features/features.h5', 'r+b')"
+    assert "PermissionError" in laboratory.repository.try_to("python", "-c", write).stderr
+    read = "from pathlib import Path; from pipeline.store.pictures import PictureArchive as Archive"
+    laboratory.repository.run("python", "-c", f"{read}; Archive(Path('data/images.zip'))")
+
+
+def test_a_temporary_run_downloads_nothing_even_where_the_download_runs_again(
+    laboratory: Laboratory,
+) -> None:
+    repository = laboratory.repository
+    settings = ("--name", "patient", "-S", "download.retries=1")
+    shown = repository.run("dvc", "exp", "run", "--temp", *settings)
+    ran = re.findall(r"Running stage '(\w+)'", shown)
+    assert ran == ["download", "report"]  # the page shows every param
+    # The baseline asked once, and no experiment has asked the same server again.
+    assert laboratory.server.requests == [None]
 
 
 def test_a_reader_needs_no_lock(tiny: Artifacts) -> None:
@@ -166,7 +182,7 @@ def test_the_table_has_what_varies_and_the_scores_best_first(
     assert header[:6] == ["Experiment", "State", "bleu_4", "cider", "rouge_l", "length"]
     varied = {name for name in header[6:] if "." in name}
     assert {"train.cell", "evaluate.beam"} <= varied
-    assert varied <= {"train.cell", "evaluate.beam", "extract.batch_size", "download.retries"}
+    assert varied <= {"train.cell", "evaluate.beam", "download.retries"}
     assert not [name for name in header if "/" in name]
     assert max(map(len, table.splitlines())) <= 160
     rows = re.findall(r"\[cells-[12]\] +Success +\S+ +(\S+)", table)
@@ -240,26 +256,9 @@ def test_clean_up_frees_what_no_experiment_needs_any_more(
     laboratory: Laboratory, sweep: Sweep
 ) -> None:
     repository, model = laboratory.repository, laboratory.cached_model("cells-2")
-    clean = ("dvc", "gc", "--workspace", "--all-experiments", "--force")
-    repository.run(*clean)
     assert model.exists()
     repository.run("dvc", "exp", "remove", "cells-2")
-    repository.run(*clean)
+    repository.run("dvc", "gc", "--workspace", "--all-experiments", "--force")
     assert not model.exists()
     kept = yaml.safe_load(repository.lock)["stages"]["scst"]["outs"][0]["md5"]
     assert (model.parent.parent / kept[:2] / kept[2:]).exists()
-
-
-def test_the_documented_sweep_is_a_grid_of_backbones_cells_and_learning_rates(
-    laboratory: Laboratory, sweep: Sweep
-) -> None:
-    """Queued as docs/experiments.md says, and taken back: extracting for it would take hours."""
-    (line,) = re.findall(r"^\$ (dvc exp run --queue .*)$", DOCS.replace("\\\n", ""), re.MULTILINE)
-    dismiss_workers(laboratory.repository)
-    printed = laboratory.repository.run(*shlex.split(line))
-    laboratory.repository.run("dvc", "queue", "remove", "--queued")
-    queued = {tuple(re.findall(r"'([\w.]+=[\w.]+)'", one)) for one in printed.splitlines()} - {()}
-    names = (f"backbone.name={name}" for name in ("resnet50", "convnext_tiny"))
-    cells = [f"train.cell={cell}" for cell in ("lstm", "gru")]
-    rates = [f"train.learning_rate={rate}" for rate in (0.001, 0.002)]
-    assert queued == set(itertools.product(names, cells, rates))
