@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from pipeline.config.report import ReportConfig
 from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
 from pipeline.config.vocab import VocabConfig
-from pipeline.page.evaluation import Picture, read_evaluation
+from pipeline.page.evaluation import Picture, read_base, read_evaluation
 from pipeline.page.figures import (
     length_figure,
     score_figures,
@@ -57,6 +57,7 @@ class Inputs:
     metrics: Path
     history: Path
     scst: Path
+    base: Path | None = None  # the metrics of a run to set this one beside
 
 
 def report(inputs: Inputs, out: Path, params: Sequence[Config], config: ReportConfig) -> None:
@@ -70,6 +71,9 @@ def report(inputs: Inputs, out: Path, params: Sequence[Config], config: ReportCo
             picture cannot be read.
     """
     evaluation = read_evaluation(inputs.captions, inputs.references, inputs.scores, inputs.metrics)
+    if inputs.base is not None:
+        beside = [*evaluation.yardsticks, read_base(inputs.base, evaluation)]
+        evaluation = replace(evaluation, yardsticks=beside)
     train = next(one for one in params if isinstance(one, TrainConfig))
     learning = training_figures(inputs.history, train.select_by)
     self_critical = self_critical_figure(inputs.scst)
@@ -123,12 +127,15 @@ def main(
     history: Annotated[Path, typer.Option(help="The history of training.")],
     scst: Annotated[Path, typer.Option(help="The history of self-critical training.")],
     out: Annotated[Path, typer.Option(help="Where to write the page (HTML).")],
+    base: Annotated[
+        Path | None, typer.Option(help="The metrics of another run, to set this one beside.")
+    ] = None,
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Show the run as one page: scores, curves, pictures, origin."""
     groups = [read(params, group) for group in SHOWN]
     report(
-        Inputs(images, model, captions, references, scores, lengths, metrics, history, scst),
+        Inputs(images, model, captions, references, scores, lengths, metrics, history, scst, base),
         out,
         groups,
         read(params, ReportConfig),

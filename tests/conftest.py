@@ -1,8 +1,11 @@
 """A small real data set and its artifacts, made once by the stages themselves."""
 
+import io
+import logging
 import subprocess
 import sys
 import zipfile
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import yaml
 
 from pipeline.backbone import make_backbone
 from pipeline.captions import make_captions
+from pipeline.cli import main
 from pipeline.config import read
 from pipeline.config.backbone import BackboneConfig
 from pipeline.config.captions import CaptionsConfig
@@ -79,6 +83,21 @@ def showtell(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProces
         text=True,
         check=False,
     )
+
+
+def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has spent the seconds on its imports already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv, sys.argv = sys.argv, ["showtell", *map(str, arguments)]
+    handlers, logging.root.handlers = logging.root.handlers, []  # the command sets up its own
+    try:
+        with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv, logging.root.handlers = argv, handlers
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:

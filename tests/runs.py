@@ -1,20 +1,16 @@
 """A repository with the reports of made-up runs, which is what `showtell compare` reads."""
 
 import hashlib
-import io
 import json
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.cli import main
 from pipeline.scoring.metrics import bleu_counts, cider, headline, rouge_l
 from pipeline.scoring.variety import variety
 from pipeline.store.results import (
@@ -23,7 +19,7 @@ from pipeline.store.results import (
     write_references,
     write_scores,
 )
-from tests.conftest import ROOT, params
+from tests.conftest import ROOT, command, params
 
 WORDS = "a man cat runs red ball on the grass in water two children play with snow".split()
 FILES = ("metrics.json", "scores.csv", "captions.json", "references.json")
@@ -137,17 +133,7 @@ class Runs:
         self.git("tag", tag)
 
     def compare(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`showtell compare` here, in this process: a new one would spend seconds on imports."""
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        argv, sys.argv = sys.argv, ["showtell", "compare", *arguments]
-        try:
-            with chdir(self.folder), redirect_stdout(out), redirect_stderr(err):
-                main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            sys.argv = argv
-        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+        return command("compare", *arguments, cwd=self.folder)
 
     def json(self, *arguments: str) -> dict[str, Any]:
         done = self.compare(*arguments, "--json")

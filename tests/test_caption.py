@@ -12,7 +12,7 @@ from pipeline.device import choose_device
 from pipeline.errors import InputError
 from pipeline.model.search import Search
 from pipeline.store.weights import Backbone, read_backbones, write_backbones
-from tests.conftest import Artifacts, one_line, showtell
+from tests.conftest import Artifacts, command, one_line
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def caption(tiny: Artifacts, *arguments: object) -> list[object]:
 def test_a_folder_is_captioned_as_evaluation_did(tiny: Artifacts, photos: Path) -> None:
     """The same search on the same pictures says the same: there is one path, not two."""
     options = ("--beam", 2, "--max-length", 12, "--json", "--device", "cpu")
-    result = showtell(*caption(tiny, photos, *options))
+    result = command(*caption(tiny, photos, *options))
     assert result.returncode == 0, result.stderr
     ours = {one["image_id"]: one["caption"] for one in json.loads(result.stdout)}
     evaluated = json.loads((tiny.reports / "captions.json").read_text())
@@ -47,7 +47,7 @@ def test_a_folder_is_captioned_as_evaluation_did(tiny: Artifacts, photos: Path) 
 
 def test_a_line_a_picture_in_the_order_given(tiny: Artifacts, photos: Path) -> None:
     files = sorted(photos.iterdir(), reverse=True)[:3]
-    result = showtell(*caption(tiny, *files))
+    result = command(*caption(tiny, *files))
     lines = [line.split("\t") for line in result.stdout.splitlines()]
     assert [Path(line[0]) for line in lines] == files
     assert all(line[1] for line in lines)
@@ -55,7 +55,7 @@ def test_a_line_a_picture_in_the_order_given(tiny: Artifacts, photos: Path) -> N
 
 def test_a_bad_picture_does_not_stop_the_others(tiny: Artifacts, photos: Path) -> None:
     (photos / "0.jpg").write_text("no picture")
-    result = showtell(*caption(tiny, photos))
+    result = command(*caption(tiny, photos))
     assert "0.jpg is no picture" in one_line(result)
     assert len(result.stdout.splitlines()) == 12
 
@@ -81,13 +81,13 @@ def test_odd_kinds_of_pictures_are_captioned(tiny: Artifacts, tmp_path: Path) ->
 def test_what_cannot_be_captioned_is_said(
     tiny: Artifacts, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
-    result = showtell(*caption(tiny, *(one.format(folder=tmp_path) for one in arguments)))
+    result = command(*caption(tiny, *(one.format(folder=tmp_path) for one in arguments)))
     assert said in one_line(result)
 
 
 def test_without_a_model_the_stage_that_makes_it_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    result = showtell("caption", tmp_path / "a.png", "--model", tmp_path / "none.safetensors")
+    result = command("caption", tmp_path / "a.png", "--model", tmp_path / "none.safetensors")
     assert "the stage 'scst' makes it" in one_line(result)
 
 
@@ -103,29 +103,29 @@ def test_another_backbone_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
 def test_captions_are_drawn_and_drawn_again_alike(tiny: Artifacts, photos: Path) -> None:
     files = sorted(photos.iterdir())[:2]
     draw = ("--samples", 20, "--seed", 3)
-    made = [showtell(*caption(tiny, *files, *draw)).stdout for _ in range(2)]
+    made = [command(*caption(tiny, *files, *draw)).stdout for _ in range(2)]
     assert made[0] == made[1]
     lines = [line.split("\t") for line in made[0].splitlines()]
     assert [Path(path) for path, _ in lines] == [files[0]] * 20 + [files[1]] * 20
     assert len({text for _, text in lines}) > 10
-    other = showtell(*caption(tiny, *files, "--samples", 20, "--seed", 4)).stdout
+    other = command(*caption(tiny, *files, "--samples", 20, "--seed", 4)).stdout
     assert other != made[0]
 
 
 def test_the_likeliest_word_alone_is_what_a_greedy_search_says(
     tiny: Artifacts, photos: Path
 ) -> None:
-    greedy = showtell(
+    greedy = command(
         *caption(tiny, photos, "--beam", 1, "--length-penalty", 0, "--block-ngram", 0)
     ).stdout
     for only in (("--top-k", 1), ("--top-p", 0.01)):
-        assert showtell(*caption(tiny, photos, "--samples", 1, *only)).stdout == greedy
+        assert command(*caption(tiny, photos, "--samples", 1, *only)).stdout == greedy
 
 
 def test_every_group_of_beams_says_its_own(tiny: Artifacts, photos: Path) -> None:
     photo = next(photos.iterdir())
-    result = showtell(*caption(tiny, photo, "--beam", 4, "--groups", 4, "--diversity", 20))
+    result = command(*caption(tiny, photo, "--beam", 4, "--groups", 4, "--diversity", 20))
     lines = result.stdout.splitlines()
     assert len(lines) == len(set(lines)) == 4
-    refused = showtell(*caption(tiny, photo, "--beam", 5, "--groups", 2))
+    refused = command(*caption(tiny, photo, "--beam", 5, "--groups", 2))
     assert "--beam 5 is no multiple of --groups 2" in one_line(refused)

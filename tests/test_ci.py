@@ -60,6 +60,7 @@ def test_the_demo_at_two_commits(tmp_path: Path) -> None:
     page = (tmp_path / "plots/index.html").read_text()
     assert '"rev": "base"' in page
     assert '"rev": "head"' in page
+    assert '<th scope="col">base</th>' in (tmp_path / "plots/report.html").read_text()
     assert checkout.git("worktree", "list").count("\n") == 1
     assert checkout.git("status", "--porcelain") == ""
 

@@ -19,7 +19,7 @@ from pipeline.model.ensemble import Ensemble, features_for
 from pipeline.model.search import Search, beam_search
 from pipeline.store.vocabulary import START
 from pipeline.train import train
-from tests.conftest import Artifacts, one_line, showtell, write_params
+from tests.conftest import Artifacts, command, one_line, write_params
 from tests.test_decoder import GRID, decoder
 
 
@@ -76,7 +76,8 @@ def several(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_models_of_vectors_and_of_grids_are_scored_and_caption_as_one(
     tiny: Artifacts, several: dict[str, Path], tmp_path: Path
 ) -> None:
-    outs = [tmp_path / name for name in ("captions", "scores", "lengths", "metrics")]
+    names = ("captions", "references", "scores", "lengths", "metrics")
+    outs = [tmp_path / name for name in names]
     models, config = (
         [several["attention"], tiny.model],
         read(several["params.yaml"], EvaluateConfig),
@@ -86,7 +87,7 @@ def test_models_of_vectors_and_of_grids_are_scored_and_caption_as_one(
     assert about["models"] == 2
     photo = tmp_path / "photo.png"
     Image.new("RGB", (80, 60), "red").save(photo)
-    said = showtell(
+    said = command(
         *("caption", "--backbone", tiny.backbone, "--model", tiny.model),
         *("--model", several["attention"], photo),
     )
@@ -97,7 +98,7 @@ def test_models_of_vectors_and_of_grids_are_scored_and_caption_as_one(
 def test_models_of_two_vocabularies_are_refused(
     tiny: Artifacts, several: dict[str, Path], tmp_path: Path
 ) -> None:
-    said = showtell(
+    said = command(
         *("caption", "--backbone", tiny.backbone, "--model", several["attention"]),
         *("--model", several["other"], tiny.images),
     )
@@ -110,12 +111,12 @@ def test_what_attention_looked_at_is_drawn(
     photo, out = tmp_path / "photo.png", tmp_path / "attention"
     Image.new("RGB", (80, 60), "red").save(photo)
     common = ("attend", "--backbone", tiny.backbone, "--out", out, photo)
-    said = showtell(*common, "--model", several["attention"])
+    said = command(*common, "--model", several["attention"])
     assert said.returncode == 0, said.stderr
     path, caption = said.stdout.strip().split("\t")
     with Image.open(path) as sheet:  # the picture and a tile a word
         assert sheet.width > 6 * 64
         assert sheet.height > 64 * -(-(1 + len(caption.split())) // 6)
     assert "attends to no grid; train an attention decoder" in one_line(
-        showtell(*common, "--model", tiny.model)
+        command(*common, "--model", tiny.model)
     )

@@ -15,7 +15,7 @@ from pipeline.scoring.bleu import bleu_of_sums, with_totals
 from pipeline.store.features import create_features, read_features
 from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.results import score_table
-from tests.conftest import Artifacts, one_line, showtell, write_params
+from tests.conftest import Artifacts, command, one_line, write_params
 
 
 def config(folder: Path, **changes: Any) -> EvaluateConfig:
@@ -165,7 +165,7 @@ def test_a_truncated_model_is_one_line_and_older_results_stay(
     model.write_bytes(tiny.model.read_bytes()[:5000])
     old = tmp_path / "metrics.json"
     old.write_text("old")
-    result = showtell(
+    result = command(
         *("evaluate", "--model", model, "--features", tiny.features, "--table", tiny.table),
         *("--summary", tiny.summary, "--captions", tmp_path / "c", "--scores", tmp_path / "s"),
         *("--references", tmp_path / "r"),

@@ -22,7 +22,7 @@ from pipeline.model.features import PictureFeatures
 from pipeline.store.features import read_features
 from pipeline.store.pictures import PictureArchive
 from pipeline.store.weights import Backbone, read_backbones, write_backbones
-from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
+from tests.conftest import Artifacts, command, make_zip, one_line, write_params
 
 CPU = torch.device("cpu")
 
@@ -205,7 +205,7 @@ def test_numbers_too_large_for_the_dtype_are_said(tiny: Artifacts, tmp_path: Pat
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_demanded_and_absent_is_said(tiny: Artifacts, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", extract={"device": "cuda"})
-    result = showtell(
+    result = command(
         *("extract", "--images", tiny.images, "--weights", tiny.backbone),
         *("--out", tmp_path / "f.h5", "--params", params),
     )

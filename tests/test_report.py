@@ -23,7 +23,7 @@ from pipeline.page.render import for_script
 from pipeline.report import SHOWN, Inputs, report, spread
 from pipeline.scoring import bootstrap
 from pipeline.scoring.bootstrap import resample_counts, score_intervals
-from tests.conftest import ROOT, Artifacts, make_zip, one_line, params, showtell, write_params
+from tests.conftest import ROOT, Artifacts, command, make_zip, one_line, params, write_params
 from tests.reports import Said, inputs_in, write_run
 
 
@@ -62,7 +62,7 @@ def test_the_command_gives_the_same_bytes_as_the_function(
     made: Inputs, page: str, tmp_path: Path
 ) -> None:
     out, same = tmp_path / "deep/report.html", write_params(tmp_path / "params.yaml")
-    result = showtell("report", *options(made), "--out", out, "--params", same)
+    result = command("report", *options(made), "--out", out, "--params", same)
     assert result.returncode == 0, result.stderr
     assert out.read_bytes() == page.encode()
     assert [path.name for path in out.parent.iterdir()] == ["report.html"]
@@ -233,7 +233,7 @@ def test_on_the_command_line_it_is_one_line(tmp_path: Path) -> None:
     inputs = write_run(tmp_path, some(3))
     inputs.scores.write_bytes(b"\xff\0")
     same = write_params(tmp_path / "params.yaml")
-    result = showtell("report", *options(inputs), "--out", tmp_path / "r.html", "--params", same)
+    result = command("report", *options(inputs), "--out", tmp_path / "r.html", "--params", same)
     assert "scores.csv is no CSV table" in one_line(result)
 
 
@@ -283,3 +283,24 @@ def test_params_read_as_yaml_says_them() -> None:
 def test_template_style_and_script_fit_in_one_reading() -> None:
     for name in ("page.html", "page.css", "page.js"):
         assert len((render.HERE / name).read_text(encoding="utf-8").splitlines()) <= 260
+
+
+def test_another_run_stands_beside_the_yardsticks(made: Inputs, tmp_path: Path) -> None:
+    base = tmp_path / "metrics.json"
+    content = json.loads(made.metrics.read_text())
+    base.write_text(json.dumps(content | {"cider": 77.7}))
+    page = write_report(replace(made, base=base), tmp_path / "report.html")
+    assert '<th scope="col">base</th>' in page
+    assert "base 77.7" in page
+
+
+def test_another_run_that_was_not_measured_alike_is_refused(made: Inputs, tmp_path: Path) -> None:
+    base = tmp_path / "metrics.json"
+    for change, said in (
+        ({"split": "dev (lists)"}, "another split"),
+        ({"about": []}, "no metrics"),
+    ):
+        base.write_text(json.dumps(json.loads(made.metrics.read_text()) | change))
+        with pytest.raises(InputError, match=said):
+            write_report(replace(made, base=base), tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()

@@ -152,7 +152,7 @@ def test_how_much_may_be_lost_is_a_param(
 def test_a_real_kill(tiny: Artifacts, tmp_path: Path) -> None:
     """SIGKILL to the stage's own process, as soon as it has saved anything."""
     params = write_params(
-        tmp_path / "params.yaml", train={"epochs": 30, "patience": 30, "checkpoint_seconds": 0}
+        tmp_path / "params.yaml", train={"epochs": 12, "patience": 12, "checkpoint_seconds": 0}
     )
     command = [
         *(sys.executable, "-m", "pipeline.train", "--features", tiny.features),
@@ -169,5 +169,5 @@ def test_a_real_kill(tiny: Artifacts, tmp_path: Path) -> None:
     assert "going on after epoch" in done.stderr
     whole = tmp_path / "whole"
     whole.mkdir()
-    training(tiny, whole, epochs=30, patience=30)()
+    training(tiny, whole, epochs=12, patience=12)()
     assert outs_of(tmp_path) == outs_of(whole)

@@ -22,7 +22,7 @@ from pipeline.store.features import read_features
 from pipeline.store.pictures import PictureArchive
 from pipeline.store.weights import read_backbones
 from pipeline.train import train
-from tests.conftest import SHAPES, Artifacts, one_line, showtell, write_params
+from tests.conftest import SHAPES, Artifacts, command, one_line, write_params
 
 TWO = {"name": ["shufflenet_v2_x0_5", "squeezenet1_1"], "weights": [str(SHAPES), "random"]}
 GRID = {"extract": {"layer": "grid"}, "train": {"decoder": "spatial_attention", "epochs": 1}}
@@ -170,7 +170,7 @@ def test_photos_are_seen_as_the_cache_was_made(
             if Path(member).name in theirs:
                 (photos / Path(member).name).write_bytes(archive.read(member))
     options = ("--beam", 2, "--max-length", 12, "--json", "--device", "cpu")
-    result = showtell("caption", photos, "--model", model, "--backbone", two_cnns, *options)
+    result = command("caption", photos, "--model", model, "--backbone", two_cnns, *options)
     ours = {one["image_id"]: one["caption"] for one in json.loads(result.stdout)}
     assert sum(ours[key] == theirs[key] for key in theirs) >= len(theirs) - 1
 
@@ -185,5 +185,5 @@ def test_one_cnn_too_few_is_said(tiny: Artifacts, two_cnns: Path, tmp_path: Path
     )
     photo = tmp_path / "photo.png"
     Image.new("RGB", (80, 80), "red").save(photo)
-    result = showtell("caption", photo, "--model", model, "--backbone", tiny.backbone)
+    result = command("caption", photo, "--model", model, "--backbone", tiny.backbone)
     assert "is not the one that the features came from: squeezenet1_1" in one_line(result)

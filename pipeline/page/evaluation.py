@@ -84,6 +84,29 @@ def read_evaluation(captions: Path, references: Path, scores: Path, metrics: Pat
     return _with_metrics(metrics, scores, pictures, counts.astype(np.int64), means)
 
 
+def read_base(path: Path, evaluation: Evaluation) -> Yardstick:
+    """The scores of another run to set these beside, from its metrics.
+
+    Raises:
+        InputError: the file is absent or damaged, or the runs were not measured alike.
+    """
+    content = read_json(path, made_by=STAGE)
+    try:
+        terms = {str(key): str(value) for key, value in dict(content["about"][0]).items()}
+        terms["split"] = str(content["split"])
+        base = Yardstick("base", None, _numbers(content, SCORE_NAMES, path))
+    except (KeyError, TypeError, IndexError, ValueError):
+        raise InputError(f"{path} is no metrics of this version; {AGAIN} there") from None
+    ours = {**evaluation.about, "split": evaluation.split}
+    for name in ("split", "split_digest", "tokenizer", "scale", "pictures", "references"):
+        if terms.get(name) != ours.get(name):
+            raise InputError(
+                f"{path} has another {name} ({terms.get(name)}) than this run ({ours.get(name)}); "
+                "name a run that was evaluated alike, or none"
+            )
+    return base
+
+
 _NUMBERS = [*COUNT_NAMES, *MEAN_NAMES]
 
 
