@@ -35,6 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "pipeline/demo/shapes.safetensors"
 SHARED = ROOT.parent / "shared"
 
+# Files that take a minute and more, most of it in processes that tests start.
+LONG = ("test_repro.py", "test_demo.py", "test_experiments.py", "test_ci.py")
+
 # Small enough for seconds, and different from the real job by params alone.
 TINY: dict[str, dict[str, Any]] = {
     "backbone": {"name": "shufflenet_v2_x0_5", "weights": str(SHAPES)},
@@ -51,6 +54,11 @@ TINY: dict[str, dict[str, Any]] = {
     "scst": {"epochs": 0, "device": "cpu"},
     "evaluate": {"beam": 2, "max_length": 12, "device": "cpu"},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: begun last, one would keep a single worker busy while the other waits."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def params(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
