@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.page.evaluation import COUNT_NAMES, SCORE_NAMES
 from pipeline.report import Inputs
-from pipeline.scoring.bleu import bleu_of_sums, with_totals
+from pipeline.scoring.bleu import COUNT_NAMES, bleu_of_sums, with_totals
+from pipeline.scoring.bootstrap import SCORE_NAMES
 from pipeline.scoring.metrics import bleu_counts
 from pipeline.scoring.variety import variety
 from pipeline.store.results import (

@@ -25,6 +25,10 @@ WORDS = "a man cat runs red ball on the grass in water two children play with sn
 FILES = ("metrics.json", "scores.csv", "captions.json", "references.json")
 
 
+# All that the gate can be asked for.
+BOTH = ("--fail-on", "tolerance", "--fail-on", "noise")
+
+
 class Runs:
     """Git, DVC's folder, and as many revisions as a test commits."""
 
@@ -139,3 +143,17 @@ class Runs:
         done = self.compare(*arguments, "--json")
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
+
+
+def history_of_runs(folder: Path) -> Runs:
+    """Tags: `base`; `good` and `bad`, plainly better and worse; `other`, as good by other words."""
+    made = Runs(folder)
+    made.write(made.captions(wrong=0.4))
+    made.commit("base")
+    made.write(made.captions(wrong=0.15), train={"cell": "gru"})
+    made.commit("good")
+    made.write(made.captions(wrong=0.7))
+    made.commit("bad")
+    made.write(made.captions(wrong=0.4, seed=1))
+    made.commit("other")
+    return made

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from tests.conftest import ROOT
+from tests.repository import Checkout
 from tests.runs import Runs
 
 WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
@@ -27,18 +28,22 @@ def run_script(name: str, repository: Path, *arguments: str) -> subprocess.Compl
     )
 
 
-class Checkout(Runs):
+class Project(Checkout):
     """A copy of the project with a history of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         listed = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
         names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         for name in names.splitlines():
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
-        self.git("init", "--quiet")
+        self.run("git", "init", "--quiet")
+
+    def tag(self, name: str) -> None:
+        self.commit()
+        self.run("git", "tag", name)
 
     def edit(self, name: str, old: str, new: str) -> None:
         text = (self.folder / name).read_text()
@@ -48,11 +53,11 @@ class Checkout(Runs):
 
 def test_the_demo_at_two_commits(tmp_path: Path) -> None:
     """The second one's captions break off after three words."""
-    checkout = Checkout(tmp_path / "checkout")
-    checkout.commit("whole")
-    checkout.edit("pipeline/demo/run.py", '"max_length": 16', '"max_length": 3')
-    checkout.commit("cut")
-    done = run_script("compare-demo", checkout.folder, "whole", "cut", str(tmp_path / "plots"))
+    project = Project(tmp_path / "checkout")
+    project.tag("whole")
+    project.edit("pipeline/demo/run.py", '"max_length": 16', '"max_length": 3')
+    project.tag("cut")
+    done = run_script("compare-demo", project.folder, "whole", "cut", str(tmp_path / "plots"))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "**Not acceptable:** bleu_4" in done.stdout
     assert "| evaluate.max\\_length | 16 | 3 |" in done.stdout
@@ -61,18 +66,18 @@ def test_the_demo_at_two_commits(tmp_path: Path) -> None:
     assert '"rev": "base"' in page
     assert '"rev": "head"' in page
     assert '<th scope="col">base</th>' in (tmp_path / "plots/report.html").read_text()
-    assert checkout.git("worktree", "list").count("\n") == 1
-    assert checkout.git("status", "--porcelain") == ""
+    assert project.run("git", "worktree", "list").count("\n") == 1
+    assert project.run("git", "status", "--porcelain") == ""
 
 
 def test_a_demo_that_does_not_run_is_no_pass(tmp_path: Path) -> None:
-    checkout = Checkout(tmp_path / "checkout")
-    (checkout.folder / "dvc.yaml").unlink()
-    checkout.commit("broken")
-    done = run_script("compare-demo", checkout.folder, "broken", "broken")
+    project = Project(tmp_path / "checkout")
+    (project.folder / "dvc.yaml").unlink()
+    project.tag("broken")
+    done = run_script("compare-demo", project.folder, "broken", "broken")
     assert done.returncode == 2
     assert "the demo fails at broken" in done.stdout
-    assert run_script("compare-demo", checkout.folder, "nowhere", "broken").returncode == 2
+    assert run_script("compare-demo", project.folder, "nowhere", "broken").returncode == 2
 
 
 def test_committed_results_that_are_better_worse_the_same_lacking_and_stale(tmp_path: Path) -> None:

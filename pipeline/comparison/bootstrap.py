@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.scoring.bleu import COUNT_NAMES, ORDERS
-from pipeline.scoring.bootstrap import corpus_scores, resample_counts
+from pipeline.scoring.bootstrap import MEAN_NAMES, corpus_scores, resample_counts
 
-MEANS = ("cider", "rouge_l")
-TESTED = ("bleu_4", *MEANS)
+TESTED = ("bleu_4", *MEAN_NAMES)
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def tested_scores(scores: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
         scores: rows of `reports/scores.csv`, (N, …).
         drawn: how often each picture is drawn, (R, N).
     """
-    counts, means = (scores[list(names)].to_numpy() for names in (COUNT_NAMES, MEANS))
+    counts, means = (scores[list(names)].to_numpy() for names in (COUNT_NAMES, MEAN_NAMES))
     return corpus_scores(counts, means, drawn)[:, ORDERS - 1 :]
 
 

@@ -181,19 +181,19 @@ def failures(
     lies below no change as a whole; where nothing can be tested, tolerance decides.
 
     Raises:
-        InputError: a metric that a rule names cannot be judged.
+        InputError: a metric that has a tolerance is missing on a side.
     """
-    found = []
+    if not rules:
+        return []
+    found, changes = [], {one.metric: one for one in comparison.changes}
     for metric, allowed in tolerance.items():
-        change = next((one for one in comparison.changes if one.metric == metric), None)
-        if rules and (change is None or change.change is None):
-            side = comparison.head if change is None or change.head is None else comparison.base
+        change = changes.get(metric) or Change(metric, None, None, None)
+        if change.change is None:
+            side = comparison.head if change.head is None else comparison.base
             raise InputError(
                 f"cannot compare: {metric} is missing in {side}, and compare.tolerance has a rule "
                 "for it; evaluate again, or take the rule out"
             )
-        if change is None:
-            continue
         by_noise = Rule.NOISE in rules and change.difference is not None
         by_tolerance = Rule.TOLERANCE in rules or (
             Rule.NOISE in rules and change.difference is None

@@ -17,13 +17,19 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from pipeline.comparison.bootstrap import MEANS, TESTED, tested_scores
+from pipeline.comparison.bootstrap import TESTED, tested_scores
+from pipeline.config import parse_yaml
 from pipeline.errors import InputError
 from pipeline.scoring.bleu import COUNT_NAMES
+from pipeline.scoring.bootstrap import MEAN_NAMES
 
 WORKSPACE = "workspace"
 STAGE = "evaluate"  # of dvc.lock, whose outs the reports are
 CLOSE = 0.01  # what rounding in the reports may come to, x100
+
+
+class AbsentError(InputError):
+    """A revision or folder does not have a file."""
 
 
 @dataclass(frozen=True)
@@ -50,39 +56,47 @@ def read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> R
     Raises:
         InputError: a report is absent, damaged, or not of the run that dvc.lock records.
     """
+    try:
+        results = _read_results(revision, reports, read)
+        _check_each_other(results, reports)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"the reports or dvc.lock of {revision} lack something that this version writes; run "
+            "evaluate again there ('dvc repro')"
+        ) from None
+    return results
+
+
+def _read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> Results:
     names = ("metrics.json", "scores.csv", "captions.json", "references.json")
     raw = {name: read(f"{reports}/{name}") for name in names}
-    lock, notes = _lock(read, revision), []
-    if lock is None:
-        notes.append(f"{revision}: no dvc.lock, so the params are those of params.yaml, unproven")
-        params = _flat(_parsed(yaml.safe_load, read("params.yaml"), "params.yaml", revision))
+    asked = _flat(_yaml(read("params.yaml"), "params.yaml", revision))
+    try:
+        lock = _yaml(read("dvc.lock"), "dvc.lock", revision)
+    except AbsentError:
+        params = asked
+        notes = [f"{revision}: no dvc.lock, so the params are those of params.yaml, unproven"]
     else:
-        params = _params_of(lock)
+        params, notes = _params_of(lock), []
         _check_digests(lock, {f"{reports}/{name}": raw[name] for name in names}, revision)
-        notes += _newer(params, read, revision)
+        if changed := [key for key, value in params.items() if asked.get(key) != value]:
+            keys = ", ".join(changed)
+            notes = [f"{revision}: params.yaml has changed since the run ({keys}): 'dvc repro'"]
     metrics, captions, references = (
         _parsed(json.loads, raw[name], f"{reports}/{name}", revision)
         for name in ("metrics.json", "captions.json", "references.json")
     )
-    try:
-        (about,) = metrics["about"]
-        results = Results(
-            revision,
-            _numbers(metrics, f"{reports}/metrics.json of {revision}"),
-            _terms(metrics, about, references),
-            params,
-            {one["image_id"]: str(one["caption"]) for one in captions},
-            references,
-            _scores(raw["scores.csv"], f"{reports}/scores.csv", revision),
-            tuple(notes),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(
-            f"the reports of {revision} lack something that this version writes; run evaluate "
-            "again there ('dvc repro')"
-        ) from None
-    _check_each_other(results, reports)
-    return results
+    (about,) = metrics["about"]
+    return Results(
+        revision,
+        _numbers(metrics, f"{reports}/metrics.json of {revision}"),
+        _terms(metrics, about, references),
+        params,
+        {one["image_id"]: str(one["caption"]) for one in captions},
+        references,
+        _scores(raw["scores.csv"], f"{reports}/scores.csv", revision),
+        tuple(notes),
+    )
 
 
 def at_revision(root: str, revision: str) -> Callable[[str], bytes]:
@@ -94,13 +108,17 @@ def at_revision(root: str, revision: str) -> Callable[[str], bytes]:
     """
     from dvc.api import DVCFileSystem  # late: it takes a second
     from dvc.repo import Repo
-    from dvc.scm import RevError, resolve_rev
+    from dvc.scm import NoSCM, RevError, resolve_rev
 
-    rev = None
-    if revision != WORKSPACE:
+    if revision == WORKSPACE:
+        return partial(_read, DVCFileSystem(root), revision)
+    with Repo(root) as repository:
+        if isinstance(repository.scm, NoSCM):
+            raise InputError(
+                f"{root} is not in git, so it has no '{revision}'; name folders: ./one ../other"
+            )
         try:
-            with Repo(root) as repository:
-                rev = resolve_rev(repository.scm, revision)
+            rev = resolve_rev(repository.scm, revision)
         except RevError:
             raise InputError(
                 f"there is no commit, branch, tag or experiment '{revision}' here; 'dvc exp show' "
@@ -116,7 +134,7 @@ def in_folder(folder: Path) -> Callable[[str], bytes]:
         try:
             return (folder / path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise InputError(
+            raise AbsentError(
                 f"{folder} has no {path}; name a folder in which a run ended"
             ) from None
 
@@ -129,17 +147,13 @@ def _read(files: Any, revision: str, path: str) -> bytes:
     try:
         return bytes(files.read_bytes(path))
     except (FileNotFoundError, DvcException):
-        raise InputError(
+        raise AbsentError(
             f"{revision} has no {path}; commit the reports and dvc.lock of a run there"
         ) from None
 
 
-def _lock(read: Callable[[str], bytes], revision: str) -> dict[str, Any] | None:
-    try:
-        content = read("dvc.lock")
-    except InputError:
-        return None
-    return dict(_parsed(yaml.safe_load, content, "dvc.lock", revision))
+def _yaml(content: bytes, path: str, revision: str) -> dict[str, Any]:
+    return dict(_parsed(lambda raw: parse_yaml(raw.decode()), content, path, revision))
 
 
 def _parsed(parse: Callable[[bytes], Any], content: bytes, path: str, revision: str) -> Any:
@@ -184,17 +198,6 @@ def _check_digests(lock: dict[str, Any], files: dict[str, bytes], revision: str)
             )
 
 
-def _newer(params: dict[str, Any], read: Callable[[str], bytes], revision: str) -> list[str]:
-    """A note if params.yaml asks for something else than was run."""
-    asked = _flat(_parsed(yaml.safe_load, read("params.yaml"), "params.yaml", revision))
-    changed = [key for key, value in params.items() if asked.get(key) != value]
-    if not changed:
-        return []
-    return [
-        f"{revision}: params.yaml has changed since the run ({', '.join(changed)}): 'dvc repro'"
-    ]
-
-
 def _numbers(metrics: dict[str, Any], where: str) -> dict[str, float]:
     numbers = {
         name: float(value)
@@ -227,7 +230,9 @@ def _scores(content: bytes, path: str, revision: str) -> pd.DataFrame:
         lambda raw: pd.read_csv(io.BytesIO(raw), dtype={"image_id": str}, keep_default_na=False),
         *(content, path, revision),
     )
-    lacking = [name for name in ("image_id", *COUNT_NAMES, *MEANS) if name not in table.columns]
+    lacking = [
+        name for name in ("image_id", *COUNT_NAMES, *MEAN_NAMES) if name not in table.columns
+    ]
     if lacking:
         raise InputError(
             f"{path} of {revision} has no column '{lacking[0]}': it was written by an earlier "

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from mpmath import betainc, findroot
+from mpmath import betainc
 
 from pipeline.comparison.bootstrap import Difference
 from pipeline.comparison.judge import Change, Comparison, params_that_differ, require_alike
@@ -23,7 +23,7 @@ def compare_groups(
         InputError: the runs were not measured alike.
     """
     require_alike([*base, *head])
-    names = [name for name in base[0].metrics if all(name in run.metrics for run in (*base, *head))]
+    names = dict.fromkeys(name for run in (*base, *head) for name in run.metrics)
     notes = [note for run in (*base, *head) for note in run.notes]
     if min(len(base), len(head)) < 2:
         notes.append("a side with one run has no scatter: no test across seeds")
@@ -44,12 +44,18 @@ def compare_groups(
 def _change(
     name: str, base: Sequence[Results], head: Sequence[Results], confidence: float
 ) -> Change:
-    before, after = ([run.metrics[name] for run in side] for side in (base, head))
-    means = statistics.fmean(before), statistics.fmean(after)
+    before, after = _values(name, base), _values(name, head)
+    mean_before, mean_after = (statistics.fmean(one) if one else None for one in (before, after))
     if min(len(before), len(after)) < 2:
-        return Change(name, *means, difference=None)
+        return Change(name, mean_before, mean_after, difference=None)
     spread = statistics.stdev(before), statistics.stdev(after)
-    return Change(name, *means, _welch(before, after, confidence), spread)
+    return Change(name, mean_before, mean_after, _welch(before, after, confidence), spread)
+
+
+def _values(name: str, runs: Sequence[Results]) -> list[float]:
+    """A metric of all runs; none where one lacks it: the mean of the rest is another group's."""
+    known = [run.metrics[name] for run in runs if name in run.metrics]
+    return known if len(known) == len(runs) else []
 
 
 def _welch(base: Sequence[float], head: Sequence[float], confidence: float) -> Difference:
@@ -74,9 +80,10 @@ def _outside(t: float, freedom: float) -> float:
 
 def _student_t(p: float, freedom: float) -> float:
     """The t beyond which, on either side, lies the probability `p` in all."""
-    within = 1.0
-    while _outside(within, freedom) > p:
-        within *= 2
-    return float(
-        findroot(lambda t: _outside(float(t), freedom) - p, (0, within), solver="anderson")
-    )
+    low, high = 0.0, 1.0
+    while _outside(high, freedom) > p:
+        low, high = high, 2 * high
+    for _ in range(60):  # halved down to the last bit of a float
+        middle = (low + high) / 2
+        low, high = (middle, high) if _outside(middle, freedom) > p else (low, middle)
+    return high

@@ -7,17 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.comparison.bootstrap import TESTED
 from pipeline.comparison.judge import ABSENT, NEUTRAL, Change, Comparison, Example
-
-NAMES = {
-    "bleu_1": "BLEU-1",
-    "bleu_2": "BLEU-2",
-    "bleu_3": "BLEU-3",
-    "bleu_4": "BLEU-4",
-    "cider": "CIDEr",
-    "rouge_l": "ROUGE-L",
-    "vocabulary_used": "vocabulary",
-}
+from pipeline.scoring.bootstrap import TITLES
 
 
 def as_text(comparison: Comparison, failed: Sequence[str], confidence: float) -> str:
@@ -72,11 +64,7 @@ def summary(comparison: Comparison) -> str:
 
 
 def _headline(changes: Sequence[Change], *verdicts: str) -> list[Change]:
-    return [
-        one
-        for one in changes
-        if one.verdict in verdicts and one.metric in ("bleu_4", "cider", "rouge_l")
-    ]
+    return [one for one in changes if one.verdict in verdicts and one.metric in TESTED]
 
 
 def _lines(
@@ -160,7 +148,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool)
 
 
 def _name(one: Change) -> str:
-    return NAMES.get(one.metric, _plain(one.metric))
+    return TITLES.get(one.metric, _plain(one.metric.replace("_", " ")))
 
 
 def _shown(value: Any) -> str:

@@ -80,9 +80,18 @@ def read(path: Path, config: type[AnyConfig]) -> AnyConfig:
     return cast(AnyConfig, by_group[config.group])
 
 
+def parse_yaml(text: str) -> Any:
+    """YAML with the floats of YAML 1.2, as DVC reads them: in PyYAML's 1.1 a plain `1e-4` is text.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, Loader=_Yaml12Loader)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; name the file with --params") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -132,7 +141,7 @@ def _keys(config: type[Config]) -> str:
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """YAML 1.2's floats, as DVC reads them: in PyYAML's 1.1 a plain `1e-4` is a string."""
+    """Safe, and with another idea of what a float is."""
 
 
 _Yaml12Loader.add_implicit_resolver(

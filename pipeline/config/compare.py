@@ -26,4 +26,5 @@ class CompareConfig(Config):
     resamples: Annotated[int, Field(ge=1000, le=1_000_000)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
-    tolerance: dict[MetricName, Annotated[float, Field(ge=0)]]
+    # A gate without any would pass everything.
+    tolerance: Annotated[dict[MetricName, Annotated[float, Field(ge=0)]], Field(min_length=1)]

@@ -9,15 +9,12 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.page.tables import number, read_rows
-from pipeline.scoring.bleu import COUNT_NAMES, ORDERS
-from pipeline.scoring.bootstrap import corpus_scores
+from pipeline.scoring.bleu import COUNT_NAMES
+from pipeline.scoring.bootstrap import MEAN_NAMES, SCORE_NAMES, corpus_scores
 from pipeline.store.files import read_json
 
 STAGE = "evaluate"
 AGAIN = f"run the stage '{STAGE}' again"
-BLEU_NAMES = [f"bleu_{n}" for n in range(1, ORDERS + 1)]
-MEAN_NAMES = ["cider", "rouge_l"]
-SCORE_NAMES = BLEU_NAMES + MEAN_NAMES  # in the order of `corpus_scores`
 VARIETY_NAMES = ["length", "distinct", "repeated", "dangling", "vocabulary_used"]
 NEAR = 0.01  # x100: the reports are rounded to four decimals
 

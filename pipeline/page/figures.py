@@ -1,6 +1,6 @@
 """Which charts the page has, and the tables below them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -187,9 +187,9 @@ def _figure(chart: Chart, draw: Callable[[Chart], Markup], is_lines: bool) -> Fi
     return Figure(chart, draw(chart), header, rows, is_lines)
 
 
-def _full(columns: object) -> list[list[float]]:
+def _full(columns: Iterable[Column]) -> list[list[float]]:
     """Columns that have no empty cell, which `read_numbers` has made sure of."""
-    return [[one for one in column if one is not None] for column in columns]  # type: ignore[attr-defined]
+    return [[one for one in column if one is not None] for column in columns]
 
 
 def _epochs(column: Column, path: Path, stage: str) -> list[float]:
@@ -201,5 +201,5 @@ def _epochs(column: Column, path: Path, stage: str) -> list[float]:
 
 def _best(epochs: Sequence[float], scores: Column) -> float:
     """The epoch with the highest score; of equals, the first, as the stages keep it."""
-    pairs = zip(scores, epochs, strict=True)
-    return max(((score or 0.0, -epoch) for score, epoch in pairs))[1] * -1
+    (known,) = _full([scores])
+    return epochs[known.index(max(known))]

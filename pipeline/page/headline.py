@@ -5,14 +5,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.page.evaluation import SCORE_NAMES, Evaluation
-from pipeline.scoring.bootstrap import score_intervals
+from pipeline.page.evaluation import Evaluation
+from pipeline.scoring.bootstrap import SCORE_NAMES, TITLES, score_intervals
 
-TITLES = {
-    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
-    "cider": "CIDEr",
-    "rouge_l": "ROUGE-L",
-}
 LARGE = ("cider", "bleu_4", "rouge_l")  # as big numbers; all are in the table
 WIDTH, EDGE = 300.0, 6.0
 
@@ -35,10 +30,8 @@ def scores_of(evaluation: Evaluation, resamples: int, seed: int) -> list[Score]:
     intervals = score_intervals(evaluation.counts, evaluation.means, resamples, seed)
     scores = []
     for name, (low, high) in zip(SCORE_NAMES, intervals, strict=True):
-        value, marks = (
-            evaluation.scores[name],
-            {one.name: one.scores[name] for one in evaluation.yardsticks},
-        )
+        value = evaluation.scores[name]
+        marks = {one.name: one.scores[name] for one in evaluation.yardsticks}
         scores.append(
             Score(
                 *(name, TITLES[name], value, low, high),

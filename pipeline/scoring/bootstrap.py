@@ -15,6 +15,14 @@ import numpy as np
 from pipeline.scoring.bleu import ORDERS, bleu_of_sums, with_totals
 from pipeline.store.results import DECIMALS
 
+BLEU_NAMES = tuple(f"bleu_{n}" for n in range(1, ORDERS + 1))
+MEAN_NAMES = ("cider", "rouge_l")
+SCORE_NAMES = BLEU_NAMES + MEAN_NAMES  # in the order of `corpus_scores`
+TITLES = {
+    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, ORDERS + 1)},
+    "cider": "CIDEr",
+    "rouge_l": "ROUGE-L",
+}
 CELLS = 1 << 20  # of the resamples that are held at a time: 8 MiB
 
 
