@@ -12,7 +12,7 @@ test: $(VENV)/installed  ## style, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BENCH='--images pictures.zip'
 	$(BIN)/python -m benchmarks $(BENCH)
