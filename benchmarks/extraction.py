@@ -23,8 +23,8 @@ from pipeline.cnn.prepare import decode
 from pipeline.cnn.trunk import build_trunk, pool
 from pipeline.config.extract import ExtractConfig
 from pipeline.extract import auto_batch, auto_workers, features_of, make_recipe
-from pipeline.store.features import create_features
 from pipeline.store.pictures import PictureArchive
+from pipeline.store.rows import create_features
 from pipeline.store.weights import Backbone
 
 PICTURES = {"resnet50": 96, "mobilenet_v2": 384}  # a round: some seconds of work
@@ -40,6 +40,7 @@ CONFIG = ExtractConfig(
     workers="auto",
     device="auto",
     precision="auto",
+    checkpoint_seconds=60,
 )
 
 
@@ -199,10 +200,8 @@ def _rows(
 
         def ours() -> int:
             with create_features(Path(scratch, "f.h5"), ids, shape, "float16", recipe) as out:
-                row = 0
                 for features in features_of(images, ids, cnn, batch, workers):
-                    out.write(row, features.half().numpy())
-                    row += len(features)
+                    out.append(features.half().numpy())
             return len(ids)
 
         contenders = {

@@ -1,5 +1,6 @@
 """Training: tokens a second, beside a bare loop and the loops of the usual tutorials."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,9 @@ from pipeline.model.build import build_decoder
 from pipeline.model.features import PictureFeatures
 from pipeline.model.fit import Fit, batches_of, caption_loss
 from pipeline.model.split import Split
-from pipeline.store.features import create_features, read_features
+from pipeline.store.features import read_features
 from pipeline.store.recipe import FeatureRecipe, Preprocessing, View
+from pipeline.store.rows import create_features
 from pipeline.store.vocabulary import SPECIAL, Vocabulary
 from pipeline.train import decoder_config
 
@@ -52,8 +54,8 @@ def made_up_split(path: Path, layer: str, device: torch.device) -> Split:
     ids = [f"{number:06d}" for number in range(count)]
     rng = np.random.default_rng(0)
     with create_features(path, ids, shape, "float16", recipe) as rows:
-        for number in range(count):
-            rows.write(number, rng.random((1, *shape), dtype=np.float32))
+        for _ in range(count):
+            rows.append(rng.random((1, *shape), dtype=np.float32))
     references, vocabulary = made_up_references(count)
     features = PictureFeatures(read_features(path), ids, device)
     return Split(features, references, encode(references, vocabulary))
@@ -116,10 +118,10 @@ def _fit(data: Split, config: TrainConfig, precision: torch.dtype) -> Fit:
 
 
 def ours(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[], int]:
-    fit = _fit(data, config, precision)
+    fit, numbers = _fit(data, config, precision), itertools.count(1)
 
     def epoch() -> int:
-        fit.epoch(data, number=1)
+        fit.epoch(data, next(numbers))
         return _tokens(data)
 
     return epoch

@@ -48,13 +48,13 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
             raise InputError(f"{text}: no caption of {image_id!r} has any words")
     digest = split_digest(split_of)
     origin = "hash, not official" if archive.splits is None else "lists"
-    write_table(table, rows)
     write_summary(
         summary,
         Summary(
             split="official" if digest == OFFICIAL else origin,
             split_digest=digest,
             tokenizer=TOKENIZER,
+            table_digest=write_table(table, rows),
             pictures={name: list(split_of.values()).count(name) for name in SPLIT_NAMES},
             captions=len(rows),
             empty_captions=empty,

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ def one_line_errors() -> Iterator[None]:
     Anything else is a defect of ours and keeps its traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # What schedulers send before they kill: a run may end as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except InputError as error:
@@ -56,6 +59,8 @@ def one_line_errors() -> Iterator[None]:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
             fail("the GPU is out of memory; lower batch_size (scst: pictures) in params.yaml")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail(line: str, code: int = 1) -> None:

@@ -20,6 +20,7 @@ from pipeline.scoring.metrics import SCALE, bleu_counts, cider, each_bleu_4, hea
 from pipeline.scoring.variety import variety
 from pipeline.scoring.yardsticks import best_constant, human_scores
 from pipeline.store.features import read_features
+from pipeline.store.model import require_same_split
 from pipeline.store.results import (
     score_table,
     write_captions,
@@ -60,7 +61,9 @@ def evaluate(
     trained = read_models(models, device)
     decoder = speaker(trained, cache.recipe, where=str(features))
     about = read_summary(summary)
-    everything = read_table(table)
+    for path, model in zip(models, trained, strict=True):
+        require_same_split(model, about.split_digest, where=str(path))
+    everything = read_table(table, about)
     split = captions_of(everything, config.split)
 
     made = caption_features(

@@ -25,9 +25,10 @@ from pipeline.config.extract import ExtractConfig
 from pipeline.device import choose_device, fast_precisions, make_repeatable
 from pipeline.errors import InputError
 from pipeline.progress import bar
-from pipeline.store.features import create_features
+from pipeline.store.checkpoint import Checkpoint, run_fingerprint
 from pipeline.store.pictures import PictureArchive
 from pipeline.store.recipe import FeatureRecipe, Preprocessing, View
+from pipeline.store.rows import resume_features
 from pipeline.store.weights import Backbone, read_backbones
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ PROBED = 64  # pictures that tell which precision will do
 
 def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> None:
     """Write the features of every picture in the archive `images` to `out`.
+
+    A run that was killed goes on where it stood, and ends with the same bytes.
 
     Raises:
         InputError: a picture or the weights cannot be used, or a feature is not finite.
@@ -56,22 +59,25 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     shape = cnn.feature_shape
     workers = auto_workers(device) if config.workers == "auto" else config.workers
 
-    began = time.monotonic()
-    with (
-        create_features(out, ids, shape, config.dtype, recipe) as rows,
-        bar(label="extract", total=len(ids), unit="picture") as progress,
-    ):
-        row = 0
-        for features in features_of(images, ids, cnn, batch, workers):
-            stored = features.to(getattr(torch, config.dtype))
-            _check_finite(stored, ids[row : row + len(stored)], config)
-            rows.write(row, stored.numpy())
-            row += len(stored)
-            progress.update(len(stored))
+    # In another precision, or of other batches, a feature may differ in its last bits.
+    fingerprint = run_fingerprint(
+        [config.model_dump(), str(cnn.precision), batch], [images, weights], device.type
+    )
+    checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
+    with resume_features(out, ids, shape, config.dtype, recipe, checkpoint) as rows:
+        began, left = time.monotonic(), ids[rows.done :]
+        with bar(label="extract", total=len(ids), unit="picture", initial=rows.done) as progress:
+            for features in features_of(images, left, cnn, batch, workers):
+                stored = features.to(getattr(torch, config.dtype))
+                _check_finite(stored, ids[rows.done :], config)
+                rows.append(stored.numpy())
+                progress.update(len(stored))
+                if checkpoint.due:
+                    rows.save(checkpoint)
     seconds = time.monotonic() - began
     log.info(
         "%d pictures in %.0f s, %.1f a second: %s, %s on %s",
-        *(len(ids), seconds, len(ids) / seconds, recipe.label, cnn.precision, device),
+        *(len(left), seconds, len(left) / seconds, recipe.label, cnn.precision, device),
     )
 
 

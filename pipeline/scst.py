@@ -6,7 +6,7 @@ With `epochs: 0` the trained model passes through unchanged.
 import logging
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +22,10 @@ from pipeline.model.split import load_split
 from pipeline.store.checkpoint import Checkpoint, run_fingerprint
 from pipeline.store.features import read_features
 from pipeline.store.files import atomic
-from pipeline.store.model import Model, read_model, write_model
+from pipeline.store.model import read_model, require_same_split, write_model
 from pipeline.store.recipe import require_same_recipe
 from pipeline.store.results import write_history
-from pipeline.store.table import read_table
+from pipeline.store.table import read_summary, read_table
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,13 @@ class Epoch:
 
 
 def scst(
-    trained: Path, features: Path, table: Path, out: Path, history: Path, config: ScstConfig
+    trained: Path,
+    features: Path,
+    table: Path,
+    summary: Path,
+    out: Path,
+    history: Path,
+    config: ScstConfig,
 ) -> None:
     """Write the best epoch's model to `out` and a row an epoch to `history`.
 
@@ -56,11 +62,13 @@ def scst(
     make_repeatable(config.seed)
     model, cache = read_model(trained, device, made_by="train"), read_features(features)
     require_same_recipe(cache.recipe, model.recipe, where=str(features))
+    about = read_summary(summary)
+    require_same_split(model, about.split_digest, where=str(trained))
     fingerprint = run_fingerprint(
         config.model_dump(), [trained, features, table], device=device.type
     )
     checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
-    captions = read_table(table)
+    captions = read_table(table, about)
     validate = load_split(cache, captions, "dev", model.vocabulary, device)
     saved = checkpoint.load() if config.epochs else None
     if saved:
@@ -89,13 +97,14 @@ def scst(
         log.info("going on after epoch %d of an interrupted run", len(rows) - 1)
     while not ended(rows, config):
         number, began = len(rows), time.monotonic()
-        learnt = reinforce.epoch(number, lambda: save() if checkpoint.due else None)
+        with checkpoint.steps(save) as after_step:
+            learnt = reinforce.epoch(number, after_step)
         took = time.monotonic() - began
         scores = greedy_scores(reinforce.learnt, validate, model.vocabulary)
         rows.append(Epoch(number, learnt.reward, learnt.cross_entropy, *scores))
         best = best_epoch(rows)
         if best == number:
-            write_model(out, Model(reinforce.learnt, model.vocabulary, cache.recipe))
+            write_model(out, replace(model, decoder=reinforce.learnt))
             checkpoint.keep_best(out)
         save()
         write_history(history, rows)
@@ -125,12 +134,13 @@ def main(
     trained: Annotated[Path, typer.Option(help="The trained model.")],
     features: Annotated[Path, typer.Option(help="The cached features.")],
     table: Annotated[Path, typer.Option(help="The captions table.")],
+    summary: Annotated[Path, typer.Option(help="The table's summary.")],
     out: Annotated[Path, typer.Option(help="Where to write the model (safetensors).")],
     history: Annotated[Path, typer.Option(help="Where to write the history (CSV).")],
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Let the decoder learn from its own captions' scores."""
-    scst(trained, features, table, out, history, read(params, ScstConfig))
+    scst(trained, features, table, summary, out, history, read(params, ScstConfig))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pipeline.store.checkpoint import Checkpoint, run_fingerprint
 from pipeline.store.features import read_features
 from pipeline.store.model import Model, write_model
 from pipeline.store.results import write_history
-from pipeline.store.table import read_table
+from pipeline.store.table import read_summary, read_table
 from pipeline.store.vocabulary import read_vocabulary
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,13 @@ class Epoch:
 
 
 def train(
-    features: Path, table: Path, vocabulary: Path, out: Path, history: Path, config: TrainConfig
+    features: Path,
+    table: Path,
+    summary: Path,
+    vocabulary: Path,
+    out: Path,
+    history: Path,
+    config: TrainConfig,
 ) -> None:
     """Write the best epoch's model to `out` and a row an epoch to `history`.
 
@@ -57,14 +63,15 @@ def train(
     device = choose_device(config.device)
     precision = training_precision(config.precision, device)
     make_repeatable(config.seed)
-    words, cache = read_vocabulary(vocabulary), read_features(features)
+    about, cache = read_summary(summary), read_features(features)
+    words = read_vocabulary(vocabulary, about.table_digest)
     if cache.recipe.layer != config.layer:
         raise InputError(
             f"{cache.path} holds {cache.recipe.layer} features, and the decoder {config.decoder} "
             f"takes {config.layer} ones; set extract.layer: {config.layer}, or another "
             "train.decoder"
         )
-    captions = read_table(table)
+    captions = read_table(table, about)
     learn, validate = (
         load_split(cache, captions, name, words, device) for name in ("train", "dev")
     )
@@ -94,14 +101,15 @@ def train(
     while not ended(rows, config):
         number = len(rows) + 1
         began, learning_rate = time.monotonic(), fit.first_learning_rate(number)
-        train_loss = fit.epoch(learn, number, lambda: save() if checkpoint.due else None)
+        with checkpoint.steps(save) as after_step:
+            train_loss = fit.epoch(learn, number, after_step)
         trained = time.monotonic()
         val_loss = fit.loss(validate)
         bleu_4, cider_mean = greedy_scores(fit.learnt, validate, words)
         rows.append(Epoch(number, learning_rate, train_loss, val_loss, bleu_4, cider_mean))
         best = best_epoch(rows, config)
         if best == number:
-            write_model(out, Model(fit.learnt, words, cache.recipe))
+            write_model(out, Model(fit.learnt, words, cache.recipe, about.split_digest))
             checkpoint.keep_best(out)
         save()
         write_history(history, rows)
@@ -152,13 +160,14 @@ def best_epoch(rows: list[Epoch], config: TrainConfig) -> int:
 def main(
     features: Annotated[Path, typer.Option(help="The cached features.")],
     table: Annotated[Path, typer.Option(help="The captions table.")],
+    summary: Annotated[Path, typer.Option(help="The table's summary.")],
     vocabulary: Annotated[Path, typer.Option(help="The vocabulary.")],
     out: Annotated[Path, typer.Option(help="Where to write the model (safetensors).")],
     history: Annotated[Path, typer.Option(help="Where to write the history (CSV).")],
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Train the decoder on the cached features."""
-    train(features, table, vocabulary, out, history, read(params, TrainConfig))
+    train(features, table, summary, vocabulary, out, history, read(params, TrainConfig))
 
 
 if __name__ == "__main__":

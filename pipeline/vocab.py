@@ -10,23 +10,24 @@ from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.vocab import VocabConfig
 from pipeline.errors import InputError
-from pipeline.store.table import captions_of, read_table
+from pipeline.store.table import captions_of, read_summary, read_table
 from pipeline.store.vocabulary import SPECIAL, build_vocabulary, write_vocabulary
 
 log = logging.getLogger(__name__)
 
 
-def make_vocabulary(table: Path, out: Path, config: VocabConfig) -> None:
+def make_vocabulary(table: Path, summary: Path, out: Path, config: VocabConfig) -> None:
     """Write the vocabulary of the training captions to `out`.
 
     Raises:
         InputError: the table cannot be used, or no word is frequent enough.
     """
-    captions = captions_of(read_table(table), "train").captions
+    about = read_summary(summary)
+    captions = captions_of(read_table(table, about), "train").captions
     vocabulary = build_vocabulary(captions, config.min_count)
     if len(vocabulary) == len(SPECIAL):
         raise InputError(f"no word is seen {config.min_count} times; lower vocab.min_count")
-    write_vocabulary(out, vocabulary, config.min_count)
+    write_vocabulary(out, vocabulary, config.min_count, about.table_digest)
     unknown = sum(token not in vocabulary.ids for caption in captions for token in caption)
     share = 100 * unknown / sum(len(caption) for caption in captions)
     log.info("%d words; %.1f %% of the training tokens are <unk>", len(vocabulary), share)
@@ -34,11 +35,12 @@ def make_vocabulary(table: Path, out: Path, config: VocabConfig) -> None:
 
 def main(
     table: Annotated[Path, typer.Option(help="The captions table.")],
+    summary: Annotated[Path, typer.Option(help="The table's summary.")],
     out: Annotated[Path, typer.Option(help="Where to write the vocabulary (JSON).")],
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Choose the vocabulary from the training captions."""
-    make_vocabulary(table, out, read(params, VocabConfig))
+    make_vocabulary(table, summary, out, read(params, VocabConfig))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """A small real data set and its artifacts, made once by the stages themselves."""
 
+import hashlib
 import io
 import logging
 import subprocess
 import sys
 import zipfile
 from contextlib import chdir, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pipeline.demo.archives import write_archives
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.scst import scst
+from pipeline.store.table import read_summary, write_summary
 from pipeline.train import train
 from pipeline.vocab import make_vocabulary
 
@@ -171,6 +173,14 @@ class Artifacts:
     def params(self) -> Path:
         return self.folder / "params.yaml"
 
+    def with_table(self, folder: Path, text: str) -> tuple[Path, Path]:
+        """Another captions table, and a summary that vouches for it."""
+        table, summary = folder / "captions.csv", folder / "captions.json"
+        table.write_text(text, encoding="utf-8")
+        digest = hashlib.sha256(table.read_bytes()).hexdigest()[:16]
+        write_summary(summary, replace(read_summary(self.summary), table_digest=digest))
+        return table, summary
+
     def evaluate(self, config: EvaluateConfig, out: Path, **other: Path) -> None:
         """Evaluate into the folder `out`; `other` replaces inputs."""
         inputs = {
@@ -200,13 +210,15 @@ def tiny(world: Artifacts) -> Artifacts:
     make_captions(world.text, world.table, world.summary, read(world.params, CaptionsConfig))
     make_backbone(world.backbone, read(world.params, BackboneConfig))
     extract(world.images, world.backbone, world.features, read(world.params, ExtractConfig))
-    make_vocabulary(world.table, world.vocabulary, read(world.params, VocabConfig))
+    make_vocabulary(world.table, world.summary, world.vocabulary, read(world.params, VocabConfig))
     train(
-        *(world.features, world.table, world.vocabulary, world.trained, world.history),
+        *(world.features, world.table, world.summary, world.vocabulary),
+        *(world.trained, world.history),
         read(world.params, TrainConfig),
     )
     scst(
-        *(world.trained, world.features, world.table, world.model, world.reports / "scst.csv"),
+        *(world.trained, world.features, world.table, world.summary),
+        *(world.model, world.reports / "scst.csv"),
         read(world.params, ScstConfig),
     )
     world.evaluate(read(world.params, EvaluateConfig), world.reports)

@@ -26,7 +26,7 @@ LISTS = {
 def table_of(folder: Path, tokens: str) -> pd.DataFrame:
     text = make_zip(folder / "text.zip", {"Flickr8k.token.txt": tokens, **LISTS})
     make_captions(text, folder / "captions.csv", folder / "captions.json", SHARES)
-    return read_table(folder / "captions.csv")
+    return read_table(folder / "captions.csv", read_summary(folder / "captions.json"))
 
 
 def test_a_row_a_caption_with_its_split_and_tokens(tmp_path: Path) -> None:
@@ -95,12 +95,13 @@ def test_flickr8ks_own_lists_are_known_as_the_official_split(tmp_path: Path) -> 
     summary = read_summary(tmp_path / "captions.json")
     assert summary.split == "official"
     assert summary.pictures == {"train": 6000, "dev": 1000, "test": 1000}
-    assert len(captions_of(read_table(tmp_path / "captions.csv"), "test").references) == 1000
+    assert (
+        len(captions_of(read_table(tmp_path / "captions.csv", summary), "test").references) == 1000
+    )
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "image_id,split,caption,tokens\nx,none,A,a\n"])
-def test_a_bad_table_is_said(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "captions.csv"
-    path.write_text(text)
+def test_a_bad_table_is_said(tiny: Artifacts, tmp_path: Path, text: str) -> None:
+    table, summary = tiny.with_table(tmp_path, text)
     with pytest.raises(InputError, match=r"captions\.csv .*'captions'"):
-        read_table(path)
+        read_table(table, read_summary(summary))

@@ -13,8 +13,9 @@ from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.demo.naming import named_right
 from pipeline.demo.run import PARAMS
-from pipeline.store.features import create_features, read_features
-from pipeline.store.table import captions_of, read_table
+from pipeline.store.features import read_features
+from pipeline.store.rows import create_features
+from pipeline.store.table import captions_of, read_summary, read_table
 from tests.conftest import ROOT, Artifacts, showtell
 
 
@@ -37,7 +38,7 @@ def git_status() -> str:
 
 def test_captions_name_the_right_shapes_and_colours(finished: tuple[Artifacts, str]) -> None:
     made, _ = finished
-    references = captions_of(read_table(made.table), "test").by_picture
+    references = captions_of(read_table(made.table, read_summary(made.summary)), "test").by_picture
     captions = json.loads((made.reports / "captions.json").read_text())
     right = [named_right(c["caption"].split(), references[c["image_id"]][0]) for c in captions]
     assert len(right) == 200
@@ -62,7 +63,7 @@ def test_with_the_features_of_other_pictures_they_fall_to_it(
     order = np.random.default_rng(0).permutation(len(cache.ids))
     shape = cache.array.shape[1:]
     with create_features(shuffled, cache.ids, shape, "float16", cache.recipe) as rows:
-        rows.write(0, cache.array[order])
+        rows.append(cache.array[order])
     made.evaluate(read(made.params, EvaluateConfig), tmp_path, features=shuffled)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["bleu_4"] < 1.3 * constant_bleu_4(metrics)

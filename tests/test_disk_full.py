@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.features import create_features, read_features
+from pipeline.store.features import read_features
+from pipeline.store.rows import create_features
 from tests.conftest import Artifacts, one_line, showtell, write_params
 
 
@@ -42,7 +43,7 @@ def test_training_keeps_an_older_model(small_disk: Path, tiny: Artifacts) -> Non
     out.write_text("older")
     result = showtell(
         *("train", "--features", tiny.features, "--table", tiny.table),
-        *("--vocabulary", tiny.vocabulary, "--out", out),
+        *("--summary", tiny.summary, "--vocabulary", tiny.vocabulary, "--out", out),
         *("--history", small_disk / "history.csv", "--params", tiny.params),
     )
     assert "no space left on the disk" in one_line(result)
@@ -56,7 +57,7 @@ def test_extraction_that_ends_later(small_disk: Path, tiny: Artifacts) -> None:
     with create_features(path, cache.ids, (256,), "float16", cache.recipe) as rows:
         (small_disk / "other").write_bytes(bytes(40_000))
         with pytest.raises(OSError, match="No space left") as error:
-            rows.write(0, cache.array[:, :256])
+            rows.append(cache.array[:, :256])
     assert error.value.errno == errno.ENOSPC
 
 

@@ -17,7 +17,13 @@ from pipeline.extract import extract
 from pipeline.model.build import DECODERS
 from pipeline.model.ensemble import Ensemble, features_for
 from pipeline.model.search import Search, beam_search
-from pipeline.store.vocabulary import START
+from pipeline.store.table import read_summary
+from pipeline.store.vocabulary import (
+    START,
+    Vocabulary,
+    read_vocabulary,
+    write_vocabulary,
+)
 from pipeline.train import train
 from tests.conftest import Artifacts, command, one_line, write_params
 from tests.test_decoder import GRID, decoder
@@ -59,15 +65,18 @@ def several(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     made = {name: folder / name for name in ("grid.h5", "attention", "params.yaml")}
     extract(tiny.images, tiny.backbone, made["grid.h5"], read(params, ExtractConfig))
     train(
-        *(made["grid.h5"], tiny.table, tiny.vocabulary, made["attention"], folder / "h.csv"),
+        *(made["grid.h5"], tiny.table, tiny.summary, tiny.vocabulary),
+        *(made["attention"], folder / "h.csv"),
         read(params, TrainConfig),
     )
-    words = json.loads(tiny.vocabulary.read_text())
-    words["words"] = [*words["words"][:4], *words["words"][:3:-1]]
-    (folder / "vocabulary.json").write_text(json.dumps(words))
+    digest = read_summary(tiny.summary).table_digest
+    words = read_vocabulary(tiny.vocabulary, digest).words
+    turned = Vocabulary((*words[:4], *words[:3:-1]))
+    write_vocabulary(folder / "vocabulary.json", turned, 1, digest)
     made["other"] = folder / "other"
     train(
-        *(made["grid.h5"], tiny.table, folder / "vocabulary.json", made["other"], folder / "h.csv"),
+        *(made["grid.h5"], tiny.table, tiny.summary, folder / "vocabulary.json"),
+        *(made["other"], folder / "h.csv"),
         read(params, TrainConfig),
     )
     return made

@@ -12,9 +12,11 @@ from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.errors import InputError
 from pipeline.scoring.bleu import bleu_of_sums, with_totals
-from pipeline.store.features import create_features, read_features
+from pipeline.store.features import read_features
 from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.results import score_table
+from pipeline.store.rows import create_features
+from pipeline.store.table import read_summary, write_summary
 from tests.conftest import Artifacts, command, one_line, write_params
 
 
@@ -111,7 +113,7 @@ def of_view(recipe: FeatureRecipe, **changes: Any) -> FeatureRecipe:
 def other_features(tiny: Artifacts, path: Path, recipe: FeatureRecipe) -> Path:
     cache = read_features(tiny.features)
     with create_features(path, cache.ids, cache.array.shape[1:], "float16", recipe) as rows:
-        rows.write(0, cache.array)
+        rows.append(cache.array)
     return path
 
 
@@ -177,6 +179,6 @@ def test_a_truncated_model_is_one_line_and_older_results_stay(
 
 def test_a_summary_of_another_tokeniser_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
     summary = tmp_path / "captions.json"
-    summary.write_text(tiny.summary.read_text().replace("ptb-lower", "spaces"))
+    write_summary(summary, replace(read_summary(tiny.summary), tokenizer="spaces-1"))
     with pytest.raises(InputError, match="made with the tokeniser spaces"):
         tiny.evaluate(config(tmp_path), tmp_path, summary=summary)

@@ -19,7 +19,7 @@ from pipeline.config.extract import ExtractConfig
 from pipeline.errors import InputError
 from pipeline.extract import extract, make_recipe
 from pipeline.model.features import PictureFeatures
-from pipeline.store.features import read_features
+from pipeline.store.features import checksums_of, read_features
 from pipeline.store.pictures import PictureArchive
 from pipeline.store.weights import Backbone, read_backbones, write_backbones
 from tests.conftest import Artifacts, command, make_zip, one_line, write_params
@@ -221,11 +221,19 @@ def test_a_rotten_cache_is_said(tiny: Artifacts, tmp_path: Path) -> None:
             read_features(path)
 
 
-def test_rows_that_are_missing_or_not_finite_are_said(tiny: Artifacts, tmp_path: Path) -> None:
+def test_rows_that_are_missing_changed_or_not_finite_are_said(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
     path = tmp_path / "features.h5"
     path.write_bytes(tiny.features.read_bytes())
     with h5py.File(path, "r+") as file:
         file["features"][3, 5] = np.nan
+    cache = read_features(path)
+    with pytest.raises(InputError, match=r"damaged: the features of '000003_.*' are not what was"):
+        PictureFeatures(cache, cache.ids, CPU)
+    PictureFeatures(cache, cache.ids[4:], CPU)
+    with h5py.File(path, "r+") as file:  # by someone who knows the format
+        file["checksums"][3] = checksums_of(file["features"][3:4])[0]
     cache = read_features(path)
     with pytest.raises(InputError, match="not finite"):
         PictureFeatures(cache, cache.ids, CPU)

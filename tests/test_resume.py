@@ -1,7 +1,6 @@
 """A training that was killed goes on where it stood and ends with the same bytes."""
 
 import logging
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +14,11 @@ import pytest
 from pipeline.config import read
 from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
+from pipeline.config.vocab import VocabConfig
 from pipeline.scst import scst
 from pipeline.store.checkpoint import Checkpoint
 from pipeline.train import train
+from pipeline.vocab import make_vocabulary
 from tests.conftest import ROOT, Artifacts, write_params
 
 Run = Callable[[], None]
@@ -32,7 +33,7 @@ def training(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
     keys = {"epochs": 3, "checkpoint_seconds": 0.0, **changes}
     config = read(write_params(folder / "params.yaml", train=keys), TrainConfig)
     outs = tuple(folder / name for name in OUTS)
-    paths = (tiny.features, tiny.table, tiny.vocabulary, *outs)
+    paths = (tiny.features, tiny.table, tiny.summary, tiny.vocabulary, *outs)
     return lambda: train(*paths, config)
 
 
@@ -40,7 +41,8 @@ def self_critical(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
     keys = {"epochs": 3, "pictures": 8, "checkpoint_seconds": 0.0, **changes}
     config = read(write_params(folder / "params.yaml", scst=keys), ScstConfig)
     outs = tuple(folder / name for name in OUTS)
-    return lambda: scst(tiny.trained, tiny.features, tiny.table, *outs, config)
+    inputs = (tiny.trained, tiny.features, tiny.table, tiny.summary)
+    return lambda: scst(*inputs, *outs, config)
 
 
 def killed_at(save: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,21 +119,24 @@ def test_it_starts_afresh_and_says_so_where_anything_differs(
     what: str,
 ) -> None:
     caplog.set_level(logging.INFO)
-    table = tmp_path / "captions.csv"
-    shutil.copyfile(tiny.table, table)
+    inputs = (tiny.features, tiny.table, tiny.summary, tiny.vocabulary)
     config = read(
         write_params(tmp_path / "params.yaml", train={"checkpoint_seconds": 0.0}), TrainConfig
     )
     outs = [tmp_path / name for name in OUTS]
-    killed_at(5, lambda: train(tiny.features, table, tiny.vocabulary, *outs, config), monkeypatch)
+    killed_at(5, lambda: train(*inputs, *outs, config), monkeypatch)
     if what == "params":
         config = config.model_copy(update={"seed": 1})
     elif what == "inputs":
-        table.write_text(table.read_text().replace(" circle", " ball"))
+        text = tiny.table.read_text().replace(",train,A ", ",train,One ")
+        captions = tiny.with_table(tmp_path, text)
+        vocabulary = tmp_path / "vocabulary.json"
+        make_vocabulary(*captions, vocabulary, read(tiny.params, VocabConfig))
+        inputs = (tiny.features, *captions, vocabulary)
     else:
         state = tmp_path / ".model.safetensors.resume/state.safetensors"
         state.write_bytes(state.read_bytes()[:-7])
-    train(tiny.features, table, tiny.vocabulary, *outs, config)
+    train(*inputs, *outs, config)
     assert "starting afresh" in caplog.text
     assert "going on" not in caplog.text
 
@@ -156,7 +161,8 @@ def test_a_real_kill(tiny: Artifacts, tmp_path: Path) -> None:
     )
     command = [
         *(sys.executable, "-m", "pipeline.train", "--features", tiny.features),
-        *("--table", tiny.table, "--vocabulary", tiny.vocabulary, "--params", params),
+        *("--table", tiny.table, "--summary", tiny.summary, "--vocabulary", tiny.vocabulary),
+        *("--params", params),
         *("--out", tmp_path / OUTS[0], "--history", tmp_path / OUTS[1]),
     ]
     state = tmp_path / ".model.safetensors.resume/state.safetensors"

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 def run(tiny: Artifacts, folder: Path, **changes: Any) -> tuple[Path, pd.DataFrame]:
     config = read(write_params(folder / "params.yaml", train=changes), TrainConfig)
     model, history = folder / "model.safetensors", folder / "history.csv"
-    train(tiny.features, tiny.table, tiny.vocabulary, model, history, config)
+    train(tiny.features, tiny.table, tiny.summary, tiny.vocabulary, model, history, config)
     return model, pd.read_csv(history)
 
 
@@ -89,7 +89,7 @@ def test_grid_features_are_refused_by_a_decoder_of_vectors(
 ) -> None:
     with pytest.raises(InputError, match=r"set extract\.layer: pooled"):
         train(
-            *(grid, tiny.table, tiny.vocabulary),
+            *(grid, tiny.table, tiny.summary, tiny.vocabulary),
             *(tmp_path / "m", tmp_path / "h"),
             read(tiny.params, TrainConfig),
         )
@@ -108,7 +108,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_older_model(
     model.write_text("older")
     with pytest.raises(InputError, match=r"stopped being a number in epoch 1, .*learning_rate"):
         train(
-            *(tiny.features, tiny.table, tiny.vocabulary, model, tmp_path / "history.csv"),
+            *(
+                tiny.features,
+                tiny.table,
+                tiny.summary,
+                tiny.vocabulary,
+                model,
+                tmp_path / "history.csv",
+            ),
             read(tiny.params, TrainConfig),
         )
     assert model.read_text() == "older"
@@ -137,7 +144,7 @@ def test_every_attention_decoder_learns_from_grids_and_captions_in_a_fresh_proce
         train={"decoder": name, "epochs": 4, "dropout": 0.0, "word_dropout": 0.1, "ema": 0.5},
     )
     model, history = tmp_path / "model.safetensors", tmp_path / "history.csv"
-    arguments = (grid, tiny.table, tiny.vocabulary, model, history)
+    arguments = (grid, tiny.table, tiny.summary, tiny.vocabulary, model, history)
     train(*arguments, read(params, TrainConfig))
     rows = pd.read_csv(history)
     assert rows["train_loss"].iloc[-1] < 0.95 * rows["train_loss"].iloc[0]

@@ -153,7 +153,7 @@ def test_photos_are_seen_as_the_cache_was_made(
     extract(tiny.images, two_cnns, cache, read(params, ExtractConfig))
     assert read_features(cache).array.shape[-1] == 2 * (1024 + 512)
     train(
-        *(cache, tiny.table, tiny.vocabulary, model, tmp_path / "h.csv"),
+        *(cache, tiny.table, tiny.summary, tiny.vocabulary, model, tmp_path / "h.csv"),
         read(params, TrainConfig),
     )
     out = tmp_path / "reports"
@@ -180,7 +180,7 @@ def test_one_cnn_too_few_is_said(tiny: Artifacts, two_cnns: Path, tmp_path: Path
     cache, model = tmp_path / "f.h5", tmp_path / "model.safetensors"
     extract(tiny.images, two_cnns, cache, read(params, ExtractConfig))
     train(
-        *(cache, tiny.table, tiny.vocabulary, model, tmp_path / "h.csv"),
+        *(cache, tiny.table, tiny.summary, tiny.vocabulary, model, tmp_path / "h.csv"),
         read(params, TrainConfig),
     )
     photo = tmp_path / "photo.png"

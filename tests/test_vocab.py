@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.config.vocab import VocabConfig
 from pipeline.errors import InputError
-from pipeline.store.table import write_table
+from pipeline.scoring.tokens import TOKENIZER
+from pipeline.store.files import write_sealed
+from pipeline.store.table import Summary, read_summary, write_summary, write_table
 from pipeline.store.vocabulary import END, PAD, SPECIAL, START, UNK, read_vocabulary
 from pipeline.vocab import make_vocabulary
 
@@ -19,10 +22,11 @@ def made(folder: Path, min_count: int) -> list[str]:
         ("b.jpg", "dev", "", ["x", "x", "x", "b"]),
         ("c.jpg", "test", "", ["y", "y", "y", "b"]),
     ]
-    write_table(folder / "captions.csv", rows)
-    make_vocabulary(
-        folder / "captions.csv", folder / "vocabulary.json", VocabConfig(min_count=min_count)
-    )
+    table, summary, out = (folder / f for f in ("captions.csv", "captions.json", "vocabulary.json"))
+    counts = {"train": 1, "dev": 1, "test": 1}
+    about = Summary("lists", "", TOKENIZER, write_table(table, rows), counts, len(rows), 0)
+    write_summary(summary, about)
+    make_vocabulary(table, summary, out, VocabConfig(min_count=min_count))
     return json.loads((folder / "vocabulary.json").read_text())["words"]
 
 
@@ -33,7 +37,8 @@ def test_frequent_words_first_ties_by_the_alphabet(tmp_path: Path) -> None:
 
 def test_words_of_dev_and_test_are_unknown(tmp_path: Path) -> None:
     made(tmp_path, 1)
-    vocabulary = read_vocabulary(tmp_path / "vocabulary.json")
+    digest = read_summary(tmp_path / "captions.json").table_digest
+    vocabulary = read_vocabulary(tmp_path / "vocabulary.json", digest)
     assert vocabulary.encode(["a", "x", "y"]) == [4, UNK, UNK]
     assert vocabulary.decode([PAD, START, END, UNK]) == list(SPECIAL)
 
@@ -43,19 +48,23 @@ def test_too_high_a_count_is_said(tmp_path: Path) -> None:
         made(tmp_path, 9)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{",
-        "[]",
-        '{"words": 3}',
-        '{"words": ["a"]}',
-        json.dumps({"words": [*SPECIAL, "a", "a"]}),
-    ],
-)
-def test_a_bad_vocabulary_is_said(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"words": 3}'])
+def test_no_vocabulary_is_said(tmp_path: Path, content: str) -> None:
     path = tmp_path / "vocabulary.json"
     path.write_text(content)
     with pytest.raises(InputError, match=r"vocabulary\.json.*'vocab'"):
-        read_vocabulary(path)
+        read_vocabulary(path, "")
+
+
+@pytest.mark.parametrize("words", [None, 3, ["a"], [*SPECIAL, "a", "a"], [*SPECIAL, 5]], ids=str)
+def test_words_that_are_no_vocabulary_are_said(tmp_path: Path, words: Any) -> None:
+    path = tmp_path / "vocabulary.json"
+    write_sealed(path, {"words": words})
+    with pytest.raises(InputError, match=r"vocabulary\.json.*'vocab'"):
+        read_vocabulary(path, "")
+
+
+def test_the_vocabulary_of_other_captions_is_said(tmp_path: Path) -> None:
+    made(tmp_path, 1)
+    with pytest.raises(InputError, match=r"vocabulary of another captions table.*'vocab'"):
+        read_vocabulary(tmp_path / "vocabulary.json", "0" * 16)

@@ -21,3 +21,4 @@ class ExtractConfig(Config):
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "float32", "float16", "bfloat16"]
+    checkpoint_seconds: Annotated[float, Field(ge=0)]

@@ -22,7 +22,7 @@ from pipeline.scoring.tokens import tokenize
 from pipeline.store.files import file_digest
 from pipeline.store.pictures import PictureArchive, decode_picture
 from pipeline.store.results import score_table
-from pipeline.store.table import captions_of, read_table
+from pipeline.store.table import captions_of, read_summary, read_table
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,8 @@ def show(workspace: Path) -> None:
     """Scores beside the yardsticks, some captions, and where to look next."""
     metrics = json.loads((workspace / "reports/metrics.json").read_text())
     made = json.loads((workspace / "reports/captions.json").read_text())
-    references = captions_of(read_table(workspace / "data/captions.csv"), "test").by_picture
+    about = read_summary(workspace / "data/captions.json")
+    references = captions_of(read_table(workspace / "data/captions.csv", about), "test").by_picture
     right = sum(
         named_right(tokenize(one["caption"]), references[one["image_id"]][0]) for one in made
     )

@@ -23,7 +23,7 @@ class PictureFeatures:
     def __init__(self, cache: Features, ids: Sequence[str], device: torch.device) -> None:
         """
         Raises:
-            InputError: a picture is not in the cache, or its features are not finite.
+            InputError: a picture is not in the cache, or its features are damaged or not finite.
         """
         self._rows = cache.rows_of(ids)  # (N,), in the file
         self._array, self.device = cache.array, device
@@ -31,7 +31,7 @@ class PictureFeatures:
         self._held: Tensor | None = None
         self.mean, self.std = self._look_through(cache)
         if len(self.shape) == 1 or self._fits():
-            self._held = torch.from_numpy(self._array[self._rows]).to(device)
+            self._held = torch.from_numpy(cache.checked(self._rows)).to(device)
             if len(self.shape) == 1:
                 self._held = self._held.float()
 
@@ -54,12 +54,12 @@ class PictureFeatures:
         return 2 * size < torch.cuda.mem_get_info(self.device)[0]
 
     def _look_through(self, cache: Features) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (D,) over pictures and cells, float32; all is finite."""
+        """Mean and standard deviation (D,) over pictures and cells, float32; all is checked."""
         total, squares = torch.zeros(2, self.shape[-1], dtype=torch.float64)
         count = 0
         pictures = max(1, CHUNK // int(np.prod(self.shape)))
         for begin in range(0, len(self), pictures):
-            part = torch.from_numpy(self._array[self._rows[begin : begin + pictures]])
+            part = torch.from_numpy(cache.checked(self._rows[begin : begin + pictures]))
             part = part.double().flatten(0, -2)  # (P * cells, D)
             total, squares = total + part.sum(dim=0), squares + part.square().sum(dim=0)
             count += len(part)

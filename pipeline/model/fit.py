@@ -56,10 +56,10 @@ class Fit:
         )
         self._average = Average(decoder, config.ema)
         self._shuffle = torch.Generator().manual_seed(config.seed)
-        self._order = self._shuffle.get_state()  # as this epoch found it
-        self._begin_epoch()
+        self._begin_epoch(0)
 
-    def _begin_epoch(self) -> None:
+    def _begin_epoch(self, number: int) -> None:
+        self._number, self._order = number, self._shuffle.get_state()
         self._batches, self._tokens, self._total = 0, 0, torch.zeros((), dtype=torch.float64)
 
     @property
@@ -93,15 +93,17 @@ class Fit:
         """One pass over the captions, or the rest of one; the mean loss per word, in nats.
 
         Args:
+            number: of the epoch; the one that `load` is in the middle of is gone on with.
             after_step: called after every step, when `save` is whole.
 
         Raises:
             InputError: the loss is no number any more.
         """
         config, decoder = self.config, self.decoder.train()
-        if self._batches:  # the same order as before the interruption
+        if number == self._number:  # the same order as before the interruption
             self._shuffle.set_state(self._order)
-        self._order = self._shuffle.get_state()
+        else:
+            self._begin_epoch(number)
         cut = batches_of(split, config, self._shuffle, device=_device(decoder))
         rest = islice(cut, self._batches, None)
         label, behind = f"epoch {number}", self._batches
@@ -125,25 +127,30 @@ class Fit:
             self._total = self._total.to(loss.device) + loss.detach() * batch.tokens
             self._tokens += batch.tokens
             self._batches += 1
+            if loss.device.type == "cpu" or self._batches % 50 == 0:  # a GPU would be waited for
+                self._require_number()
             after_step()
-        mean = float(self._total) / self._tokens
-        self._begin_epoch()
-        if not math.isfinite(mean):
+        self._require_number()
+        return float(self._total) / self._tokens
+
+    def _require_number(self) -> None:
+        if not math.isfinite(float(self._total)):
             raise InputError(
-                f"the loss stopped being a number in epoch {number}, at a learning rate of "
-                f"{self.learning_rate:.2g}; lower train.learning_rate or train.clip_norm"
+                f"the loss stopped being a number in epoch {self._number}, by step {self._batches} "
+                f"of {self.steps}, at a learning rate of {self.learning_rate:.2g}; "
+                "lower train.learning_rate or train.clip_norm"
             )
-        return mean
 
     def save(self) -> Saved:
         """All that the next step depends on."""
+        self._require_number()  # else there is nothing to go on with
         tensors, header = save_optimizer(self.optimizer)
         tensors |= save_module("decoder", self.decoder)
         tensors |= self._average.save() | save_chance(_device(self.decoder))
         # An epoch's order hangs on the generator as the epoch found it.
-        order = self._order if self._batches else self._shuffle.get_state()
-        tensors |= {"order": order, "total": self._total}
-        header |= {"schedule": self.schedule.state_dict()}
+        tensors |= {"order": self._order, "shuffle": self._shuffle.get_state()}
+        tensors |= {"total": self._total}
+        header |= {"schedule": self.schedule.state_dict(), "epoch": self._number}
         return tensors, header | {"batches": self._batches, "tokens": self._tokens}
 
     def load(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -153,8 +160,9 @@ class Fit:
         self.schedule.load_state_dict(header["schedule"])
         load_optimizer(self.optimizer, tensors, header)
         self._order, self._total = tensors["order"], tensors["total"]
-        self._shuffle.set_state(self._order)
-        self._batches, self._tokens = header["batches"], header["tokens"]
+        self._shuffle.set_state(tensors["shuffle"])
+        self._number, self._batches = header["epoch"], header["batches"]
+        self._tokens = header["tokens"]
         load_chance(tensors, _device(self.decoder))
 
     @torch.inference_mode()

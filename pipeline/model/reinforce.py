@@ -60,9 +60,7 @@ class Reinforce:
         device = decoder.feature_mean.device
         self._order = torch.Generator().manual_seed(config.seed)
         self._draw = torch.Generator(device).manual_seed(config.seed)
-        self._begin_epoch()
-
-    def _begin_epoch(self) -> None:
+        self._number = 0
         self._groups: list[Tensor] = []  # the pictures of this epoch's steps to come
         self._steps, self._rewards, self._losses = 0, 0.0, 0.0
 
@@ -75,6 +73,7 @@ class Reinforce:
         """Every picture once, or those that are left.
 
         Args:
+            number: of the epoch; the one that `load` is in the middle of is gone on with.
             after_step: called after every step, when `save` is whole.
 
         Raises:
@@ -82,9 +81,10 @@ class Reinforce:
         """
         config = self.config
         self.decoder.train()
-        if self._steps == 0:
+        if number != self._number:
             pictures = torch.randperm(len(self.split.features), generator=self._order)
-            self._groups = list(pictures.split(config.pictures))
+            self._number, self._groups = number, list(pictures.split(config.pictures))
+            self._steps, self._rewards, self._losses = 0, 0.0, 0.0
         with bar(
             label=f"epoch {number}",
             total=self._steps + len(self._groups),
@@ -92,18 +92,15 @@ class Reinforce:
             initial=self._steps,
         ) as progress:
             while self._groups:
-                self._step(self._groups.pop(0), number)
+                self._step(self._groups.pop(0))
                 progress.update()
                 after_step()
-        steps = self._steps
-        learnt = Learnt(
-            reward=100 * self._rewards / steps,
-            cross_entropy=self._losses / steps if config.cross_entropy else None,
+        return Learnt(
+            reward=100 * self._rewards / self._steps,
+            cross_entropy=self._losses / self._steps if config.cross_entropy else None,
         )
-        self._begin_epoch()
-        return learnt
 
-    def _step(self, group: Tensor, number: int) -> None:
+    def _step(self, group: Tensor) -> None:
         """Captions of these pictures (P,) are drawn, scored and learned from."""
         config, split = self.config, self.split
         sampling = Sampling(config.temperature, max_length=MAX_LENGTH)
@@ -127,7 +124,8 @@ class Reinforce:
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
         if not math.isfinite(float(norm)):  # before the weights are lost to it
             raise InputError(
-                f"the loss stopped being a number in epoch {number}; lower scst.learning_rate"
+                f"the loss stopped being a number in epoch {self._number}, step {self._steps + 1}, "
+                f"at a learning rate of {config.learning_rate:.2g}; lower scst.learning_rate"
             )
         self.optimizer.step()
         self._average.update()
@@ -140,8 +138,9 @@ class Reinforce:
         tensors |= save_chance(self.decoder.feature_mean.device)
         tensors |= {"order": self._order.get_state(), "draw": self._draw.get_state()}
         left = torch.cat([torch.zeros(0, dtype=torch.int64), *self._groups])
-        done = {"steps": self._steps, "rewards": self._rewards, "losses": self._losses}
-        return tensors | {"left": left}, header | done
+        header |= {"epoch": self._number, "steps": self._steps}
+        header |= {"rewards": self._rewards, "losses": self._losses}
+        return tensors | {"left": left}, header
 
     def load(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Be where `save` was called."""
@@ -152,9 +151,8 @@ class Reinforce:
         self._draw.set_state(tensors["draw"])
         left = tensors["left"]
         self._groups = list(left.split(self.config.pictures)) if len(left) else []
-        self._steps, self._rewards, self._losses = (
-            header[key] for key in ("steps", "rewards", "losses")
-        )
+        self._number, self._steps = header["epoch"], header["steps"]
+        self._rewards, self._losses = header["rewards"], header["losses"]
         load_chance(tensors, self.decoder.feature_mean.device)
 
     def rewards(self, pictures: Tensor, drawn: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Where a long training stands, on disk, so that a killed one goes on from there.
+"""Where a long stage stands, on disk, so that a killed one goes on from there.
 
-A hidden folder beside the model, no output of DVC: what lies there is taken up only by a run with
+A hidden folder beside its output, no output of DVC: what lies there is taken up only by a run with
 the same params, inputs, code and versions, and is gone once the run has ended.
 """
 
@@ -8,8 +8,11 @@ import hashlib
 import json
 import logging
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ class Checkpoint:
     def __init__(self, out: Path, fingerprint: str, seconds: float) -> None:
         """
         Args:
-            out: where the stage writes its model; the folder is `.NAME.resume` beside it.
+            out: where the stage writes its output; the folder is `.NAME.resume` beside it.
             fingerprint: of all that the run's result depends on.
             seconds: how much work may be lost at most; 0 saves after every step.
         """
@@ -68,6 +71,31 @@ class Checkpoint:
         write_tensors(self._state, tensors, {**header, "fingerprint": self._fingerprint})
         self._saved = time.monotonic()
 
+    @contextmanager
+    def steps(self, save: Callable[[], None]) -> Iterator[Callable[[], None]]:
+        """Gives what is to be called after every step: it saves when that is due.
+
+        Ctrl-C and SIGTERM wait for the end of a step, for only then is there anything whole to
+        save, and end the run there. After the last step all is saved as well.
+        """
+        asked = False
+
+        def ask(*_: Any) -> None:
+            nonlocal asked
+            asked = True
+
+        def after_step() -> None:
+            if asked or self.due:
+                save()
+            if asked:
+                raise KeyboardInterrupt
+
+        with _handling(ask, signal.SIGINT, signal.SIGTERM):
+            yield after_step
+        save()
+        if asked:
+            raise KeyboardInterrupt
+
     def keep_best(self, model: Path) -> None:
         """A copy of the best model: DVC takes a stage's outputs away before it runs again."""
         with atomic(self.best) as scratch:
@@ -83,7 +111,21 @@ class Checkpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def run_fingerprint(params: Mapping[str, Any], inputs: Sequence[Path], device: str) -> str:
+@contextmanager
+def _handling(handler: Callable[..., None], *signals: signal.Signals) -> Iterator[None]:
+    """With this handler of these signals; only a process's main thread can have any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {one: signal.signal(one, handler) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handled in before.items():
+            signal.signal(one, handled)
+
+
+def run_fingerprint(params: Any, inputs: Sequence[Path], device: str) -> str:
     """Of params, the inputs' bytes, the project's code, torch, and the kind of device."""
     digest = hashlib.sha256(json.dumps([params, device, torch.__version__]).encode())
     for path in inputs:

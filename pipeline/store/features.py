@@ -1,30 +1,29 @@
 """The feature cache: one HDF5 file that describes itself.
 
-`ids` are the picture ids, sorted; row i of `features` belongs to `ids[i]`. The layout (default
-library version, no timestamps, one preallocated contiguous dataset) gives the same bytes for the
-same values, in whatever order the rows were written, and can be memory-mapped: any number of
-readers, shuffled reads, no handle to share, no lock.
+`ids` are the picture ids, sorted; row i of `features` belongs to `ids[i]`, and `checksums[i]` is
+its CRC-32: a row that has rotted on the disk is noticed when it is read. The layout (default
+library version, no timestamps, preallocated contiguous datasets) gives the same bytes for the same
+values, in whatever order they were written, and can be memory-mapped: any number of readers,
+shuffled reads, no handle to share, no lock.
 """
 
-import errno
+import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.store.files import atomic
 from pipeline.store.recipe import FeatureRecipe
 
-FORMAT = "showtell features 2"
+FORMAT = "showtell features 3"
+CHECKSUM = "<u4"
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Features:
     ids: list[str]
     recipe: FeatureRecipe
     array: NDArray[Any]  # (N, D) pooled or (N, H, W, D) grid, mapped, not loaded
+    checksums: NDArray[np.uint32]  # (N,), of the rows
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows of these pictures in `array`, in this order.
@@ -51,52 +51,74 @@ class Features:
             )
         return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
 
+    def checked(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The features (n, …) of these rows, read.
 
-class RowWriter:
-    """Writes rows of a cache that is being made, in any order."""
+        Raises:
+            InputError: they are not what was written.
+        """
+        read = np.ascontiguousarray(self.array[rows])
+        wrong = (checksums_of(read) != self.checksums[rows]).nonzero()[0]
+        if len(wrong):
+            image_id = self.ids[int(rows[wrong[0]])]
+            raise InputError(
+                f"{self.path} is damaged: the features of {image_id!r} are not what was written; "
+                "run the stage 'extract' again"
+            )
+        return read
 
-    def __init__(self, file: BinaryIO, offset: int, dtype: str) -> None:
-        self._file, self._offset, self._dtype = file, offset, dtype
 
-    def write(self, first: int, rows: NDArray[Any]) -> None:
-        """Write `rows` (n, …) to the rows from `first` on."""
-        content = np.ascontiguousarray(rows, dtype=self._dtype)
-        self._file.seek(self._offset + first * content[0].nbytes)
-        self._file.write(content.data)
+@dataclass(frozen=True)
+class Layout:
+    """Where in the file a cache's rows and their checksums belong, in bytes."""
+
+    rows: int
+    row_size: int
+    checksums: int
 
 
-@contextmanager
-def create_features(
+def lay_out(
     path: Path, ids: Sequence[str], shape: Sequence[int], dtype: str, recipe: FeatureRecipe
-) -> Iterator[RowWriter]:
-    """Write rows of shape `shape`; the file appears at `path` when all is done.
-
-    HDF5 lays the file out, and the rows go straight to where it says: the HDF5 library does not
-    survive a disk that fills up, plain writes do.
+) -> Layout:
+    """Write a cache whose rows, of shape `shape`, and their checksums are yet to come.
 
     Args:
         ids: sorted, distinct; one a row.
         dtype: `float16` or `float32`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = len(ids) * int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if shutil.disk_usage(path.parent).free < size:  # say so now, rather than after an hour
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    with atomic(path) as scratch:
-        with h5py.File(scratch, "w") as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["recipe"] = json.dumps(recipe.to_json(), ensure_ascii=False)
-            names = np.array([image_id.encode() for image_id in ids])
-            file.create_dataset("ids", data=names, track_times=False)
-            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            dataset = file.create_dataset(
-                "features", (len(ids), *shape), dtype, dcpl=layout, track_times=False
-            )
-            offset = dataset.id.get_offset()
-        with scratch.open("r+b") as rows:
-            yield RowWriter(rows, offset, dtype)
+    written = json.dumps(recipe.to_json(), ensure_ascii=False)
+    names = [image_id.encode() for image_id in ids]
+    with h5py.File(path, "w") as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["recipe"] = written
+        file.attrs["digest"] = _digest(written, names)
+        file.create_dataset("ids", data=np.array(names), track_times=False)
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+
+        def space(name: str, of: tuple[int, ...], kind: str) -> int:
+            dataset = file.create_dataset(name, of, kind, dcpl=layout, track_times=False)
+            return int(dataset.id.get_offset())
+
+        checksums = space("checksums", (len(ids),), CHECKSUM)
+        rows = space("features", (len(ids), *shape), dtype)
+    return Layout(rows, row_size(shape, dtype), checksums)
+
+
+def row_size(shape: Sequence[int], dtype: str) -> int:
+    """Of one picture's features, in bytes."""
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
+
+
+def checksums_of(rows: NDArray[Any]) -> NDArray[np.uint32]:
+    """CRC-32 of the bytes of each row (n, …)."""
+    return np.array([zlib.crc32(np.ascontiguousarray(row).data) for row in rows], dtype=CHECKSUM)
+
+
+def _digest(recipe: str, ids: Sequence[bytes]) -> str:
+    """Of what describes the rows."""
+    return hashlib.sha256(b"\n".join([recipe.encode(), *ids])).hexdigest()[:16]
 
 
 def read_features(path: Path) -> Features:
@@ -114,7 +136,10 @@ def read_features(path: Path) -> Features:
             if file.attrs.get("format") != FORMAT:
                 raise InputError(f"{path} is no feature cache of this version; run 'extract' again")
             recipe = FeatureRecipe.from_json(json.loads(file.attrs["recipe"]), where=str(path))
-            ids = [name.decode() for name in file["ids"][:]]
+            names = list(file["ids"][:])
+            described = file.attrs["digest"] == _digest(file.attrs["recipe"], names)
+            ids = [name.decode() for name in names]
+            checksums = file["checksums"][:]
             dataset = file["features"]
             shape, dtype, offset = dataset.shape, dataset.dtype, dataset.id.get_offset()
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -122,8 +147,14 @@ def read_features(path: Path) -> Features:
             f"{path} is damaged or no feature cache ({error}); run the stage 'extract' again"
         ) from None
     size = int(np.prod(shape)) * dtype.itemsize
-    ordered = len(ids) == shape[0] and ids == sorted(set(ids)) and dtype.kind == "f"
-    if not ordered or offset is None or path.stat().st_size < offset + size:
+    ordered = len(ids) == len(checksums) == shape[0] and ids == sorted(set(ids))
+    if (
+        not described
+        or not ordered
+        or dtype.kind != "f"
+        or offset is None
+        or path.stat().st_size < offset + size
+    ):
         raise InputError(f"{path} is damaged: its rows and ids do not match; run 'extract' again")
     array = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
-    return Features(path, ids, recipe, array)
+    return Features(path, ids, recipe, array, checksums)

@@ -41,6 +41,30 @@ def write_json(path: Path, content: Any) -> None:
         scratch.write_text(text + "\n", encoding="utf-8")
 
 
+def json_digest(content: Any) -> str:
+    """A fingerprint of JSON's content, however it is laid out; 16 hexadecimal digits."""
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with a digest of itself, by which `read_sealed` knows it."""
+    write_json(path, {**content, "digest": json_digest(content)})
+
+
+def read_sealed(path: Path, made_by: str) -> dict[str, Any]:
+    """
+    Raises:
+        InputError: the file is absent, no JSON object, or not what was written.
+    """
+    content = read_json(path, made_by)
+    if not isinstance(content, dict) or "digest" not in content:
+        raise InputError(f"{path} was not written by this version's '{made_by}'; run it again")
+    if content.pop("digest") != json_digest(content):
+        raise InputError(f"{path} is damaged: it is not what was written; run '{made_by}' again")
+    return content
+
+
 def read_json(path: Path, made_by: str) -> Any:
     """Read JSON, naming the stage that makes it where it cannot be read.
 

@@ -13,16 +13,17 @@ from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.tensors import read_tensors, write_tensors
 from pipeline.store.vocabulary import Vocabulary, check_words
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder, its words, and how the features that it learned from were made."""
+    """A decoder, its words, and what it learned from."""
 
     decoder: Decoder
     vocabulary: Vocabulary
     recipe: FeatureRecipe
+    split_digest: str  # of the split that it learned from
 
 
 def write_model(path: Path, model: Model) -> None:
@@ -31,6 +32,7 @@ def write_model(path: Path, model: Model) -> None:
         "tokenizer": TOKENIZER,
         "decoder": model.decoder.config.to_json(),
         "features": model.recipe.to_json(),
+        "split_digest": model.split_digest,
         "vocabulary": list(model.vocabulary.words),
     }
     write_tensors(path, model.decoder.state_dict(), header)
@@ -60,4 +62,16 @@ def read_model(path: Path, device: torch.device, made_by: str = "scst") -> Model
         raise InputError(
             f"{path}: its weights do not fit its description ({error}); run '{made_by}' again"
         ) from None
-    return Model(decoder.to(device).eval(), vocabulary, recipe)
+    return Model(decoder.to(device).eval(), vocabulary, recipe, str(header.get("split_digest")))
+
+
+def require_same_split(model: Model, split_digest: str, where: str) -> None:
+    """
+    Raises:
+        InputError: the model learned from another split, perhaps from the pictures of this test.
+    """
+    if model.split_digest != split_digest:
+        raise InputError(
+            f"{where} learned from another split of the pictures than that of the captions table; "
+            "train it again on this one"
+        )

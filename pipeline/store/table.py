@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.errors import InputError
 from pipeline.scoring.tokens import TOKENIZER
-from pipeline.store.files import atomic, read_json, write_json
+from pipeline.store.files import atomic, read_sealed, write_sealed
 
 COLUMNS = ["image_id", "split", "caption", "tokens"]
 SPLIT_NAMES = ("train", "dev", "test")
@@ -46,6 +47,7 @@ class Summary:
     split: str  # official; lists (the text archive's own); hash, not official (made from the ids)
     split_digest: str
     tokenizer: str
+    table_digest: str  # of the table's bytes
     pictures: dict[str, int]
     captions: int
     empty_captions: int
@@ -57,26 +59,34 @@ def split_digest(split_of: dict[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def write_table(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> None:
-    """Write rows of (picture id, split, raw caption, tokens)."""
+def write_table(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> str:
+    """Write rows of (picture id, split, raw caption, tokens); the digest of what is written."""
     table = pd.DataFrame(
         [(image_id, split, caption, " ".join(tokens)) for image_id, split, caption, tokens in rows],
         columns=COLUMNS,
     )
     with atomic(path) as scratch:
         table.to_csv(scratch, index=False, lineterminator="\n")
+        return _digest(scratch.read_bytes())
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, about: Summary) -> pd.DataFrame:
     """
+    Args:
+        about: the summary that was written with it.
+
     Raises:
-        InputError: the file is absent or no captions table.
+        InputError: the file is absent, not what was written, or no captions table.
     """
     try:
-        # No value means 'missing' here: a caption may well be the word 'null'.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; the stage 'captions' makes it") from None
+    if _digest(content) != about.table_digest:
+        raise InputError(f"{path} is not the table that its summary is of; run 'captions' again")
+    try:
+        # No value means 'missing' here: a caption may well be the word 'null'.
+        table = pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False, na_filter=False)
     except (ValueError, pd.errors.ParserError) as error:
         raise InputError(f"{path} is no captions table ({error}); run 'captions' again") from None
     if list(table.columns) != COLUMNS:
@@ -86,6 +96,10 @@ def read_table(path: Path) -> pd.DataFrame:
         where = f"line {wrong.index[0] + 2}" if len(wrong) else "it is empty"
         raise InputError(f"{path} is no captions table ({where}); run 'captions' again")
     return table
+
+
+def _digest(table: bytes) -> str:
+    return hashlib.sha256(table).hexdigest()[:16]
 
 
 def captions_of(table: pd.DataFrame, split: str) -> Captions:
@@ -100,15 +114,15 @@ def captions_of(table: pd.DataFrame, split: str) -> Captions:
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    write_json(path, asdict(summary))
+    write_sealed(path, asdict(summary))
 
 
 def read_summary(path: Path) -> Summary:
     """
     Raises:
-        InputError: the file is absent, no summary, or of another tokeniser than this code's.
+        InputError: the file is absent, damaged, or of another tokeniser than this code's.
     """
-    content = read_json(path, made_by="captions")
+    content = read_sealed(path, made_by="captions")
     try:
         summary = Summary(**content)
     except TypeError:

@@ -11,16 +11,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.store.files import atomic
+from pipeline.store.files import atomic, json_digest
 
 # One key only: with several, safetensors writes them in a random order.
 HEADER = "showtell"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write tensors (moved to the CPU) and a header."""
-    text = json.dumps(header, ensure_ascii=False, allow_nan=False)
+    """Write tensors (moved to the CPU), a header and a digest of it all."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    sealed = {**header, "digest": _digest(whole, header)}
+    text = json.dumps(sealed, ensure_ascii=False, allow_nan=False)
     with atomic(path) as scratch:
         # save_file would leave the file readable by its owner alone.
         scratch.write_bytes(save(whole, metadata={HEADER: text}))
@@ -30,8 +31,8 @@ def read_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
     """Read what `write_tensors` wrote.
 
     Raises:
-        InputError: the file is absent, truncated, or not of this project, or holds a number that
-            is not finite.
+        InputError: the file is absent, damaged, or not of this project, or holds a number that is
+            not finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -43,12 +44,18 @@ def read_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
         raise InputError(
             f"{path} is damaged or no safetensors file ({error}); run '{made_by}' again"
         ) from None
-    if not isinstance(header, dict):
-        raise InputError(f"{path} was not written by the stage '{made_by}'; run it again")
+    if not isinstance(header, dict) or "digest" not in header:
+        raise InputError(f"{path} was not written by this version's '{made_by}'; run it again")
+    if header.pop("digest") != _digest(tensors, header):
+        raise InputError(f"{path} is damaged: it is not what was written; run '{made_by}' again")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds numbers that are not finite; run '{made_by}'")
     return tensors, header
+
+
+def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    return json_digest([header, tensors_digest(tensors)])
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:

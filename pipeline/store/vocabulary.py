@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.store.files import read_json, write_json
+from pipeline.store.files import read_sealed, write_sealed
 
 PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -44,18 +44,24 @@ def build_vocabulary(captions: Iterable[Sequence[str]], min_count: int) -> Vocab
     return Vocabulary((*SPECIAL, *kept))
 
 
-def write_vocabulary(path: Path, vocabulary: Vocabulary, min_count: int) -> None:
-    write_json(path, {"min_count": min_count, "words": list(vocabulary.words)})
+def write_vocabulary(path: Path, vocabulary: Vocabulary, min_count: int, table_digest: str) -> None:
+    content = {"min_count": min_count, "table_digest": table_digest}
+    write_sealed(path, {**content, "words": list(vocabulary.words)})
 
 
-def read_vocabulary(path: Path) -> Vocabulary:
+def read_vocabulary(path: Path, table_digest: str) -> Vocabulary:
     """
+    Args:
+        table_digest: of the captions that are to be said with it.
+
     Raises:
-        InputError: the file is absent, no JSON, or no vocabulary.
+        InputError: the file is absent, damaged, no vocabulary, or that of other captions.
     """
-    content = read_json(path, made_by="vocab")
-    words = content.get("words") if isinstance(content, dict) else None
-    return check_words(words, where=str(path))
+    content = read_sealed(path, made_by="vocab")
+    vocabulary = check_words(content.get("words"), where=str(path))
+    if content.get("table_digest") != table_digest:
+        raise InputError(f"{path} is the vocabulary of another captions table; run 'vocab' again")
+    return vocabulary
 
 
 def check_words(words: Any, where: str) -> Vocabulary:

@@ -1,0 +1,150 @@
+"""A feature cache while it is made: rows are appended, and an interrupted one is gone on with.
+
+HDF5 lays the file out, and the rows go straight to where it says: the HDF5 library does not survive
+a disk that fills up, plain writes do.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import FileIO
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.store.checkpoint import Checkpoint
+from pipeline.store.features import CHECKSUM, Layout, checksums_of, lay_out, row_size
+from pipeline.store.files import atomic
+from pipeline.store.recipe import FeatureRecipe
+
+log = logging.getLogger(__name__)
+
+
+class RowWriter:
+    """Appends rows, in the order of the ids."""
+
+    def __init__(self, file: FileIO, layout: Layout, dtype: str) -> None:
+        self._file, self._layout, self._dtype = file, layout, dtype
+        self.done = 0  # rows that are written
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write `rows` (n, …) and their checksums behind those that are there."""
+        layout, content = self._layout, np.ascontiguousarray(rows, dtype=self._dtype)
+        self._write(layout.rows + self.done * layout.row_size, content)
+        checksums = checksums_of(content)
+        self._write(layout.checksums + self.done * checksums.itemsize, checksums)
+        self.done += len(content)  # last: Ctrl-C may come any time
+
+    def _write(self, offset: int, content: NDArray[Any]) -> None:
+        self._file.seek(offset)
+        left = content.data.cast("B")
+        while left:  # without a buffer, so that what is counted is written; it may be less at once
+            left = left[self._file.write(left) :]
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Make what is written last, whatever happens to this process or to the power."""
+        os.fsync(self._file.fileno())
+        checkpoint.save({}, {"rows": self.done})
+
+    def resume(self, rows: int) -> bool:
+        """Go on behind so many rows, if they are as they were written."""
+        layout = self._layout
+        self._file.seek(layout.checksums)
+        expected = np.frombuffer(self._file.read(4 * rows), dtype=CHECKSUM)
+        self._file.seek(layout.rows)
+        for checksum in expected:
+            if zlib.crc32(self._file.read(layout.row_size)) != checksum:
+                return False
+        self.done = rows
+        return True
+
+
+@contextmanager
+def create_features(
+    path: Path, ids: Sequence[str], shape: Sequence[int], dtype: str, recipe: FeatureRecipe
+) -> Iterator[RowWriter]:
+    """Append rows of shape `shape`; the file appears at `path` when all is done."""
+    _require_room(path, len(ids) * row_size(shape, dtype))
+    with atomic(path) as scratch:
+        layout = lay_out(scratch, ids, shape, dtype, recipe)
+        with scratch.open("r+b", buffering=0) as file:
+            yield RowWriter(file, layout, dtype)
+
+
+@contextmanager
+def resume_features(
+    path: Path,
+    ids: Sequence[str],
+    shape: Sequence[int],
+    dtype: str,
+    recipe: FeatureRecipe,
+    checkpoint: Checkpoint,
+) -> Iterator[RowWriter]:
+    """The same, in the checkpoint's folder: a run that was interrupted is gone on with.
+
+    What is interrupted in here, by Ctrl-C, an error or a full disk, leaves all that was appended.
+    """
+    saved = checkpoint.load()
+    scratch = checkpoint.folder / "rows.h5"
+    if saved is None:
+        _require_room(path, len(ids) * row_size(shape, dtype))
+    checkpoint.folder.mkdir(parents=True, exist_ok=True)
+    # Laid out anew either way, so that only rows have to be trusted.
+    layout = _lay_out_around(scratch, ids, shape, dtype, recipe)
+    with scratch.open("r+b", buffering=0) as file:
+        rows = RowWriter(file, layout, dtype)
+        if saved:
+            if rows.resume(saved[1]["rows"]):
+                log.info("going on after %d of %d pictures", rows.done, len(ids))
+            else:
+                log.info("the rows of an interrupted run are damaged: starting afresh")
+        try:
+            yield rows
+        except BaseException:
+            with suppress(OSError):  # a full disk, say: what was saved before is still there
+                rows.save(checkpoint)
+            raise
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    checkpoint.finish()
+
+
+def _lay_out_around(
+    path: Path, ids: Sequence[str], shape: Sequence[int], dtype: str, recipe: FeatureRecipe
+) -> Layout:
+    """Lay a cache out and leave rows and checksums as they are, if there are any."""
+    fresh = path.with_name("layout.h5")
+    layout = lay_out(fresh, ids, shape, dtype, recipe)
+    if not path.exists():
+        fresh.replace(path)
+        return layout
+    size = fresh.stat().st_size
+    kept = sorted(
+        [
+            (layout.rows, layout.rows + len(ids) * layout.row_size),
+            (layout.checksums, layout.checksums + len(ids) * np.dtype(CHECKSUM).itemsize),
+        ]
+    )
+    with fresh.open("rb") as source, path.open("r+b") as file:
+        file.truncate(size)
+        for begin, end in pairwise([0, *chain.from_iterable(kept), size]):
+            if (begin, end) not in kept:
+                source.seek(begin)
+                file.seek(begin)
+                file.write(source.read(end - begin))
+    fresh.unlink()
+    return layout
+
+
+def _require_room(path: Path, size: int) -> None:
+    """Say so now, rather than after an hour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
