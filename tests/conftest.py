@@ -196,16 +196,24 @@ class Artifacts:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def tiny(world: Artifacts) -> Artifacts:
+    return make_tiny(world)
+
+
+def make_world(folder: Path) -> Artifacts:
     """The two archives of a little world, in Flickr8k's layout."""
-    made = Artifacts(tmp_path_factory.mktemp("world"))
+    made = Artifacts(folder)
     counts = {"train": 40, "dev": 10, "test": 12}
     write_archives(made.images, made.text, counts, seed=1)
     write_params(made.params, download={"images": str(made.images), "text": str(made.text)})
     return made
 
 
-@pytest.fixture(scope="session")
-def tiny(world: Artifacts) -> Artifacts:
+def make_tiny(world: Artifacts) -> Artifacts:
     """All artifacts of the little world, from the stages themselves."""
     make_captions(world.text, world.table, world.summary, read(world.params, CaptionsConfig))
     make_backbone(world.backbone, read(world.params, BackboneConfig))

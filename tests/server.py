@@ -2,8 +2,9 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -16,6 +17,7 @@ class Behaviour:
         self.ranges = True  # honours Range
         self.break_after: list[int] = []  # bytes to send before dropping the connection, a request
         self.statuses: list[int] = []  # answers to give before behaving
+        self.pause = 0.0  # seconds between pieces of 4 KiB
         self.requests: list[str | None] = []  # the Range header of each request
         self.url = ""
 
@@ -53,7 +55,13 @@ def serving(content: bytes) -> Iterator[Behaviour]:
                 self.wfile.flush()
                 self.close_connection = True
                 return
-            self.wfile.write(body)
+            if not behaviour.pause:
+                self.wfile.write(body)
+                return
+            with suppress(ConnectionError):  # whoever asked may have been killed
+                for piece in range(0, len(body), 4096):
+                    self.wfile.write(body[piece : piece + 4096])
+                    time.sleep(behaviour.pause)
 
         def log_message(self, *arguments: object) -> None:
             pass

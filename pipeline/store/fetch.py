@@ -133,7 +133,7 @@ def _receive(response: http.client.HTTPResponse, part: Path, have: int) -> None:
         part.open("ab" if continues else "wb") as out,
         bar(label=part.name.split(".")[0], total=total, unit="B", initial=have) as progress,
     ):
-        while block := response.read(BLOCK):
+        while block := response.read1(BLOCK):  # what has come, however slowly, is kept
             out.write(block)
             progress.update(len(block))
             have += len(block)

@@ -1,0 +1,211 @@
+"""Real processes, killed at random moments, and what a rerun makes of what they left.
+
+`python -m tests.kills --count 40 --seed 1` does it by the dozen; the suite runs a few.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from tests.conftest import Artifacts, make_tiny, make_world, write_params
+from tests.server import serving
+
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+
+# Python and torch are loaded once, and every process begins as a fork of that: a moment drawn at
+# random is then one of the stage's own work, not of four seconds of imports.
+FORKS = multiprocessing.get_context("forkserver")
+PRELOADED = ["pipeline.download", "pipeline.extract", "pipeline.scst", "pipeline.evaluate"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage, run in a folder of its own."""
+
+    name: str
+    arguments: Callable[[Path], list[str]]
+    outs: tuple[str, ...]
+    persistent: bool = False  # DVC leaves the outs where they are
+
+    def made(self, folder: Path) -> list[bytes]:
+        return [(folder / name).read_bytes() for name in self.outs]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What comes of a job that nobody kills."""
+
+    made: list[bytes]
+    seconds: float
+
+
+@contextmanager
+def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
+    """The stages that take long, each some tenths of a second here; every step is saved."""
+    with serving(tiny.images.read_bytes()) as server:
+        server.pause = 0.005
+        params = write_params(
+            folder / "params.yaml",
+            download={
+                **{"images": server.url, "images_md5": None},
+                **{"text": str(tiny.text), "text_md5": None},
+            },
+            extract={"checkpoint_seconds": 0, "batch_size": 1, "workers": 1},
+            train={"checkpoint_seconds": 0, "epochs": 4, "ema": 0.9, "word_dropout": 0.1},
+            scst={"checkpoint_seconds": 0, "epochs": 2, "pictures": 5},
+            evaluate={"batch_size": 1},
+        )
+
+        def job(name: str, inputs: dict[str, Path], **outs: str) -> Job:
+            given = {**inputs, "params": params}
+
+            def arguments(where: Path) -> list[str]:
+                paths = given | {option: where / out for option, out in outs.items()}
+                return [name, *(str(word) for o, p in paths.items() for word in (f"--{o}", p))]
+
+            return Job(name, arguments, tuple(outs.values()), persistent=name == "download")
+
+        data = {"features": tiny.features, "table": tiny.table, "summary": tiny.summary}
+        model = {"out": "model.safetensors", "history": "history.csv"}
+        reports = {
+            **{"captions": "captions.json", "references": "references.json"},
+            **{"scores": "scores.csv", "lengths": "lengths.csv", "metrics": "metrics.json"},
+        }
+        yield [
+            job("download", {}, images="images.zip", text="text.zip"),
+            job("extract", {"images": tiny.images, "weights": tiny.backbone}, out="features.h5"),
+            job("train", {**data, "vocabulary": tiny.vocabulary}, **model),
+            job("scst", {"trained": tiny.trained, **data}, **model),
+            job("evaluate", {"model": tiny.model, **data}, **reports),
+        ]
+
+
+def start(job: Job, folder: Path) -> ForkServerProcess:
+    FORKS.set_forkserver_preload(PRELOADED)
+    process = FORKS.Process(target=_run, args=(job.arguments(folder), folder / "log"))
+    process.start()
+    log = folder / "log"
+    before = log.stat().st_size if log.exists() else 0
+    while process.exitcode is None and (not log.exists() or log.stat().st_size == before):
+        time.sleep(0.001)
+    return process
+
+
+def _run(arguments: list[str], log: Path) -> None:
+    from pipeline.cli import main  # here, so that the parent needs none of it
+
+    with log.open("a") as written:
+        os.dup2(written.fileno(), 1)
+        os.dup2(written.fileno(), 2)
+    sys.argv = ["showtell", *arguments]
+    print("begun", *arguments, flush=True)
+    main()
+
+
+def finish(job: Job, folder: Path) -> list[bytes]:
+    """Run to the end; what was made."""
+    process = start(job, folder)
+    process.join()
+    assert process.exitcode == 0, (folder / "log").read_text()
+    return job.made(folder)
+
+
+def reference(job: Job, folder: Path) -> Reference:
+    folder.mkdir()
+    finish(job, folder)  # the first of all loads what is loaded lazily
+    for name in job.outs:
+        (folder / name).unlink()
+    began = time.monotonic()
+    return Reference(finish(job, folder), time.monotonic() - began)
+
+
+def kill(job: Job, folder: Path, whole: Reference, chance: random.Random) -> list[str]:
+    """Kill a job once or twice, perhaps tear what it wrote last; what was done to it.
+
+    Nothing, where the moment came after the end.
+    """
+    folder.mkdir()
+    done: list[str] = []
+    for _ in range(chance.choice([1, 1, 2])):
+        process = start(job, folder)
+        time.sleep(chance.uniform(0, whole.seconds))
+        if process.exitcode is not None:
+            break
+        number = chance.choice(SIGNALS)
+        os.kill(process.pid or 0, number)
+        process.join()
+        if process.exitcode == 0:  # it had ended in between
+            break
+        assert process.exitcode in (-number, 130), (folder / "log").read_text()
+        done.append(number.name)
+        if number == signal.SIGKILL and chance.random() < 0.4 and _tear(folder, chance):
+            done.append("torn write")
+        for name in () if job.persistent else job.outs:  # as DVC does before it runs a stage
+            (folder / name).unlink(missing_ok=True)
+    return done
+
+
+def _tear(folder: Path, chance: random.Random) -> bool:
+    """What the power takes with it: the end of a file is missing, or nothing but zeros."""
+    left = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    unfinished = [path for path in left if ".part" in path.name or ".resume" in str(path)]
+    if not unfinished:
+        return False
+    path = chance.choice(unfinished)
+    content = path.read_bytes()
+    kept = chance.randrange(len(content))
+    path.write_bytes(content[:kept] + bytes(len(content) - kept) * chance.choice([0, 1]))
+    return True
+
+
+def leftovers(job: Job, folder: Path) -> list[str]:
+    """Files that should not be there once all is done.
+
+    A killed process cannot take away the file that it was just writing. It is no output, and the
+    next one writes another.
+    """
+    names = {path.name for path in folder.iterdir()} - {*job.outs, "log"}
+    return sorted(name for name in names if not name.endswith(".part"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=40, help="how many runs to kill")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    chance = random.Random(asked.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "world").mkdir()
+        tiny = make_tiny(make_world(folder / "world"))
+        with jobs(tiny, folder) as all_jobs:
+            whole = {job.name: reference(job, folder / job.name) for job in all_jobs}
+            tally, runs, tries = Counter[str](), Counter[str](), 0
+            while runs.total() < asked.count:
+                job, tries = all_jobs[tries % len(all_jobs)], tries + 1
+                where = folder / f"{tries}"
+                done = kill(job, where, whole[job.name], chance)
+                if done:
+                    same = finish(job, where) == whole[job.name].made
+                    assert same, f"{job.name} after {done}: other bytes; {where / 'log'}"
+                    assert not leftovers(job, where), leftovers(job, where)
+                    runs[job.name] += 1
+                    tally.update(done)
+    for name, count in runs.items():
+        print(f"{name:10} {count:4} runs killed, each gone on with to the same bytes")
+    print(", ".join(f"{name}: {count}" for name, count in tally.most_common()))
+
+
+if __name__ == "__main__":
+    main()
