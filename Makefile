@@ -17,6 +17,9 @@ test: $(VENV)/installed  ## style, types and tests
 kills: $(VENV)/installed  ## runs killed at random moments and gone on with; KILLS='--count 40 --seed 0'
 	$(BIN)/python -m tests.kills $(KILLS)
 
+reproducible: $(VENV)/installed  ## three runs from nothing, and which artifacts have the same bytes
+	$(BIN)/python -m tests.reproducible
+
 bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BENCH='--images pictures.zip'
 	$(BIN)/python -m benchmarks $(BENCH)
 

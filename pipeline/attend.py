@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.caption import Captioner, find_pictures, named_device
 from pipeline.command import run
 from pipeline.device import make_repeatable
-from pipeline.errors import InputError
+from pipeline.errors import InputError, printable
 from pipeline.model.search import Search
 from pipeline.store.files import atomic
 
@@ -85,7 +85,7 @@ def main(
         taken.add(target)
         with atomic(target) as scratch:
             attention_sheet(views[0], caption.split(), weights).save(scratch, "PNG")
-        print(f"{target}\t{caption}", flush=True)
+        print(f"{printable(str(target))}\t{caption}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.prepare import Prepared, prepare, stack
 from pipeline.command import run
 from pipeline.device import DeviceName, choose_device, make_repeatable
-from pipeline.errors import InputError
+from pipeline.errors import InputError, printable
 from pipeline.model.decoder import Decoder
 from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.sample import Sampling, sample
@@ -204,13 +204,13 @@ def main(
     results, failed = [], 0
     for path, outcome in caption_all(captioner, pictures, say):
         if isinstance(outcome, InputError):
-            print(f"error: {outcome}", file=sys.stderr)
+            print(f"error: {printable(str(outcome))}", file=sys.stderr)
             failed += 1
         elif as_json:
             results += [{"image_id": path.name, "caption": caption} for caption in outcome]
         else:
             for caption in outcome:
-                print(f"{path}\t{caption}", flush=True)
+                print(f"{printable(str(path))}\t{caption}", flush=True)
     if as_json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
     if failed:

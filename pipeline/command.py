@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, printable
 
 
 def app(**settings: Any) -> typer.Typer:
@@ -35,7 +35,9 @@ def one_line_errors() -> Iterator[None]:
 
     Anything else is a defect of ours and keeps its traceback.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     # What schedulers send before they kill: a run may end as after Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -63,7 +65,14 @@ def one_line_errors() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Printable(logging.Formatter):
+    """The message alone, made harmless."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def fail(line: str, code: int = 1) -> None:
     """Print the line that explains the failure, and exit."""
-    print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)
+    print("error: " + printable(" ".join(line.split())), file=sys.stderr, flush=True)
     raise SystemExit(code)

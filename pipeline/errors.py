@@ -6,3 +6,11 @@ class InputError(Exception):
 
     The message is one line that says what is wrong, where, and what to do about it.
     """
+
+
+def printable(text: str) -> str:
+    """The text without what would move a terminal's cursor, hide or reorder its letters.
+
+    Names and captions come from strangers.
+    """
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)

@@ -115,7 +115,7 @@ def evaluate(
         },
     )
     write_lengths(lengths, made, split.references)
-    write_metrics(metrics, content)
+    write_metrics(metrics, content, beside=[captions, references, scores])
     log.info("%s, %s\n%s", content["split"], cache.recipe.label, score_table(content))
 
 

@@ -204,11 +204,11 @@ def tiny(world: Artifacts) -> Artifacts:
     return make_tiny(world)
 
 
-def make_world(folder: Path) -> Artifacts:
+def make_world(folder: Path, seed: int = 1) -> Artifacts:
     """The two archives of a little world, in Flickr8k's layout."""
     made = Artifacts(folder)
     counts = {"train": 40, "dev": 10, "test": 12}
-    write_archives(made.images, made.text, counts, seed=1)
+    write_archives(made.images, made.text, counts, seed)
     write_params(made.params, download={"images": str(made.images), "text": str(made.text)})
     return made
 

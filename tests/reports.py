@@ -82,6 +82,7 @@ def write_run(folder: Path, said: Sequence[Said], photos: int = 8) -> Inputs:
             ],
             "about": [{"split_digest": "0123456789abcdef", "features": "a CNN", "models": 1}],
         },
+        beside=[inputs.captions, inputs.references, inputs.scores],
     )
     inputs.history.write_text(
         "epoch,learning_rate,train_loss,val_loss,bleu_4,cider\n"

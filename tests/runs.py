@@ -105,7 +105,8 @@ class Runs:
             ],
         }
         change(metrics)
-        write_metrics(out / "metrics.json", metrics)
+        beside = [out / name for name in ("captions.json", "references.json", "scores.csv")]
+        write_metrics(out / "metrics.json", metrics, beside)
         self.write_params(**changed)
         self.lock()
 

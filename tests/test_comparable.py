@@ -89,7 +89,7 @@ HEADER = "image_id,cider,rouge_l,words,closest_reference,matches_1,matches_2,mat
         ("captions.json", "[]", "are not of one run"),
         ("captions.json", '"text"', "lack something"),
         ("scores.csv", "image_id,cider\na,1\n", "has no column 'words'"),
-        ("scores.csv", HEADER + "000.jpg,x,1,1,1,1,1,1,1\n", "lack something"),
+        ("scores.csv", HEADER + "000.jpg,x,1,1,1,1,1,1,1\n", "are not of one run"),
         ("scores.csv", HEADER + "000.jpg,1,1,1,1,1,1,1,1\n" * 2, "two rows of one picture"),
         ("scores.csv", "", "scores.csv of workspace is damaged"),
     ],

@@ -137,7 +137,7 @@ def test_a_damaged_picture_is_found_where_no_digest_vouches(tmp_path: Path) -> N
     images, text = flickr(tmp_path)
     content = images.read_bytes()
     images.write_bytes(content.replace(b"jpeg", b"jpEg", 1))
-    with pytest.raises(InputError, match=r"a\.jpg cannot be unpacked"):
+    with pytest.raises(InputError, match=r"a\.jpg' cannot be unpacked"):
         run(tmp_path, images, text)
 
 

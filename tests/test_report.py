@@ -23,6 +23,7 @@ from pipeline.page.render import for_script
 from pipeline.report import SHOWN, Inputs, report, spread
 from pipeline.scoring import bootstrap
 from pipeline.scoring.bootstrap import resample_counts, score_intervals
+from pipeline.store.results import sealed
 from tests.conftest import ROOT, Artifacts, command, make_zip, one_line, params, write_params
 from tests.reports import Said, inputs_in, write_run
 
@@ -162,6 +163,8 @@ def test_half_a_character_and_html_in_params_and_captions_do_no_harm(tmp_path: P
     metrics = json.loads(inputs.metrics.read_text())
     metrics["yardsticks"][0]["caption"] = metrics["about"][0]["features"] = hostile
     metrics["split"] = hostile
+    beside = (inputs.captions, inputs.references, inputs.scores)
+    metrics = sealed(metrics, [report.read_bytes() for report in beside])
     inputs.metrics.write_text(json.dumps(metrics))
     page = write_report(inputs, tmp_path / "report.html")
     assert "<b>&#34;" not in page

@@ -13,19 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
-from pipeline.comparison.bootstrap import TESTED, tested_scores
 from pipeline.config import parse_yaml
 from pipeline.errors import InputError
 from pipeline.scoring.bleu import COUNT_NAMES
 from pipeline.scoring.bootstrap import MEAN_NAMES
+from pipeline.store.results import is_intact
 
 WORKSPACE = "workspace"
 STAGE = "evaluate"  # of dvc.lock, whose outs the reports are
-CLOSE = 0.01  # what rounding in the reports may come to, x100
 
 
 class AbsentError(InputError):
@@ -44,6 +42,7 @@ class Results:
     references: dict[str, list[str]]
     scores: pd.DataFrame  # a row a picture, by picture
     notes: tuple[str, ...]  # what the reader must know
+    intact: bool  # whether the reports are, together, what was written
 
 
 def read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> Results:
@@ -68,7 +67,7 @@ def read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> R
 
 
 def _read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> Results:
-    names = ("metrics.json", "scores.csv", "captions.json", "references.json")
+    names = ("metrics.json", "captions.json", "references.json", "scores.csv")
     raw = {name: read(f"{reports}/{name}") for name in names}
     asked = _flat(_yaml(read("params.yaml"), "params.yaml", revision))
     try:
@@ -96,6 +95,7 @@ def _read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> 
         references,
         _scores(raw["scores.csv"], f"{reports}/scores.csv", revision),
         tuple(notes),
+        is_intact(metrics, [raw[name] for name in names[1:]]),
     )
 
 
@@ -246,13 +246,7 @@ def _scores(content: bytes, path: str, revision: str) -> pd.DataFrame:
 def _check_each_other(results: Results, reports: str) -> None:
     """The reports of one run tell the same story."""
     pictures = [set(results.captions), set(results.references), set(results.scores.index)]
-    (summed,) = tested_scores(results.scores, np.ones((1, len(results.scores)))).tolist()
-    same = all(
-        abs(value - results.metrics[name]) <= CLOSE
-        for name, value in zip(TESTED, summed, strict=True)
-        if name in results.metrics
-    )
-    if pictures[0] != pictures[1] or pictures[0] != pictures[2] or not same:
+    if not results.intact or pictures[0] != pictures[1] or pictures[0] != pictures[2]:
         raise InputError(
             f"the files in {reports}/ of {results.name} are not of one run; 'dvc repro' writes "
             "them anew"

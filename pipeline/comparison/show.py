@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.comparison.bootstrap import TESTED
 from pipeline.comparison.judge import ABSENT, NEUTRAL, Change, Comparison, Example
+from pipeline.errors import printable
 from pipeline.scoring.bootstrap import TITLES
 
 
@@ -160,8 +161,8 @@ def _known(value: Any) -> Any:
 
 
 def _plain(text: str) -> str:
-    """Without what would steer a terminal."""
-    return "".join(char if char.isprintable() else "�" for char in text)
+    """One line, without what would steer a terminal."""
+    return printable(text.replace("\n", " "))
 
 
 def _markdown(text: str) -> str:

@@ -7,6 +7,7 @@ the others, which list only their own group's module among their `deps`.
 import difflib
 import importlib
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
@@ -94,7 +95,7 @@ def _load(path: Path) -> dict[str, Any]:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; name the file with --params") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no date
         raise InputError(f"{path} is no valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected the groups {', '.join(GROUPS)}")
@@ -132,8 +133,15 @@ def _explain(config: type[Config], error: ValidationError) -> str:
         for problem in error.errors()
         if problem["loc"][:1] == first["loc"][:1]
     ]
-    value = "null" if first["input"] is None else repr(first["input"])
+    value = "null" if first["input"] is None else _shortened(first["input"])
     return f"{where} is {value}, but must be {' or '.join(dict.fromkeys(allowed))}"
+
+
+def _shortened(value: Any) -> str:
+    """A few lines of YAML can name themselves into gigabytes."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    return short.repr(value)
 
 
 def _keys(config: type[Config]) -> str:

@@ -12,6 +12,7 @@ from pipeline.page.tables import number, read_rows
 from pipeline.scoring.bleu import COUNT_NAMES
 from pipeline.scoring.bootstrap import MEAN_NAMES, SCORE_NAMES, corpus_scores
 from pipeline.store.files import read_json
+from pipeline.store.results import is_intact
 
 STAGE = "evaluate"
 AGAIN = f"run the stage '{STAGE}' again"
@@ -78,7 +79,8 @@ def read_evaluation(captions: Path, references: Path, scores: Path, metrics: Pat
         Picture(one, caption, refs[one], row[-2], row[-1], int(row[0]))
         for (one, caption), row in zip(said.items(), table.tolist(), strict=True)
     ]
-    return _with_metrics(metrics, scores, pictures, counts.astype(np.int64), means)
+    reports = [captions, references, scores]
+    return _with_metrics(metrics, reports, pictures, counts.astype(np.int64), means)
 
 
 def read_base(path: Path, evaluation: Evaluation) -> Yardstick:
@@ -108,7 +110,11 @@ _NUMBERS = [*COUNT_NAMES, *MEAN_NAMES]
 
 
 def _with_metrics(
-    path: Path, scores: Path, pictures: Sequence[Picture], counts: np.ndarray, means: np.ndarray
+    path: Path,
+    reports: Sequence[Path],
+    pictures: Sequence[Picture],
+    counts: np.ndarray,
+    means: np.ndarray,
 ) -> Evaluation:
     content = read_json(path, made_by=STAGE)
     try:
@@ -130,15 +136,18 @@ def _with_metrics(
             counts=counts,
             means=means,
         )
+        intact = is_intact(content, [report.read_bytes() for report in reports])
     except (KeyError, TypeError, IndexError, ValueError):
         raise InputError(f"{path} is no metrics of this version; {AGAIN}") from None
     (whole,) = corpus_scores(counts, means, np.ones((1, len(pictures))))
     for name, value in zip(SCORE_NAMES, whole.tolist(), strict=True):
         if abs(value - evaluation.scores[name]) > NEAR:
             raise InputError(
-                f"{path} has {name} {evaluation.scores[name]:.2f}, but the pictures of {scores} "
-                f"come to {value:.2f}; they are of two evaluations: {AGAIN}"
+                f"{path} has {name} {evaluation.scores[name]:.2f}, but the pictures of "
+                f"{reports[-1]} come to {value:.2f}; they are of two evaluations: {AGAIN}"
             )
+    if not intact:
+        raise InputError(f"{path} or a report beside it is not what was written; {AGAIN}")
     return evaluation
 
 

@@ -34,9 +34,17 @@ _TREEBANK = TreebankWordTokenizer()
 def tokenize(caption: str) -> list[str]:
     """Split a caption into lower-case words, without punctuation; may be empty."""
     text = unicodedata.normalize("NFC", caption).translate(_TYPEWRITER).lower()
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else _space_or_nothing(char) for char in text)
     words = _TREEBANK.tokenize(_SENTENCE_END.sub(" . ", text))
     return [
         f"{word}." if _INITIALS.fullmatch(word) else word
         for word in words
         if word not in PUNCTUATION
     ]
+
+
+def _space_or_nothing(char: str) -> str:
+    """Odd spaces and control characters (ESC, say) part words; what is only invisible does not."""
+    category = unicodedata.category(char)
+    return " " if category.startswith("Z") or category == "Cc" else ""

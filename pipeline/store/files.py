@@ -75,7 +75,7 @@ def read_json(path: Path, made_by: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; the stage '{made_by}' makes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, absurd numbers, nesting
         raise InputError(
             f"{path} is no valid JSON ({error}); run the stage '{made_by}' again"
         ) from None

@@ -56,6 +56,12 @@ def read_model(path: Path, device: torch.device, made_by: str = "scst") -> Model
         config = DecoderConfig(**header["decoder"])
         if config.vocabulary_size != len(vocabulary):
             raise ValueError(f"{config.vocabulary_size} outputs for {len(vocabulary)} words")
+        with torch.device("meta"):  # no memory for what a header merely claims
+            claimed = build_decoder(config).state_dict()
+        if {name: one.shape for name, one in claimed.items()} != {
+            name: one.shape for name, one in tensors.items()
+        }:
+            raise ValueError("other tensors")
         decoder = build_decoder(config)
         decoder.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """The picture archive: a zip, read in place; nothing is ever unpacked."""
 
 import io
+import struct
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -14,6 +14,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif"
 
 # Larger than any camera's picture: past this it is a mistake or a decompression bomb.
 MAX_PIXELS = 200_000_000
+MAX_BYTES = 512 << 20  # of one picture's file
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, and warns without a picture's name
 
 
@@ -34,6 +35,7 @@ class PictureArchive:
             name = PurePosixPath(member.filename)
             if is_clutter(member) or name.suffix.lower() not in EXTENSIONS:
                 continue
+            check_id(name.name, where=str(path))
             if name.name in self._members:
                 raise InputError(
                     f"{path} holds two pictures named {name.name!r} "
@@ -67,13 +69,40 @@ class PictureArchive:
         """
         if image_id not in self._members:
             raise InputError(f"{self.path} holds no picture {image_id!r}")
-        try:
-            return self._zip.read(self._members[image_id])
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
-            # RuntimeError: encrypted; NotImplementedError: an unknown compression.
-            raise InputError(
-                f"{self.path}: {image_id} cannot be unpacked ({e}); fetch the archive again"
-            ) from None
+        return read_member(self._zip, self._members[image_id], MAX_BYTES)
+
+
+def check_id(image_id: str, where: str) -> None:
+    """
+    Raises:
+        InputError: the id would do something where it is shown: move a terminal's cursor, say, or
+            be computed by a spreadsheet.
+    """
+    if not image_id.isprintable() or image_id.startswith(("=", "+", "-", "@")):
+        raise InputError(
+            f"{where}: a picture may not be called {image_id!r}; names are printable and do not "
+            "begin with = + - @"
+        )
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
+    """A file of a zip, its checksum verified.
+
+    Args:
+        most: bytes that it may have; zipfile unpacks no more than the zip says that it has.
+
+    Raises:
+        InputError: it is damaged, encrypted, or larger.
+    """
+    where = f"{archive.filename}: {member.filename!r}"
+    if member.file_size > most:
+        raise InputError(f"{where} has {member.file_size} bytes, more than {most}; is it a bomb?")
+    try:
+        return archive.read(member)
+    except MemoryError:
+        raise
+    except Exception as error:  # zlib, lzma, bz2 and zipfile raise their own kinds
+        raise InputError(f"{where} cannot be unpacked ({error}); fetch the archive again") from None
 
 
 def decode_picture(content: bytes, name: str) -> Image.Image:
@@ -126,7 +155,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; the stage 'download' makes it") from None
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
         with path.open("rb") as content:
             begin = content.read(512).lstrip().lower()
         if begin.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -143,4 +172,4 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 def is_clutter(member: zipfile.ZipInfo) -> bool:
     """Folders and what macOS adds to a zip."""
     parts = PurePosixPath(member.filename).parts
-    return member.is_dir() or "__MACOSX" in parts or parts[-1].startswith("._")
+    return not parts or member.is_dir() or "__MACOSX" in parts or parts[-1].startswith("._")

@@ -1,5 +1,6 @@
 """What evaluation leaves: captions, a score per picture, and metrics, all for git to carry."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.store.files import atomic, write_json
+from pipeline.store.files import atomic, json_digest, write_json
 
 DECIMALS = 4
 
@@ -58,17 +59,39 @@ def write_lengths(
     )
 
 
-def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+def write_metrics(path: Path, metrics: dict[str, Any], beside: Sequence[Path]) -> None:
     """Metrics as DVC reads them; numbers rounded, so that a diff shows what matters.
 
     DVC's tables have a column for every key and pass lists over. So what is the model's own stands
     at the top, and what it is to be read with (`yardsticks`, `about`) in lists: a table of 30
     columns is not read.
 
+    Args:
+        beside: the reports that they were computed from; `about` gets a digest of all together.
+
     Raises:
         ValueError: a number is not finite.
     """
-    write_json(path, _rounded(metrics))
+    write_json(path, sealed(_rounded(metrics), [report.read_bytes() for report in beside]))
+
+
+def sealed(metrics: dict[str, Any], beside: Sequence[bytes]) -> dict[str, Any]:
+    """Metrics with a digest of themselves and of the reports beside them, by their bytes."""
+    (about,) = metrics["about"]
+    bare = {key: value for key, value in about.items() if key != "digest"}
+    digests = [hashlib.sha256(report).hexdigest() for report in beside]
+    digest = json_digest([{**metrics, "about": [bare]}, digests])
+    return {**metrics, "about": [{**bare, "digest": digest}]}
+
+
+def is_intact(metrics: dict[str, Any], beside: Sequence[bytes]) -> bool:
+    """Whether metrics and the reports beside them are what was written together.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are no metrics of this version.
+    """
+    (about,), (again,) = metrics["about"], sealed(metrics, beside)["about"]
+    return bool(about["digest"] == again["digest"])
 
 
 def score_table(metrics: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pipeline.scoring.tokens import TOKENIZER
 from pipeline.store.files import atomic, read_sealed, write_sealed
 
 COLUMNS = ["image_id", "split", "caption", "tokens"]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 SPLIT_NAMES = ("train", "dev", "test")
 
 # `split_digest` of Flickr8k's own three lists.
@@ -62,7 +63,10 @@ def split_digest(split_of: dict[str, str]) -> str:
 def write_table(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> str:
     """Write rows of (picture id, split, raw caption, tokens); the digest of what is written."""
     table = pd.DataFrame(
-        [(image_id, split, caption, " ".join(tokens)) for image_id, split, caption, tokens in rows],
+        [
+            (image_id, split, _to_cell(caption), _to_cell(" ".join(tokens)))
+            for image_id, split, caption, tokens in rows
+        ],
         columns=COLUMNS,
     )
     with atomic(path) as scratch:
@@ -91,11 +95,23 @@ def read_table(path: Path, about: Summary) -> pd.DataFrame:
         raise InputError(f"{path} is no captions table ({error}); run 'captions' again") from None
     if list(table.columns) != COLUMNS:
         raise InputError(f"{path} has other columns than {', '.join(COLUMNS)}; run 'captions'")
+    for column in ("caption", "tokens"):
+        table[column] = table[column].map(_from_cell)
     wrong = table[~table["split"].isin(SPLIT_NAMES) | (table["tokens"] == "")]
     if len(table) == 0 or len(wrong):
         where = f"line {wrong.index[0] + 2}" if len(wrong) else "it is empty"
         raise InputError(f"{path} is no captions table ({where}); run 'captions' again")
     return table
+
+
+def _to_cell(text: str) -> str:
+    """A text that no spreadsheet computes: what begins like a formula gets an apostrophe
+    (OWASP, CSV Injection)."""
+    return f"'{text}" if text.lstrip("'").startswith(FORMULA) else text
+
+
+def _from_cell(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA) else cell
 
 
 def _digest(table: bytes) -> str:

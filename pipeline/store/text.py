@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError
-from pipeline.store.pictures import is_clutter, open_zip
+from pipeline.store.pictures import check_id, is_clutter, open_zip, read_member
 
 TOKENS = "Flickr8k.token.txt"
 SPLITS = {
@@ -16,6 +16,8 @@ SPLITS = {
     "test": "Flickr_8k.testImages.txt",
 }
 KAGGLE = "captions.txt"
+MAX_BYTES = 256 << 20  # of a text file; COCO's captions are a fifth of that
+MAX_CAPTION = 10_000  # characters
 
 # In Flickr8k's own caption file, without a picture anywhere.
 STRAY = frozenset({"2258277193_586949ec62.jpg.1"})
@@ -65,7 +67,7 @@ def kaggle_member(path: Path) -> bytes | None:
     with open_zip(path) as archive:
         for member in archive.infolist():
             if not is_clutter(member) and PurePosixPath(member.filename).name == KAGGLE:
-                return _read(archive, member)
+                return read_member(archive, member, MAX_BYTES)
     return None
 
 
@@ -79,7 +81,7 @@ def _parse_tokens(text: str, where: str) -> dict[str, list[str]]:
         image_id, mark, index = key.rpartition("#")
         if not (tab and mark and image_id and index.isdigit()):
             raise InputError(f"{where}, line {number}: expected 'name.jpg#0<TAB>caption'")
-        captions.setdefault(image_id, []).append(caption)
+        _add(captions, image_id, caption, f"{where}, line {number}")
     return captions
 
 
@@ -96,10 +98,20 @@ def _parse_kaggle(text: str, where: str) -> dict[str, list[str]]:
             if len(row) < 2:
                 raise InputError(f"{where}, line {rows.line_num}: expected 'image,caption'")
             # An unquoted comma belongs to the caption.
-            captions.setdefault(row[0], []).append(",".join(row[1:]))
+            _add(captions, row[0], ",".join(row[1:]), f"{where}, line {rows.line_num}")
     except csv.Error as error:
         raise InputError(f"{where}, line {rows.line_num}: {error}") from None
     return captions
+
+
+def _add(captions: dict[str, list[str]], image_id: str, caption: str, where: str) -> None:
+    if image_id not in captions:
+        check_id(image_id, where)
+    if len(caption) > MAX_CAPTION:
+        raise InputError(
+            f"{where}: a caption of {len(caption)} characters, more than {MAX_CAPTION}; shorten it"
+        )
+    captions.setdefault(image_id, []).append(caption)
 
 
 def _parse_list(text: str, where: str) -> list[str]:
@@ -124,18 +136,8 @@ def _first_twice(ids: list[str]) -> str:
 
 def _text(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
     try:
-        return _read(archive, member).decode("utf-8-sig")
+        return read_member(archive, member, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{archive.filename}: {member.filename} is not UTF-8 at byte {error.start}; convert it"
-        ) from None
-
-
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    try:
-        return archive.read(member)
-    except Exception as error:  # zlib, lzma and zipfile raise their own kinds
-        raise InputError(
-            f"{archive.filename}: {member.filename} cannot be unpacked ({error}); "
-            "fetch the archive again"
         ) from None

@@ -72,7 +72,7 @@ def check_words(words: Any, where: str) -> Vocabulary:
     """
     if (
         not isinstance(words, list)
-        or not all(isinstance(word, str) for word in words)
+        or not all(isinstance(word, str) and word.isprintable() for word in words)
         or tuple(words[: len(SPECIAL)]) != SPECIAL
         or len(set(words)) != len(words)
     ):
