@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -72,7 +72,7 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-def fail(line: str, code: int = 1) -> None:
+def fail(line: str, code: int = 1) -> NoReturn:
     """Print the line that explains the failure, and exit."""
     print("error: " + printable(" ".join(line.split())), file=sys.stderr, flush=True)
     raise SystemExit(code)

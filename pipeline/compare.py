@@ -4,17 +4,19 @@ Exit codes, as of `diff`: 0 for the same or better (or no rule asked for), 1 for
 `--fail-on`, 2 where the two cannot be compared.
 """
 
-from collections.abc import Callable
+import posixpath
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from pipeline.command import fail, run
 from pipeline.comparison.judge import Comparison, Rule, compare, failures
-from pipeline.comparison.results import WORKSPACE, Results, at_revision, in_folder, read_results
+from pipeline.comparison.results import Results, read_results
+from pipeline.comparison.revisions import WORKSPACE, repository_root, revision_of
 from pipeline.comparison.seeds import compare_groups
-from pipeline.comparison.show import as_json, as_markdown, as_text
+from pipeline.comparison.show import as_json, as_markdown, as_text, markdown_text
 from pipeline.config import read
 from pipeline.config.compare import CompareConfig
 from pipeline.errors import InputError
@@ -23,27 +25,30 @@ WORSE, INCOMPARABLE = 1, 2
 
 
 def results_of(side: str, reports: str) -> list[Results]:
-    """The runs that a side names, comma-separated; a name that begins with . / or ~ is a folder.
+    """The runs that a side names, comma-separated.
 
     Raises:
-        InputError: no repository, no such revision or folder, or no usable reports in it.
+        InputError: no repository, no such revision or folder, one of them twice, or no usable
+            reports in it.
     """
     names = [name for part in side.split(",") if (name := part.strip())]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"'{side}' names no revision, or one of them twice")
-    return [read_results(name, reports, _reader(name)) for name in names]
+    if not names:
+        raise InputError(f"'{side}' names no revision")
+    revisions = [revision_of(name) for name in names]
+    first: dict[str, str] = {}
+    for one in revisions:
+        if one.identity in first:
+            raise InputError(
+                f"'{first[one.identity]}' and '{one.name}' are the same run; name each once"
+            )
+        first[one.identity] = one.name
+    return [read_results(one, posixpath.normpath(reports)) for one in revisions]
 
 
-def _reader(name: str) -> Callable[[str], bytes]:
-    if name[0] in "./~":
-        return in_folder(Path(name).expanduser())
-    from dvc.exceptions import NotDvcRepoError
-    from dvc.repo import Repo
-
-    try:
-        return at_revision(Repo.find_root(), name)
-    except NotDvcRepoError:
-        raise InputError("this is no DVC repository; run it in the project's folder") from None
+def rules_of(params: Path | None) -> CompareConfig:
+    """From the file that is named, or else params.yaml here or at the repository's root."""
+    path = params or Path("params.yaml")
+    return read(path if params or path.exists() else repository_root() / path, CompareConfig)
 
 
 def compared(
@@ -83,21 +88,36 @@ def main(
         int, typer.Option(min=0, help="Captions to show of the most improved, and of the worst.")
     ] = 3,
     reports: Annotated[str, typer.Option(help="The folder of the reports.")] = "reports",
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    params: Annotated[
+        Path | None, typer.Option(help="The params file; else the repository's params.yaml.")
+    ] = None,
 ) -> None:
     """Compare two runs: is one better, and is the difference real?"""
     try:
-        config = read(params, CompareConfig)
+        if md and json:
+            raise InputError("--md and --json exclude each other; give one")
+        config = rules_of(params)
         comparison = compared(base, head, reports, config, examples)
         failed = failures(comparison, fail_on or [], config.tolerance)
     except InputError as error:
-        fail(str(error), INCOMPARABLE)
+        _incomparable(str(error), md)
+    except OSError as error:
+        _incomparable(f"{error.filename}: {error.strerror}; check the path", md)
+    except Exception as error:  # a defect of ours, which must not read as 'worse'
+        traceback.print_exc()
+        _incomparable(f"{type(error).__name__}, as above; please report it", md)
     if json:
-        print(as_json(comparison, failed))
+        print(as_json(comparison, failed, config))
     else:
         print((as_markdown if md else as_text)(comparison, failed, config.confidence))
     if failed:
         fail(f"worse: {'; '.join(failed)}", WORSE)
+
+
+def _incomparable(line: str, md: bool) -> NoReturn:
+    if md:  # whoever reads the summary does not see stderr
+        print(f"**Cannot be compared:** {markdown_text(line)}")
+    fail(line, INCOMPARABLE)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.comparison.bootstrap import Difference, compare_scores
 from pipeline.scoring.metrics import bleu
+from tests.conftest import one_line
 from tests.runs import BOTH, Runs, history_of_runs
 
 
@@ -114,6 +115,14 @@ def test_groups_of_seeds(tmp_path: Path) -> None:
     alone = runs.json("base-0", sides[1])
     assert all(one["difference"] is None for one in alone["metrics"])
     assert "no test across seeds" in alone["notes"][0]
+    done = runs.compare("base-0", sides[1], "--fail-on", "noise")
+    assert done.returncode == 2
+    assert "nothing could be tested" in one_line(done)
+    # One run under two names would pass for two that agree.
+    runs.git("tag", "again", "base-0")
+    done = runs.compare("base-0,again", sides[1])
+    assert done.returncode == 2
+    assert "'base-0' and 'again' are the same run" in one_line(done)
     runs.write(runs.captions(0.15), lambda metrics: metrics.pop("cider"))
     lacking = runs.compare(sides[0], f"{sides[1]},workspace")
     assert re.search(r"CIDEr .* — .* missing", lacking.stdout)

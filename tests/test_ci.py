@@ -57,15 +57,17 @@ def test_the_demo_at_two_commits(tmp_path: Path) -> None:
     project.tag("whole")
     project.edit("pipeline/demo/run.py", '"max_length": 16', '"max_length": 3')
     project.tag("cut")
-    done = run_script("compare-demo", project.folder, "whole", "cut", str(tmp_path / "plots"))
+    # As in the workflow: the folder is named from where the script is called.
+    done = run_script("compare-demo", project.folder, "whole", "cut", "build/plots")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "**Not acceptable:** bleu_4" in done.stdout
     assert "| evaluate.max\\_length | 16 | 3 |" in done.stdout
     assert done.stderr.count("Running stage 'train'") == 1  # what has not changed is not run again
-    page = (tmp_path / "plots/index.html").read_text()
+    plots = project.folder / "build/plots"
+    page = (plots / "index.html").read_text()
     assert '"rev": "base"' in page
     assert '"rev": "head"' in page
-    assert '<th scope="col">base</th>' in (tmp_path / "plots/report.html").read_text()
+    assert '<th scope="col">base</th>' in (plots / "report.html").read_text()
     assert project.run("git", "worktree", "list").count("\n") == 1
     assert project.run("git", "status", "--porcelain") == ""
 
@@ -76,8 +78,60 @@ def test_a_demo_that_does_not_run_is_no_pass(tmp_path: Path) -> None:
     project.tag("broken")
     done = run_script("compare-demo", project.folder, "broken", "broken")
     assert done.returncode == 2
-    assert "the demo fails at broken" in done.stdout
-    assert run_script("compare-demo", project.folder, "nowhere", "broken").returncode == 2
+    assert "**The demo fails at base:**" in done.stdout
+    assert re.search(r"^    error: .* has no dvc\.yaml", done.stdout, re.M)
+    done = run_script("compare-demo", project.folder, "nowhere", "broken")
+    assert (done.returncode, done.stdout) == (2, "There is no commit nowhere here.\n")
+    assert run_script("compare-demo", project.folder).returncode == 2
+
+
+# A demo that takes what is committed for its results: what the script makes of them is in question.
+MADE_DEMO = """
+import shutil
+from pathlib import Path
+
+
+def main(workspace: Path = Path("."), pictures: int = 0) -> None:
+    shutil.copytree("made", workspace, dirs_exist_ok=True)
+"""
+
+
+def test_the_verdict_on_commits_that_help_harm_change_nothing_lack_and_loosen(
+    tmp_path: Path,
+) -> None:
+    project = Project(tmp_path / "checkout")
+    run = project.folder / "pipeline/demo/run.py"
+    run.write_text(MADE_DEMO)
+    runs = Runs(tmp_path / "runs")
+
+    def made(tag: str, wrong: float, lacking: str = "") -> None:
+        runs.write(runs.captions(wrong), lambda metrics: metrics.pop(lacking, None))
+        for name in ("reports", "params.yaml", "dvc.lock"):
+            source = runs.folder / name
+            target = project.folder / "made" / name
+            target.parent.mkdir(exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copy)(
+                *(source, target), **({"dirs_exist_ok": True} if source.is_dir() else {})
+            )
+        project.tag(tag)
+
+    made("base", 0.4)
+    made("good", 0.15)
+    made("silent", 0.4, lacking="cider")
+    project.edit("params.yaml", "cider: ", "cider: 9")  # whatever is lost is tolerated
+    project.edit("params.yaml", "dropout: 0.3", "dropout: 0.9")
+    made("loose", 0.7)
+    for head, code, said in (
+        ("good", 0, "Better: BLEU-4"),
+        ("base", 0, "No change: all 60 captions are the same."),
+        ("silent", 2, "**Cannot be compared:** cannot compare: ./head lacks cider"),
+        ("loose", 1, "**Not acceptable:** bleu_4"),
+    ):
+        done = run_script("compare-demo", project.folder, "base", head)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert said in done.stdout.replace("\\", "")
+    assert re.search(r"cider [\d.]+ worse", done.stdout)  # by base's rule
+    assert "    +  dropout: 0.9" in done.stdout  # which the demo does not use
 
 
 def test_committed_results_that_are_better_worse_the_same_lacking_and_stale(tmp_path: Path) -> None:
@@ -107,17 +161,22 @@ def test_committed_results_that_are_better_worse_the_same_lacking_and_stale(tmp_
     runs.commit("silent")
     runs.write_params(evaluate={"beam": 9})
     runs.commit("stale")
+    (runs.folder / "dvc.lock").unlink()
+    runs.commit("gone")
     for base, head, code, said in (
         ("base", "good", 0, "Better: BLEU-4"),
         ("base", "base", 0, "No change: all 60 captions are the same."),
-        ("base", "silent", 2, "cider is missing in silent"),
+        ("base", "silent", 2, "lacks cider, which"),
         ("base", "bad", 1, "**Not acceptable:** bleu_4"),
-        ("nothing", "base", 0, "No results are committed at nothing"),
-        ("base", "stale", 2, "**Stale:**"),
+        ("nothing", "base", 0, "No results are committed at "),
+        ("base", "stale", 2, "evaluate: evaluate"),
+        ("base", "gone", 2, "**Taken away:**"),
+        ("base", "nowhere", 2, "There is no commit nowhere"),
+        ("nowhere", "base", 2, "There is no commit nowhere"),
     ):
         done = run_script("compare-results", runs.folder, base, head)
         assert done.returncode == code, done.stdout + done.stderr
-        assert said in done.stdout + done.stderr
+        assert said in done.stdout
 
 
 OUTS = ("captions.json", "metrics.json", "references.json", "scores.csv")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import one_line
+from tests.conftest import command, one_line
 from tests.runs import Runs, history_of_runs
 
 
@@ -28,12 +28,13 @@ def named(value: Any, *path: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (named("dev (official)", "split"), "another split"),
-        (named("9999", "about", "split_digest"), "another division into splits"),
-        (named("spaces", "about", "tokenizer"), "another tokeniser"),
-        (named(1.0, "about", "scale"), "another scale"),
-        (named(4.0, "about", "references"), "another references a picture"),
-        (named(9.9, "yardsticks", "cider"), "another yardsticks"),
+        (named("dev (official)", "split"), "not the same split (test"),
+        (named("9999", "about", "split_digest"), "not the same division into splits (0123"),
+        (named("spaces", "about", "tokenizer"), "not the same tokeniser (ptb"),
+        (named(1.0, "about", "scale"), "not the same scale (100"),
+        (named(4.0, "about", "references"), "not the same number of references a picture (5"),
+        (named(9.9, "yardsticks", "cider"), "not the same yardsticks ("),
+        (named(9.9, "yardsticks", "rouge_l"), "not the same yardsticks ("),
     ],
 )
 def test_other_terms_are_refused(
@@ -42,14 +43,14 @@ def test_other_terms_are_refused(
     runs.write(runs.captions(wrong=0.4), change)
     done = runs.compare("base")
     assert done.returncode == 2
-    assert f"cannot compare: {said}" in one_line(done)
+    assert said in one_line(done)
     runs.git("checkout", "--quiet", ".")
 
 
 def test_other_pictures_and_other_references_are_refused(runs: Runs) -> None:
     runs.ids[0], before = "new.jpg", runs.ids[0]
     runs.write(runs.captions(wrong=0.4))
-    assert "another references" in one_line(runs.compare("base"))
+    assert "not the same references" in one_line(runs.compare("base"))
     runs.ids[0] = before
     runs.git("checkout", "--quiet", ".")
 
@@ -58,23 +59,31 @@ def test_a_metric_that_is_missing_or_new_is_said_and_never_passes(runs: Runs) ->
     runs.write(runs.captions(wrong=0.4), lambda metrics: metrics.pop("repeated"))
     done = runs.compare("base", "workspace")
     assert done.returncode == 0
-    assert "missing" in done.stdout
+    assert "\nNo change: all 60 captions are the same. Missing in head: repeated.\n" in done.stdout
     done = runs.compare("base", "workspace", "--fail-on", "tolerance")
     assert done.returncode == 2
-    assert "repeated is missing in workspace" in one_line(done)
+    assert "workspace lacks repeated, which base has" in one_line(done)
     runs.write(runs.captions(wrong=0.4), named(1.0, "spice"))
-    assert "new" in runs.compare("base", "workspace").stdout
-    runs.git("checkout", "--quiet", ".")
+    assert "New in head: spice." in runs.compare("base", "workspace").stdout
+    # A metric that has a rule, and was never there.
+    runs.write(runs.captions(wrong=0.4), lambda metrics: metrics.pop("cider"))
+    runs.commit("poor")
+    done = runs.compare("poor", "workspace", "--fail-on", "noise")
+    assert done.returncode == 2
+    assert "cider is missing in workspace" in one_line(done)
+    runs.git("tag", "--delete", "poor")
+    runs.git("reset", "--quiet", "--hard", "HEAD~1")
 
 
-def test_a_metric_that_is_no_number_is_refused(runs: Runs) -> None:
+@pytest.mark.parametrize(("value", "said"), [("NaN", "nan"), ("null", "None"), ('"12"', "'12'")])
+def test_a_metric_that_is_no_number_is_refused(runs: Runs, value: str, said: str) -> None:
     runs.write(runs.captions(wrong=0.4))
     path = runs.folder / "reports/metrics.json"
-    path.write_text(path.read_text().replace('"cider": ', '"cider": NaN, "was": ', 1))
+    path.write_text(path.read_text().replace('"cider": ', f'"cider": {value}, "was": ', 1))
     runs.lock()
     done = runs.compare("base")
     assert done.returncode == 2
-    assert "cider is nan" in one_line(done)
+    assert f"cider is {said}" in one_line(done)
     runs.git("checkout", "--quiet", ".")
 
 
@@ -89,7 +98,7 @@ HEADER = "image_id,cider,rouge_l,words,closest_reference,matches_1,matches_2,mat
         ("captions.json", "[]", "are not of one run"),
         ("captions.json", '"text"', "lack something"),
         ("scores.csv", "image_id,cider\na,1\n", "has no column 'words'"),
-        ("scores.csv", HEADER + "000.jpg,x,1,1,1,1,1,1,1\n", "are not of one run"),
+        ("scores.csv", HEADER + "000.jpg,x,1,1,1,1,1,1,1\n", "a score of 000.jpg is no number"),
         ("scores.csv", HEADER + "000.jpg,1,1,1,1,1,1,1,1\n" * 2, "two rows of one picture"),
         ("scores.csv", "", "scores.csv of workspace is damaged"),
     ],
@@ -151,6 +160,26 @@ def test_scores_of_another_run_are_noticed(runs: Runs) -> None:
     runs.lock()
     assert "are not of one run" in one_line(runs.compare("base"))
     runs.git("checkout", "--quiet", ".")
+
+
+def test_a_defect_or_a_bad_path_is_never_worse(runs: Runs, tmp_path: Path) -> None:
+    """Exit code 1 says that captions got worse, and nothing else does."""
+    odd = tmp_path / "odd"
+    (odd / "reports/metrics.json").mkdir(parents=True)
+    for arguments in (["base", str(odd)], ["base", "good", "--params", str(tmp_path)]):
+        done = runs.compare(*arguments)
+        assert done.returncode == 2
+        assert "Is a directory" in one_line(done)
+    assert runs.compare("base", "good", "--md", "--json").returncode == 2
+    done = runs.compare("base", "nowhere", "--md")
+    assert "**Cannot be compared:** there is no commit" in done.stdout
+
+
+def test_from_a_folder_of_the_repository_and_however_a_path_is_written(runs: Runs) -> None:
+    command_of = (["base", "good"], ["base", "good", "--reports", "./reports/"])
+    for arguments in command_of:
+        done = command("compare", *arguments, cwd=runs.folder / "reports")
+        assert "Better: BLEU-4" in done.stdout, done.stderr
 
 
 def test_an_unknown_revision_and_no_repository_are_one_line(runs: Runs, tmp_path: Path) -> None:

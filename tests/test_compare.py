@@ -89,8 +89,13 @@ def test_against_the_workspace_by_default_and_params_of_the_run_not_of_the_file(
     shown = runs.json("other")
     assert shown["head"] == "workspace"
     assert shown["params"] == []
-    (note,) = shown["notes"]
-    assert "params.yaml has changed since the run (train.dropout)" in note
+    (why,) = shown["stale"]
+    assert "params.yaml of workspace has changed since the run (train.dropout)" in why
+    assert "\nStale: params.yaml of workspace" in runs.compare("other").stdout
+    done = runs.compare("other", "--fail-on", "noise")  # what was not run cannot pass
+    assert done.returncode == 2
+    assert "has changed since the run" in one_line(done)
+    assert runs.compare("workspace", "other", "--fail-on", "noise").returncode == 0
     runs.git("checkout", "--quiet", ".")
 
 
@@ -99,7 +104,7 @@ def test_a_float_is_the_same_however_it_is_written(runs: Runs) -> None:
     path = runs.folder / "params.yaml"
     path.write_text(path.read_text().replace("learning_rate: 0.01", "learning_rate: 1e-2"))
     assert "1e-2" in path.read_text()
-    assert runs.json("other")["notes"] == []
+    assert runs.json("other")["stale"] == []
     runs.git("checkout", "--quiet", ".")
 
 

@@ -1,5 +1,6 @@
 """From two runs' results to what changed, and whether it is worse."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,7 +33,8 @@ class Change:
     base: float | None
     head: float | None
     difference: Difference | None  # where it could be tested
-    spread: tuple[float, float] | None = None  # standard deviations, of several seeds a side
+    # Standard deviations, of a side with several seeds.
+    spread: tuple[float | None, float | None] = (None, None)
 
     @property
     def change(self) -> float | None:
@@ -46,7 +48,7 @@ class Change:
         if self.change == 0 and (self.difference is None or self.difference.p == 1):
             return "no change"
         if self.difference is None:
-            return ""
+            return "" if self.metric in NEUTRAL else "not tested"
         if self.difference.low <= 0 <= self.difference.high:
             return "within chance"
         return "better" if self.gain > 0 else "worse"
@@ -84,6 +86,8 @@ class Comparison:
     worse: Sequence[Example]
     notes: Sequence[str]
     seeds: tuple[int, int]  # runs a side
+    stale: Sequence[str]  # runs of head that are not of the params that lie beside them
+    revisions: tuple[Sequence[str], Sequence[str]]  # commits or folders, of base and head
 
 
 class _Absent:
@@ -118,9 +122,21 @@ def compare(base: Results, head: Results, config: CompareConfig, examples: int) 
         same=len(ids) - len(changed),
         better=[_example(base, head, one) for one in better],
         worse=[_example(base, head, one) for one in worse],
-        notes=list(dict.fromkeys([*base.notes, *head.notes])),
+        notes=notes_of([base], [head]),
         seeds=(1, 1),
+        stale=stale([head]),
+        revisions=([base.revision], [head.revision]),
     )
+
+
+def stale(runs: Sequence[Results]) -> list[str]:
+    return [run.stale for run in runs if run.stale]
+
+
+def notes_of(base: Sequence[Results], head: Sequence[Results]) -> list[str]:
+    """What is no ground to refuse: that base is stale takes nothing from what was measured."""
+    own = [note for run in (*base, *head) for note in run.notes]
+    return list(dict.fromkeys([*own, *stale(base)]))
 
 
 def require_alike(runs: Sequence[Results]) -> None:
@@ -134,14 +150,19 @@ def require_alike(runs: Sequence[Results]) -> None:
         if unlike:
             name = unlike[0]
             raise InputError(
-                f"cannot compare: another {name} ({first.name}: {first.terms[name]}, "
-                f"{other.name}: {other.terms[name]}); evaluate both alike"
+                f"cannot compare: {first.name} and {other.name} have not the same {name} "
+                f"({_brief(first.terms[name])}; {_brief(other.terms[name])}); evaluate both alike"
             )
         if set(first.scores.index) != set(other.scores.index):
             raise InputError(
                 f"cannot compare: {first.name} and {other.name} captioned other pictures; "
                 "evaluate both on the same"
             )
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+    return text if len(text) <= 160 else f"{text[:160]}…"
 
 
 def params_that_differ(
@@ -178,13 +199,27 @@ def failures(
     """What is worse by these rules, a line each.
 
     `tolerance`: a metric that has one lost more than it. `noise`: the interval of a tested metric
-    lies below no change as a whole; where nothing can be tested, tolerance decides.
+    lies below no change as a whole; of metrics that are never tested (`distinct`, say) tolerance
+    decides.
 
     Raises:
-        InputError: a metric that has a tolerance is missing on a side.
+        InputError: the rules cannot be applied: a run is stale, head lacks a metric that base has,
+            a metric that has a tolerance is missing, or nothing could be tested.
     """
     if not rules:
         return []
+    if comparison.stale:
+        raise InputError(f"cannot compare: {comparison.stale[0]}")
+    if lost := [one.metric for one in comparison.changes if one.verdict == "missing"]:
+        raise InputError(
+            f"cannot compare: {comparison.head} lacks {', '.join(lost)}, which {comparison.base} "
+            "has; evaluate again"
+        )
+    if Rule.NOISE in rules and all(one.difference is None for one in comparison.changes):
+        raise InputError(
+            "cannot compare beyond noise: nothing could be tested; give each side two runs or "
+            "more, of other seeds"
+        )
     found, changes = [], {one.metric: one for one in comparison.changes}
     for metric, allowed in tolerance.items():
         change = changes.get(metric) or Change(metric, None, None, None)

@@ -9,25 +9,20 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
+from pipeline.comparison.revisions import AbsentError, Revision
 from pipeline.config import parse_yaml
 from pipeline.errors import InputError
 from pipeline.scoring.bleu import COUNT_NAMES
-from pipeline.scoring.bootstrap import MEAN_NAMES
+from pipeline.scoring.bootstrap import MEAN_NAMES, SCORE_NAMES
 from pipeline.store.results import is_intact
 
-WORKSPACE = "workspace"
 STAGE = "evaluate"  # of dvc.lock, whose outs the reports are
-
-
-class AbsentError(InputError):
-    """A revision or folder does not have a file."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,7 @@ class Results:
     """One run as its reports tell it."""
 
     name: str  # the revision, as the user named it
+    revision: str  # the commit, or the folder
     metrics: dict[str, float]  # the numbers that stand at the top of metrics.json
     terms: dict[str, Any]  # what they were measured by; only the like can be compared
     params: dict[str, Any]  # that made them, by dotted name
@@ -42,31 +38,31 @@ class Results:
     references: dict[str, list[str]]
     scores: pd.DataFrame  # a row a picture, by picture
     notes: tuple[str, ...]  # what the reader must know
+    stale: str | None  # why the reports are not of the params that lie beside them
     intact: bool  # whether the reports are, together, what was written
 
 
-def read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> Results:
+def read_results(revision: Revision, reports: str) -> Results:
     """
     Args:
-        revision: what to call it.
         reports: the folder of the reports, from the repository's root.
-        read: a file's content by its path in that revision (`at_revision`).
 
     Raises:
         InputError: a report is absent, damaged, or not of the run that dvc.lock records.
     """
     try:
-        results = _read_results(revision, reports, read)
+        results = _read_results(revision, reports)
         _check_each_other(results, reports)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(
-            f"the reports or dvc.lock of {revision} lack something that this version writes; run "
-            "evaluate again there ('dvc repro')"
+            f"the reports or dvc.lock of {revision.name} lack something that this version writes; "
+            "run evaluate again there ('dvc repro')"
         ) from None
     return results
 
 
-def _read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> Results:
+def _read_results(where: Revision, reports: str) -> Results:
+    revision, read, stale = where.name, where.read, None
     names = ("metrics.json", "captions.json", "references.json", "scores.csv")
     raw = {name: read(f"{reports}/{name}") for name in names}
     asked = _flat(_yaml(read("params.yaml"), "params.yaml", revision))
@@ -80,76 +76,23 @@ def _read_results(revision: str, reports: str, read: Callable[[str], bytes]) -> 
         _check_digests(lock, {f"{reports}/{name}": raw[name] for name in names}, revision)
         if changed := [key for key, value in params.items() if asked.get(key) != value]:
             keys = ", ".join(changed)
-            notes = [f"{revision}: params.yaml has changed since the run ({keys}): 'dvc repro'"]
+            stale = f"params.yaml of {revision} has changed since the run ({keys}): 'dvc repro'"
     metrics, captions, references = (
         _parsed(json.loads, raw[name], f"{reports}/{name}", revision)
         for name in ("metrics.json", "captions.json", "references.json")
     )
     (about,) = metrics["about"]
     return Results(
-        revision,
+        *(revision, where.identity),
         _numbers(metrics, f"{reports}/metrics.json of {revision}"),
         _terms(metrics, about, references),
         params,
         {one["image_id"]: str(one["caption"]) for one in captions},
         references,
         _scores(raw["scores.csv"], f"{reports}/scores.csv", revision),
-        tuple(notes),
+        *(tuple(notes), stale),
         is_intact(metrics, [raw[name] for name in names[1:]]),
     )
-
-
-def at_revision(root: str, revision: str) -> Callable[[str], bytes]:
-    """How to read the files of a revision of the repository at `root`: a commit, branch, tag or
-    experiment, or the workspace.
-
-    Raises:
-        InputError: there is no such revision.
-    """
-    from dvc.api import DVCFileSystem  # late: it takes a second
-    from dvc.repo import Repo
-    from dvc.scm import NoSCM, RevError, resolve_rev
-
-    if revision == WORKSPACE:
-        return partial(_read, DVCFileSystem(root), revision)
-    with Repo(root) as repository:
-        if isinstance(repository.scm, NoSCM):
-            raise InputError(
-                f"{root} is not in git, so it has no '{revision}'; name folders: ./one ../other"
-            )
-        try:
-            rev = resolve_rev(repository.scm, revision)
-        except RevError:
-            raise InputError(
-                f"there is no commit, branch, tag or experiment '{revision}' here; 'dvc exp show' "
-                "and 'git log' list them (in a shallow clone, 'git fetch' it first)"
-            ) from None
-    return partial(_read, DVCFileSystem(root, rev=rev), revision)
-
-
-def in_folder(folder: Path) -> Callable[[str], bytes]:
-    """How to read the files of another checkout, or of a demo's workspace, in git or not."""
-
-    def read(path: str) -> bytes:
-        try:
-            return (folder / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise AbsentError(
-                f"{folder} has no {path}; name a folder in which a run ended"
-            ) from None
-
-    return read
-
-
-def _read(files: Any, revision: str, path: str) -> bytes:
-    from dvc.exceptions import DvcException
-
-    try:
-        return bytes(files.read_bytes(path))
-    except (FileNotFoundError, DvcException):
-        raise AbsentError(
-            f"{revision} has no {path}; commit the reports and dvc.lock of a run there"
-        ) from None
 
 
 def _yaml(content: bytes, path: str, revision: str) -> dict[str, Any]:
@@ -204,6 +147,9 @@ def _numbers(metrics: dict[str, Any], where: str) -> dict[str, float]:
         for name, value in metrics.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
+    for name in SCORE_NAMES:
+        if name in metrics and name not in numbers:
+            raise InputError(f"{where}: {name} is {metrics[name]!r}, no number; evaluate again")
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise InputError(f"{where}: {name} is {value}, which compares with nothing")
@@ -219,9 +165,9 @@ def _terms(metrics: dict[str, Any], about: dict[str, Any], references: Any) -> d
         "tokeniser": about["tokenizer"],
         "scale": about["scale"],
         "number of pictures": about["pictures"],
-        "references a picture": about["references"],
+        "number of references a picture": about["references"],
         "references": hashlib.sha256(text).hexdigest()[:16],
-        "yardsticks": {one["name"]: one["cider"] for one in metrics["yardsticks"]},
+        "yardsticks": metrics["yardsticks"],
     }
 
 
@@ -238,6 +184,10 @@ def _scores(content: bytes, path: str, revision: str) -> pd.DataFrame:
             f"{path} of {revision} has no column '{lacking[0]}': it was written by an earlier "
             "version; run evaluate again there ('dvc repro')"
         )
+    numbers = table[[*COUNT_NAMES, *MEAN_NAMES]].apply(pd.to_numeric, errors="coerce")
+    if not np.isfinite(numbers).all(axis=None):
+        bad = table["image_id"][~np.isfinite(numbers).all(axis=1)].iloc[0]
+        raise InputError(f"{path} of {revision}: a score of {bad} is no number; evaluate again")
     if table["image_id"].duplicated().any():
         raise InputError(f"{path} of {revision} has two rows of one picture; run evaluate again")
     return table.set_index("image_id")

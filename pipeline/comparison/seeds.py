@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from mpmath import betainc
 
 from pipeline.comparison.bootstrap import Difference
-from pipeline.comparison.judge import Change, Comparison, params_that_differ, require_alike
+from pipeline.comparison.judge import (
+    Change,
+    Comparison,
+    notes_of,
+    params_that_differ,
+    require_alike,
+    stale,
+)
 from pipeline.comparison.results import Results
 from pipeline.config.compare import CompareConfig
 
@@ -24,20 +31,25 @@ def compare_groups(
     """
     require_alike([*base, *head])
     names = dict.fromkeys(name for run in (*base, *head) for name in run.metrics)
-    notes = [note for run in (*base, *head) for note in run.notes]
+    notes = notes_of(base, head)
+    changes = [_change(name, base, head, config.confidence) for name in names]
     if min(len(base), len(head)) < 2:
         notes.append("a side with one run has no scatter: no test across seeds")
+    elif any(one.change and one.difference is None for one in changes):
+        notes.append("where the runs of both sides do not differ there is nothing to test by")
     return Comparison(
         base=", ".join(run.name for run in base),
         head=", ".join(run.name for run in head),
         pictures=len(base[0].scores),
         params=params_that_differ(base, head),
-        changes=[_change(name, base, head, config.confidence) for name in names],
+        changes=changes,
         same=0,
         better=[],
         worse=[],
-        notes=list(dict.fromkeys(notes)),
+        notes=notes,
         seeds=(len(base), len(head)),
+        stale=stale(head),
+        revisions=([run.revision for run in base], [run.revision for run in head]),
     )
 
 
@@ -46,10 +58,14 @@ def _change(
 ) -> Change:
     before, after = _values(name, base), _values(name, head)
     mean_before, mean_after = (statistics.fmean(one) if one else None for one in (before, after))
-    if min(len(before), len(after)) < 2:
-        return Change(name, mean_before, mean_after, difference=None)
-    spread = statistics.stdev(before), statistics.stdev(after)
-    return Change(name, mean_before, mean_after, _welch(before, after, confidence), spread)
+    spread = _deviation(before), _deviation(after)
+    tested = None not in spread
+    difference = _welch(before, after, confidence) if tested else None
+    return Change(name, mean_before, mean_after, difference, spread)
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _values(name: str, runs: Sequence[Results]) -> list[float]:
@@ -58,12 +74,13 @@ def _values(name: str, runs: Sequence[Results]) -> list[float]:
     return known if len(known) == len(runs) else []
 
 
-def _welch(base: Sequence[float], head: Sequence[float], confidence: float) -> Difference:
+def _welch(base: Sequence[float], head: Sequence[float], confidence: float) -> Difference | None:
+    """None where there is a change and no scatter at all: t is not defined."""
     change = statistics.fmean(head) - statistics.fmean(base)
     parts = [statistics.variance(side) / len(side) for side in (base, head)]
     error = math.sqrt(sum(parts))
-    if error == 0:  # no scatter at all: t is not defined
-        return Difference(change, change, change, 1.0 if change == 0 else 0.0)
+    if error == 0:
+        return Difference(change, change, change, 1.0) if change == 0 else None
     freedom = sum(parts) ** 2 / sum(
         part**2 / (len(side) - 1) for part, side in zip(parts, (base, head), strict=True)
     )

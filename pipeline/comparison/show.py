@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.comparison.bootstrap import TESTED
 from pipeline.comparison.judge import ABSENT, NEUTRAL, Change, Comparison, Example
+from pipeline.config.compare import CompareConfig
 from pipeline.errors import printable
 from pipeline.scoring.bootstrap import TITLES
 
@@ -23,12 +24,19 @@ def as_markdown(comparison: Comparison, failed: Sequence[str], confidence: float
     return "\n".join(_lines(comparison, failed, confidence, markdown=True))
 
 
-def as_json(comparison: Comparison, failed: Sequence[str]) -> str:
+def as_json(comparison: Comparison, failed: Sequence[str], config: CompareConfig) -> str:
     """For programs: numbers as they are, null where there is none."""
     content = {
         "base": comparison.base,
         "head": comparison.head,
+        "revisions": {
+            side: list(runs)
+            for side, runs in zip(("base", "head"), comparison.revisions, strict=True)
+        },
         "pictures": comparison.pictures,
+        "confidence": config.confidence,
+        "resamples": config.resamples,
+        "seed": config.seed,
         "runs": list(comparison.seeds),
         "summary": summary(comparison),
         "params": [
@@ -42,6 +50,7 @@ def as_json(comparison: Comparison, failed: Sequence[str]) -> str:
         "same_captions": comparison.same,
         "better": [asdict(one) for one in comparison.better],
         "worse": [asdict(one) for one in comparison.worse],
+        "stale": list(comparison.stale),
         "notes": list(comparison.notes),
         "failed": list(failed),
     }
@@ -49,11 +58,16 @@ def as_json(comparison: Comparison, failed: Sequence[str]) -> str:
 
 
 def summary(comparison: Comparison) -> str:
-    """The outcome in a sentence."""
-    if comparison.seeds == (1, 1) and comparison.same == comparison.pictures:
-        return f"No change: all {comparison.pictures:,} captions are the same."
-    tested = [one for one in comparison.changes if one.difference is not None]
+    """The outcome in a sentence or two."""
     parts = []
+    for verdict in ("missing", "new"):
+        names = [_name(one) for one in comparison.changes if one.verdict == verdict]
+        if names:
+            parts.append(f"{verdict.capitalize()} in head: {', '.join(names)}.")
+    if comparison.seeds == (1, 1) and comparison.same == comparison.pictures:
+        return " ".join([f"No change: all {comparison.pictures:,} captions are the same.", *parts])
+    known = [one for one in comparison.changes if one.change is not None]
+    tested = [one for one in known if one.difference is not None]
     for verdict in ("better", "worse"):
         names = [f"{_name(one)} by {abs(one.gain):.2f}" for one in _headline(tested, verdict)]
         if names:
@@ -61,7 +75,7 @@ def summary(comparison: Comparison) -> str:
     chance = [_name(one) for one in _headline(tested, "within chance", "no change")]
     if chance:
         parts.append(f"No difference beyond chance: {', '.join(chance)}.")
-    return " ".join(parts) or "Nothing could be tested."
+    return " ".join(parts if tested else [*parts, "Nothing could be tested."])
 
 
 def _headline(changes: Sequence[Change], *verdicts: str) -> list[Change]:
@@ -71,12 +85,15 @@ def _headline(changes: Sequence[Change], *verdicts: str) -> list[Change]:
 def _lines(
     comparison: Comparison, failed: Sequence[str], confidence: float, markdown: bool
 ) -> list[str]:
-    clean = _markdown if markdown else _plain
+    clean = markdown_text if markdown else _plain
     base, head = clean(comparison.base), clean(comparison.head)
     title = f"{base} → {head}"
-    lines = [f"### {title}" if markdown else title, "", summary(comparison), ""]
+    strong = "**" if markdown else ""
+    lines = [f"### {title}" if markdown else title, ""]
+    for why in comparison.stale:
+        lines += [f"{strong}Stale:{strong} {clean(why)}.", ""]
+    lines += [summary(comparison), ""]
     if failed:
-        strong = "**" if markdown else ""
         lines += [f"{strong}Not acceptable:{strong} {'; '.join(failed)}.", ""]
     if comparison.params:
         rows = [[clean(key), clean(_shown(a)), clean(_shown(b))] for key, a, b in comparison.params]
@@ -84,16 +101,19 @@ def _lines(
     elif comparison.same < comparison.pictures:
         lines += ["No param differs.", ""]
     across = comparison.seeds != (1, 1)
-    tests = f"{confidence:.0%} interval"
-    header = ["x100", base, head, "change", tests, "p", ""]
+    tests = f"{100 * confidence:.6g} % interval"
+    header = ["", base, head, "change", tests, "p", ""]
     lines += [*_table(header, [_row(one) for one in comparison.changes], markdown), ""]
+    scale = "Scores x100."
     if across:
-        lines.append("Mean ± standard deviation of the runs; Welch's t-test across them.")
+        tested = any(one.difference for one in comparison.changes)
+        test = "; Welch's t-test across them" if tested else ""
+        lines.append(f"{scale} Mean ± standard deviation of the runs{test}.")
     else:
         lines += [
             f"{comparison.same:,} of {comparison.pictures:,} captions are the same.",
-            "The intervals are over pictures (paired bootstrap). What another seed would change "
-            "they do not say: compare groups of runs for that.",
+            f"{scale} The intervals are over pictures (paired bootstrap). What another seed would "
+            "change they do not say: compare groups of runs for that.",
         ]
     for label, examples in (("Better", comparison.better), ("Worse", comparison.worse)):
         if examples:
@@ -104,11 +124,11 @@ def _lines(
 
 
 def _row(one: Change) -> list[str]:
-    difference, change = one.difference, one.change
-    spread = one.spread or (None, None)
+    change = one.change
+    difference = one.difference if change is not None else None
     return [
         _name(one),
-        *(_number(value, by) for value, by in zip((one.base, one.head), spread, strict=True)),
+        *(_number(value, by) for value, by in zip((one.base, one.head), one.spread, strict=True)),
         "" if change is None else f"{change:+.2f}",
         "" if difference is None else f"{difference.low:+.2f} to {difference.high:+.2f}",
         "" if difference is None else f"{difference.p:.4f}",
@@ -123,7 +143,7 @@ def _number(value: float | None, spread: float | None) -> str:
 
 
 def _example(one: Example, markdown: bool) -> list[str]:
-    clean = _markdown if markdown else _plain
+    clean = markdown_text if markdown else _plain
     scores = f"CIDEr {one.base_cider:.0f} → {one.head_cider:.0f}"
     start, under = ("- ", "  - ") if markdown else ("  ", "    ")
     return [
@@ -165,6 +185,6 @@ def _plain(text: str) -> str:
     return printable(text.replace("\n", " "))
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Without what Markdown or HTML would take for markup."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~@])", r"\\\1", html.escape(_plain(text), quote=False))
