@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench kills reproducible experiments compare install clean
+.PHONY: demo test bench kills reproducible experiments compare page install clean
 
 demo: $(VENV)/installed  ## the whole graph on a small data set made here, offline
 	$(BIN)/showtell demo
@@ -25,6 +25,12 @@ bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BEN
 
 compare: $(VENV)/installed  ## the demo at two commits, and whether it got worse; BASE=main HEAD=HEAD
 	.ci/compare-demo $(or $(BASE),main) $(or $(HEAD),HEAD)
+
+page: $(VENV)/installed  ## build/report.html: this run's page with another's scores beside it; BASE=main
+	mkdir -p build
+	git show $(or $(BASE),HEAD):reports/metrics.json > build/base.json
+	$(BIN)/python -m pipeline.report $$($(BIN)/python -c 'import yaml; print(*yaml.safe_load(open("dvc.yaml"))["stages"]["report"]["cmd"].split()[3:])') \
+	  --base build/base.json --out build/report.html
 
 install: $(VENV)/installed
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def page_of(folder: Path, pictures: int) -> Path:
     """The page of so many pictures, the first of them hostile."""
     inputs = write_run(folder, [HOSTILE, *map(said, range(1, pictures))])
     path, out = write_params(folder / "params.yaml"), folder / "report.html"
-    report(inputs, out, [read(path, group) for group in SHOWN], read(path, ReportConfig))
+    configs = [read(path, group) for group in SHOWN]
+    report(replace(inputs, base=inputs.metrics), out, configs, read(path, ReportConfig))
     return out
 
 
@@ -151,6 +153,10 @@ SEARCHES = [
     ("wave", "references", 149),
     ("oman", "captions and references", 0),  # a word is found by its beginning
     ("0042", "our captions", 1),
+    ('"woman on the"', "our captions", 50),
+    ('"the on"', "our captions", 0),  # a phrase is its words in their order
+    ('"on the bea" dog', "our captions", 49),
+    ('"woman on', "our captions", 50),  # while it is being typed
     ("bed", "captions and references", 0),  # part of every id, and no one's word
     ("</script>", "captions and references", 1),
     (".*", "captions and references", 0),
@@ -254,6 +260,10 @@ def test_on_a_phone_nothing_scrolls_sideways(page: Page) -> None:
         " parseFloat(getComputedStyle(one).fontSize) * one.getScreenCTM().a))"
     )
     assert smallest > 8.5  # pixels
+    inside, shown = page.locator(".scores").evaluate(
+        "table => [table.offsetWidth, table.parentElement.clientWidth]"
+    )
+    assert inside <= shown or room < 360  # where it does not fit, it scrolls by itself
 
 
 def luminance(colour: str) -> float:

@@ -35,7 +35,7 @@
   // The text, with the beginnings of words that were searched for marked.
   function marked(tag, name, text) {
     const made = element(tag, name);
-    const wanted = terms.filter(Boolean);
+    const wanted = terms.flatMap((term) => term.split(/\s+/));
     for (const word of text.split(/(\s+)/)) {
       const low = word.toLowerCase();
       const hit = wanted.filter((term) => low.startsWith(term)).sort((a, b) => b.length - a.length)[0];
@@ -86,6 +86,7 @@
       (terms.length ? `${number.format(matches.length)} of ` : "") +
       `${number.format(pictures.length)} pictures` +
       (terms.length ? " match" : "") +
+      (matches.length ? "" : ": words are found by how they begin, phrases in quotes") +
       (left ? `, ${number.format(shown)} shown` : "");
     return next[0];
   }
@@ -96,7 +97,9 @@
   }
 
   function show() {
-    terms = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+    terms = [...find.value.toLowerCase().matchAll(/"([^"]*)"?|[^\s"]+/g)]
+      .map(([word, phrase]) => (phrase ?? word).trim())
+      .filter(Boolean);
     matches = pictures.filter((picture) => {
       const text = where.value === "all" ? picture.ours + picture.theirs : picture[where.value];
       return terms.every((term) => text.includes(" " + term) || named(picture, term));
