@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench kills reproducible experiments compare page install clean
+.PHONY: demo test bench kills fuzz reproducible experiments compare page install clean
 
 demo: $(VENV)/installed  ## the whole graph on a small data set made here, offline
 	$(BIN)/showtell demo
@@ -16,6 +16,9 @@ test: $(VENV)/installed  ## style, types and tests
 
 kills: $(VENV)/installed  ## runs killed at random moments and gone on with; KILLS='--count 40 --seed 0'
 	$(BIN)/python -m tests.kills $(KILLS)
+
+fuzz: $(VENV)/installed  ## changed files to every parser; FUZZ='--seconds 600 --seed 7'
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 reproducible: $(VENV)/installed  ## three runs from nothing, and which artifacts have the same bytes
 	$(BIN)/python -m tests.reproducible

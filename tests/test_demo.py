@@ -21,10 +21,10 @@ from tests.conftest import ROOT, Artifacts, showtell
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifacts, str]:
-    """A workspace in which the demo has run, and what it printed."""
+    """A workspace in which the demo has run, a little smaller than users', and what it printed."""
     before = git_status()
     workspace = tmp_path_factory.mktemp("demo") / "workspace"
-    result = showtell("demo", "--workspace", workspace)
+    result = showtell("demo", "--workspace", workspace, "--pictures", 3400)
     assert result.returncode == 0, result.stdout + result.stderr
     assert git_status() == before  # the checkout is untouched
     return Artifacts(workspace), result.stdout

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.store.features import read_features
 from pipeline.store.rows import create_features
-from tests.conftest import Artifacts, one_line, showtell, write_params
+from tests.conftest import Artifacts, command, one_line, write_params
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_extraction(small_disk: Path, tiny: Artifacts) -> None:
     out = small_disk / "features.h5"
-    result = showtell(
+    result = command(
         *("extract", "--images", tiny.images, "--weights", tiny.backbone),
         *("--out", out, "--params", tiny.params),
     )
@@ -41,7 +41,7 @@ def test_extraction(small_disk: Path, tiny: Artifacts) -> None:
 def test_training_keeps_an_older_model(small_disk: Path, tiny: Artifacts) -> None:
     out = small_disk / "model.safetensors"
     out.write_text("older")
-    result = showtell(
+    result = command(
         *("train", "--features", tiny.features, "--table", tiny.table),
         *("--summary", tiny.summary, "--vocabulary", tiny.vocabulary, "--out", out),
         *("--history", small_disk / "history.csv", "--params", tiny.params),
@@ -63,7 +63,7 @@ def test_extraction_that_ends_later(small_disk: Path, tiny: Artifacts) -> None:
 
 def test_download(small_disk: Path, world: Artifacts, tmp_path: Path) -> None:
     where = {"images": str(world.images), "images_md5": None}
-    result = showtell(
+    result = command(
         *("download", "--images", small_disk / "i.zip", "--text", small_disk / "t.zip"),
         *("--params", write_params(tmp_path / "params.yaml", download=where)),
     )

@@ -70,7 +70,7 @@ class Sweep:
 def sweep(laboratory: Laboratory) -> Sweep:
     repository, _ = laboratory.repository, laboratory.forget()
     before = repository.lock
-    grid = ("-S", "train.cell=lstm,gru,rnn", "-S", "evaluate.beam=1")
+    grid = ("-S", "train.cell=lstm,gru,rnn", "-S", "train.learning_rate=0.02")
     queued = repository.run("dvc", "exp", "run", "--queue", "--name", "cells", *grid)
     assert queued.count("Queued experiment") == 3
     assert "Started '2'" in start_workers(repository, jobs=2)
@@ -97,7 +97,7 @@ def test_a_grid_in_the_queue_is_an_experiment_a_combination_run_by_parallel_work
     assert sweep.states == {"cells-1": "Success", "cells-2": "Success", "cells-3": "Failed"}
     for name, cell in (("cells-1", "lstm"), ("cells-2", "gru")):
         params = laboratory.read(name, "params.yaml")
-        assert (params["train"]["cell"], params["evaluate"]["beam"]) == (cell, 1)
+        assert (params["train"]["cell"], params["train"]["learning_rate"]) == (cell, 0.02)
 
 
 def test_what_fails_stops_nothing_else_and_its_log_says_why(
@@ -166,7 +166,7 @@ def test_the_table_has_what_varies_and_the_scores_best_first(
     header = re.findall(r"^ +Experiment .*$", table, re.MULTILINE)[0].split()
     assert header[:6] == ["Experiment", "State", "bleu_4", "cider", "rouge_l", "length"]
     varied = {name for name in header[6:] if "." in name}
-    assert varied == {"train.cell", "evaluate.beam"}
+    assert varied == {"train.cell", "train.learning_rate"}
     assert not [name for name in header if "/" in name]
     assert max(map(len, table.splitlines())) <= 160
     rows = re.findall(r"\[cells-[12]\] +Success +\S+ +(\S+)", table)
@@ -231,7 +231,7 @@ def test_an_experiment_can_be_applied_branched_renamed_and_removed(
     assert "cell: gru" in repository.run("git", "show", "gru-cell:params.yaml")
     repository.run("git", "branch", "--quiet", "--delete", "--force", "gru-cell")
     repository.run("dvc", "exp", "rename", "cells-1", "greedy")
-    assert laboratory.read("greedy", "params.yaml")["evaluate"]["beam"] == 1
+    assert laboratory.read("greedy", "params.yaml")["train"]["learning_rate"] == 0.02
     repository.run("dvc", "exp", "remove", "greedy")
     assert "greedy" not in repository.run("git", "for-each-ref", "refs/exps")
 

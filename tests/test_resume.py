@@ -1,10 +1,6 @@
 """A training that was killed goes on where it stood and ends with the same bytes."""
 
 import logging
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ from pipeline.scst import scst
 from pipeline.store.checkpoint import Checkpoint
 from pipeline.train import train
 from pipeline.vocab import make_vocabulary
-from tests.conftest import ROOT, Artifacts, write_params
+from tests.conftest import Artifacts, write_params
 
 Run = Callable[[], None]
 OUTS = ("model.safetensors", "history.csv")
@@ -152,28 +148,3 @@ def test_how_much_may_be_lost_is_a_param(
     killed_at(1, run, monkeypatch)  # not within an epoch: at its end
     run()
     assert "going on after epoch 1 and 0 steps" in caplog.text
-
-
-def test_a_real_kill(tiny: Artifacts, tmp_path: Path) -> None:
-    """SIGKILL to the stage's own process, as soon as it has saved anything."""
-    params = write_params(
-        tmp_path / "params.yaml", train={"epochs": 12, "patience": 12, "checkpoint_seconds": 0}
-    )
-    command = [
-        *(sys.executable, "-m", "pipeline.train", "--features", tiny.features),
-        *("--table", tiny.table, "--summary", tiny.summary, "--vocabulary", tiny.vocabulary),
-        *("--params", params),
-        *("--out", tmp_path / OUTS[0], "--history", tmp_path / OUTS[1]),
-    ]
-    state = tmp_path / ".model.safetensors.resume/state.safetensors"
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        while not state.exists():
-            assert process.poll() is None, process.stderr
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "going on after epoch" in done.stderr
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    training(tiny, whole, epochs=12, patience=12)()
-    assert outs_of(tmp_path) == outs_of(whole)

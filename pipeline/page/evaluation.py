@@ -137,7 +137,7 @@ def _with_metrics(
             means=means,
         )
         intact = is_intact(content, [report.read_bytes() for report in reports])
-    except (KeyError, TypeError, IndexError, ValueError):
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError):
         raise InputError(f"{path} is no metrics of this version; {AGAIN}") from None
     (whole,) = corpus_scores(counts, means, np.ones((1, len(pictures))))
     for name, value in zip(SCORE_NAMES, whole.tolist(), strict=True):

@@ -43,7 +43,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def json_digest(content: Any) -> str:
     """A fingerprint of JSON's content, however it is laid out; 16 hexadecimal digits."""
-    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -90,7 +90,9 @@ def read_table(path: Path, about: Summary) -> pd.DataFrame:
         raise InputError(f"{path} is not the table that its summary is of; run 'captions' again")
     try:
         # No value means 'missing' here: a caption may well be the word 'null'.
-        table = pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False, na_filter=False)
+        table = pd.read_csv(
+            BytesIO(content), dtype=str, keep_default_na=False, na_filter=False, index_col=False
+        )
     except (ValueError, pd.errors.ParserError) as error:
         raise InputError(f"{path} is no captions table ({error}); run 'captions' again") from None
     if list(table.columns) != COLUMNS:

@@ -1,0 +1,337 @@
+"""Valid files, changed at random, to the parsers that read them: each says one line or reads on.
+
+`python -m tests.fuzz --seconds 300` tries as many as fit; anything but an `InputError`, a crash, a
+long wait or a great deal of memory is a find, and is kept with the seed that makes it again.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import random
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+
+from pipeline.config import read
+from pipeline.config.train import TrainConfig
+from pipeline.errors import InputError
+from pipeline.model.features import PictureFeatures
+from pipeline.page.evaluation import read_evaluation
+from pipeline.scoring.tokens import tokenize
+from pipeline.store.features import read_features
+from pipeline.store.files import json_digest
+from pipeline.store.model import read_model
+from pipeline.store.pictures import PictureArchive, decode_picture
+from pipeline.store.results import sealed
+from pipeline.store.table import captions_of, read_summary, read_table
+from pipeline.store.tensors import tensors_digest
+from pipeline.store.text import read_text_archive
+from pipeline.store.vocabulary import read_vocabulary
+from pipeline.store.weights import read_backbones
+from tests.conftest import Artifacts, make_tiny, make_world
+
+CPU = torch.device("cpu")
+SECONDS, MEMORY = 20, 6 << 30  # a try may take; of address space, torch's gigabytes included
+
+
+@dataclass(frozen=True)
+class Parser:
+    """What is fuzzed: a valid file, how to change it, and what reads it."""
+
+    name: str
+    source: Path
+    change: Callable[[bytes, random.Random], bytes]
+    read: Callable[[Path], object]
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """Some bytes flipped, dropped, doubled, moved or replaced by telling ones."""
+    made = bytearray(content)
+    for _ in range(chance.choice([1, 1, 2, 4, 16])):
+        place = chance.randrange(len(made) + 1)
+        end = min(len(made), place + chance.choice([1, 2, 4, 8, 64, 512]))
+        match chance.randrange(6):
+            case 0 if place < len(made):
+                made[place] ^= 1 << chance.randrange(8)
+            case 1:
+                del made[place:end]
+            case 2:
+                made[place:place] = made[place:end]
+            case 3:
+                made[place:end] = chance.choice(TELLING)
+            case 4:
+                other = chance.randrange(len(made) + 1)
+                made[place:end] = made[other : other + end - place]
+            case 5:
+                del made[place:]
+    return bytes(made)
+
+
+TELLING = (
+    *(
+        b"\0",
+        b"\xff\xff\xff\xff",
+        b"\x7f\xff\xff\xff",
+        b"\xff" * 8,
+        b"\n",
+        b"\r",
+        b'"',
+        b"\t",
+        b"'",
+    ),
+    *(b"nan", b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b"{", b"}", b"\xed\xa0\x80", b"\x1b[2J"),
+    *("‮".encode(), b"../../etc/passwd", b"&a [*a]", b"!!python/object:os.system", b"=1+1", b"%n"),
+)
+
+
+def mutated_json(content: bytes, chance: random.Random) -> bytes:
+    """One value of a sealed file replaced, and the digest made to fit, as a forger would."""
+    whole = json.loads(content)
+    _replace(whole, chance)
+    if isinstance(whole, dict) and "digest" in whole:
+        del whole["digest"]
+        try:
+            whole["digest"] = json_digest(whole)
+        except ValueError:
+            whole["digest"] = "0" * 16
+    return json.dumps(whole).encode()
+
+
+def mutated_header(content: bytes, chance: random.Random) -> bytes:
+    """The same in the header of a safetensors file."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    ours = json.loads(header["__metadata__"]["showtell"])
+    if chance.random() < 0.3:
+        _replace(header, chance)
+    else:
+        _replace(ours, chance)
+        ours.pop("digest", None)
+        ours["digest"] = json_digest([ours, tensors_digest(load(content))])
+        header["__metadata__"]["showtell"] = json.dumps(ours)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+VALUES: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2**31,
+        2**63,
+        10**400,
+        1.5,
+        float("inf"),
+        "",
+        "x",
+        "\x1b[2J",
+        "a" * 9999,
+    ),
+    *([], {}, [[]], [0], {"": None}, ["<pad>"] * 5, "../x"),
+)
+
+
+def _replace(whole: Any, chance: random.Random) -> None:
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        keys = node.keys() if isinstance(node, dict) else range(len(node))
+        for key in list(keys)[:200]:
+            places.append((node, key))
+            if isinstance(node[key], (dict, list)):
+                walk(node[key])
+
+    walk(whole)
+    node, key = chance.choice(places)
+    if chance.random() < 0.2:
+        del node[key]
+    else:
+        node[key] = chance.choice(VALUES)
+
+
+def mutated_zip(content: bytes, chance: random.Random) -> bytes:
+    """A whole zip whose members have odd names, sizes or contents."""
+    made = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as source,
+        zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for member in source.infolist()[: 1 + chance.randrange(12)] + source.infolist()[-4:]:
+            name, inside = member.filename, source.read(member)
+            if chance.random() < 0.3:
+                inside = mutated(inside, chance)
+            if chance.random() < 0.1:
+                name = chance.choice(["/", ".", "", "..", "a/../b.jpg", "\x1b.jpg", "=1.jpg", name])
+            target.writestr(zipfile.ZipInfo(name), inside)
+    return made.getvalue()
+
+
+def parsers(tiny: Artifacts) -> list[Parser]:
+    about = read_summary(tiny.summary)
+    names = ("captions.json", "references.json", "scores.csv", "metrics.json")
+    reports = [tiny.reports / name for name in names]
+
+    def pictures(path: Path) -> None:
+        with PictureArchive(path) as archive:
+            for one in archive.ids[:8]:
+                decode_picture(archive.content(one), one)
+
+    def captions(path: Path) -> None:
+        for every in read_text_archive(path).captions.values():
+            for caption in every:
+                assert all(word.isprintable() for word in tokenize(caption))
+
+    def features(path: Path) -> None:
+        cache = read_features(path)
+        PictureFeatures(cache, cache.ids, CPU)
+
+    def evaluation(number: int) -> Callable[[Path], object]:
+        return lambda path: read_evaluation(*(*reports[:number], path, *reports[number + 1 :]))
+
+    def metrics(content: bytes, chance: random.Random) -> bytes:
+        if chance.random() < 0.5:
+            return mutated(content, chance)
+        whole = json.loads(content)
+        _replace(whole, chance)
+        with suppress(Exception):  # what cannot be sealed is refused for that
+            whole = sealed(whole, [report.read_bytes() for report in reports[:-1]])
+        return json.dumps(whole).encode()
+
+    def in_json(content: bytes, chance: random.Random) -> bytes:
+        return chance.choice([mutated, mutated_json])(content, chance)
+
+    def in_header(content: bytes, chance: random.Random) -> bytes:
+        return chance.choice([mutated, mutated_header])(content, chance)
+
+    def in_zip(content: bytes, chance: random.Random) -> bytes:
+        return chance.choice([mutated, mutated_zip])(content, chance)
+
+    def table(path: Path) -> object:
+        digest = sha256(path.read_bytes()).hexdigest()[:16]
+        return captions_of(read_table(path, replace(about, table_digest=digest)), "train")
+
+    found = [
+        Parser("picture archive", tiny.images, in_zip, pictures),
+        Parser("text archive", tiny.text, in_zip, captions),
+        Parser("captions table", tiny.table, mutated, table),
+        Parser("summary", tiny.summary, in_json, read_summary),
+        Parser(
+            *("vocabulary", tiny.vocabulary, in_json),
+            lambda path: read_vocabulary(path, about.table_digest),
+        ),
+        Parser("params", tiny.params, mutated, lambda path: read(path, TrainConfig)),
+        Parser("model", tiny.model, in_header, lambda path: read_model(path, CPU)),
+        Parser("backbone", tiny.backbone, in_header, read_backbones),
+        Parser("features", tiny.features, mutated, features),
+    ]
+    for number, path in enumerate(reports):
+        change = in_json if path.suffix == ".json" else mutated
+        change = metrics if path.stem == "metrics" else change
+        found.append(Parser(path.name, path, change, evaluation(number)))
+    return found
+
+
+def attempt(parser: Parser, seed: str, folder: Path) -> str:
+    """`read`, or `refused`; what else happens is raised."""
+    path = folder / f"fuzzed{parser.source.suffix}"
+    path.write_bytes(parser.change(parser.source.read_bytes(), random.Random(seed)))
+    try:
+        parser.read(path)
+    except InputError:
+        return "refused"
+    return "read"
+
+
+def _try_some(parser: Parser, seeds: list[str], folder: Path, done: Any) -> None:
+    """In a process of its own, for what would end this one."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for seed in seeds:
+        done.send(("begun", seed))
+        try:
+            done.send((attempt(parser, seed, folder), seed))
+        except BaseException:
+            done.send((traceback.format_exc(), seed))
+    done.close()
+
+
+def find(parser: Parser, seeds: list[str], folder: Path) -> tuple[Counter[str], list[str]]:
+    """How often the parser read and refused, and what it should not have done."""
+    tally, finds = Counter[str](), []
+    while seeds:
+        ours, theirs = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=_try_some, args=(parser, seeds, folder, theirs))
+        process.start()
+        theirs.close()
+        current = seeds[0]
+        try:
+            while ours.poll(SECONDS):
+                what, current = ours.recv()
+                if what in ("read", "refused"):
+                    tally[what] += 1
+                elif what != "begun":
+                    finds.append(f"{parser.name}, seed {current}:\n{what}")
+            else:
+                finds.append(f"{parser.name}, seed {current}: more than {SECONDS} s")
+                process.kill()
+        except EOFError:
+            process.join()
+            if process.exitcode:
+                finds.append(f"{parser.name}, seed {current}: ended with {process.exitcode}")
+        seeds = seeds[seeds.index(current) + 1 :]
+    return tally, finds
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")  # zipfile's, of the odd names that are written here
+    torch.set_num_threads(1)  # else a forked process waits for threads that it does not have
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "world").mkdir()
+        tiny = make_tiny(make_world(folder / "world"))
+        tallies: dict[str, Counter[str]] = {}
+        finds: list[str] = []
+        end, turn = time.monotonic() + asked.seconds, 0
+        while time.monotonic() < end:
+            for one in parsers(tiny):
+                seeds = [f"{asked.seed} {turn} {number}" for number in range(50)]
+                tally, found = find(one, seeds, folder)
+                tallies[one.name] = tallies.get(one.name, Counter()) + tally
+                finds += found
+            turn += 1
+    for name, tally in tallies.items():
+        print(f"{name:18} {tally['read']:6} read, {tally['refused']:6} refused")
+    kinds = {one.rstrip().splitlines()[-1]: one for one in finds}
+    for one in kinds.values():
+        print(f"\n{one}")
+    if finds:
+        sys.exit(f"error: {len(finds)} finds of {len(kinds)} kinds; the seed makes each again")
+
+
+if __name__ == "__main__":
+    main()

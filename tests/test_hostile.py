@@ -1,0 +1,148 @@
+"""Files of someone who means harm: one line, in little time and memory, and nothing done."""
+
+import io
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.captions import make_captions
+from pipeline.config.captions import CaptionsConfig
+from pipeline.errors import InputError
+from pipeline.store.pictures import PictureArchive, decode_picture
+from pipeline.store.table import read_summary, read_table
+from pipeline.store.text import KAGGLE, TOKENS, read_text_archive
+from tests.conftest import ROOT, command, make_zip, one_line, write_params
+
+
+def jpeg() -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(content, "JPEG")
+    return content.getvalue()
+
+
+def test_a_text_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> None:
+    """A few hundred kilobytes on the disk; memory stays what it is without it."""
+    bomb = tmp_path / "text.zip"
+    with (
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(KAGGLE, "w") as member,
+    ):
+        for _ in range(17):
+            member.write(b"a" * (16 << 20))
+    limited = (
+        "import resource; from pipeline.cli import main; import sys;"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); main()"
+    )
+    arguments = ["captions", "--text", bomb, "--table", tmp_path / "t", "--summary", tmp_path / "s"]
+    params = ["--params", write_params(tmp_path / "params.yaml")]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *map(str, [*arguments, *params])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "has 285212672 bytes, more than 268435456; is it a bomb?" in one_line(done)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("a.jpg#0\t" + "word " * 3000, "line 1: a caption of 15000 characters, more than 10000"),
+        ("\x1b[2J.jpg#0\tA dog", "may not be called '\\x1b[2J.jpg'"),
+        ("=cmd|calc.jpg#0\tA dog", "may not be called '=cmd|calc.jpg'"),
+        ("a\u202egpj.exe#0\tA dog", "may not be called"),
+    ],
+)
+def test_captions_and_ids_that_would_do_harm_are_refused(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    archive = make_zip(tmp_path / "text.zip", {TOKENS: line + "\n"})
+    with pytest.raises(InputError) as error:
+        read_text_archive(archive)
+    assert said in str(error.value)
+
+
+def test_no_caption_is_a_formula_to_a_spreadsheet(tmp_path: Path) -> None:
+    captions = ["=1+1", "+a", "-b", "@c", "'=d", "\tx", "plain", "'quoted'"]
+    tokens = "".join(f"a.jpg#{i}\t{one}\nb.jpg#{i}\ty\n" for i, one in enumerate(captions))
+    lists = {
+        f"Flickr_8k.{name}Images.txt": f"{one}.jpg\n"
+        for name, one in (("train", "a"), ("dev", "b"), ("test", "c"))
+    }
+    text = make_zip(tmp_path / "text.zip", {TOKENS: tokens + "c.jpg#0\tz\n", **lists})
+    table, summary = tmp_path / "captions.csv", tmp_path / "captions.json"
+    make_captions(text, table, summary, CaptionsConfig(dev_share=0.1, test_share=0.1))
+    cells = [cell for line in table.read_text().splitlines() for cell in line.split(",")]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t"))]
+    read = read_table(table, read_summary(summary))
+    assert read["caption"][read["image_id"] == "a.jpg"].tolist() == captions
+
+
+def test_names_in_a_zip_lead_nowhere_and_links_are_no_pictures(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("link.jpg")
+    link.external_attr = 0o120777 << 16
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("../../up.jpg", "/etc/root.jpg", "C:\\win.jpg"):
+            archive.writestr(name, jpeg())
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr(zipfile.ZipInfo("/"), b"")
+    with PictureArchive(path) as pictures:
+        assert {"up.jpg", "root.jpg", "link.jpg"} <= set(pictures.ids)
+        decode_picture(pictures.content("up.jpg"), "up.jpg")
+        with pytest.raises(InputError, match="is no picture"):
+            decode_picture(pictures.content("link.jpg"), "link.jpg")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_encrypted_member_is_said(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "images.zip", {"a.jpg": jpeg()})
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # in the member's own header,
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # and in the directory
+    path.write_bytes(content)
+    with PictureArchive(path) as pictures, pytest.raises(InputError, match=r"a\.jpg.*encrypted"):
+        pictures.content("a.jpg")
+
+
+def test_a_picture_that_claims_a_gigapixel_is_not_decoded() -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1 << 20))
+    png = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+    with pytest.raises(InputError, match="is 100000 x 100000, more than 200 megapixels"):
+        decode_picture(png, "lie.png")
+
+
+def test_params_that_name_themselves_over_and_over_are_one_short_line(tmp_path: Path) -> None:
+    """Nine lines of YAML that would be 10^9 words."""
+    bomb = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    bomb += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    text = write_params(tmp_path / "params.yaml").read_text()
+    text = text.replace("  beam: 2", "  beam: *a8")
+    (tmp_path / "params.yaml").write_text("\n".join(bomb) + "\n" + text)
+    done = command("vocab", "--params", tmp_path / "params.yaml", *OPTIONS)
+    assert len(one_line(done)) < 500
+
+
+OPTIONS = ("--table", "t", "--summary", "s", "--out", "o")
+
+
+def test_a_terminal_is_not_steered_by_a_name(tmp_path: Path) -> None:
+    odd = tmp_path / "\x1b[2J\u202e.yaml"
+    line = one_line(command("vocab", "--params", odd, *OPTIONS))
+    assert "does not exist" in line
+    assert "\x1b" not in line
+    assert "\u202e" not in line
