@@ -13,6 +13,8 @@ import typer
 
 from pipeline.errors import InputError, printable
 
+INTERRUPTED = "interrupted; nothing finished was lost, run the same command to go on"
+
 
 def app(**settings: Any) -> typer.Typer:
     """A Typer application that leaves errors to `one_line_errors`."""
@@ -45,7 +47,11 @@ def one_line_errors() -> Iterator[None]:
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted; nothing finished was lost, run the same command to go on", 130)
+        fail(INTERRUPTED, 130)
+    except SystemExit as end:
+        if end.code == 130:  # Typer's answer to Ctrl-C, which says nothing
+            fail(INTERRUPTED, 130)
+        raise
     except BrokenPipeError:
         os._exit(141)  # the reader of our output left: the shell's code for SIGPIPE
     except MemoryError:

@@ -142,12 +142,15 @@ def kill(job: Job, folder: Path, whole: Reference, chance: random.Random) -> lis
         time.sleep(chance.uniform(0, whole.seconds))
         if process.exitcode is not None:
             break
-        number = chance.choice(SIGNALS)
+        number, log = chance.choice(SIGNALS), folder / "log"
         os.kill(process.pid or 0, number)
         process.join()
         if process.exitcode == 0:  # it had ended in between
             break
-        assert process.exitcode in (-number, 130), (folder / "log").read_text()
+        assert process.exitcode in (-number, 130), log.read_text()
+        if process.exitcode == 130:  # it was told, and says how to go on
+            *_, last = log.read_text().splitlines()
+            assert last.startswith("error: interrupted; "), last
         done.append(number.name)
         if number == signal.SIGKILL and chance.random() < 0.4 and _tear(folder, chance):
             done.append("torn write")

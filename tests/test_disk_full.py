@@ -1,6 +1,7 @@
 """A disk that is full: one line, nothing half-written, and what was there stays."""
 
 import errno
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,26 @@ def test_extraction_that_ends_later(small_disk: Path, tiny: Artifacts) -> None:
         with pytest.raises(OSError, match="No space left") as error:
             rows.append(cache.array[:, :256])
     assert error.value.errno == errno.ENOSPC
+
+
+def test_an_extraction_goes_on_once_there_is_room(
+    small_disk: Path, tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = write_params(
+        tmp_path / "p.yaml", extract={"checkpoint_seconds": 0, "batch_size": 4, "workers": 1}
+    )
+    run = (
+        *("extract", "--images", tiny.images, "--weights", tiny.backbone),
+        *("--out", small_disk / "features.h5", "--params", params),
+    )
+    with monkeypatch.context() as patched:  # another program took the room since it was looked for
+        patched.setattr("pipeline.store.rows._require_room", lambda *_: None)
+        assert "no space left on the disk" in one_line(command(*run))
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    done = command(*run)
+    assert re.search(r"going on after [1-9]\d* of 62 pictures", done.stderr), done.stderr
+    assert (small_disk / "features.h5").read_bytes() == tiny.features.read_bytes()
+    assert [path.name for path in small_disk.iterdir()] == ["features.h5"]
 
 
 def test_download(small_disk: Path, world: Artifacts, tmp_path: Path) -> None:

@@ -51,14 +51,17 @@ class Checkpoint:
             return None
         try:
             tensors, header = read_tensors(self._state, made_by="train")
+            if header.pop("fingerprint", None) != self._fingerprint:
+                log.info(
+                    "an interrupted run was of other params, inputs, code or versions: "
+                    "starting afresh"
+                )
+            else:
+                if header.pop("best", False):
+                    read_tensors(self.best, made_by="train")  # it will be handed out: is it whole?
+                return tensors, header
         except InputError:
             log.info("what an interrupted run left in %s is damaged: starting afresh", self.folder)
-        else:
-            if header.pop("fingerprint", None) == self._fingerprint:
-                return tensors, header
-            log.info(
-                "an interrupted run was of other params, inputs, code or versions: starting afresh"
-            )
         shutil.rmtree(self.folder, ignore_errors=True)
         return None
 
@@ -68,7 +71,8 @@ class Checkpoint:
         return time.monotonic() - self._saved >= self._seconds
 
     def save(self, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
-        write_tensors(self._state, tensors, {**header, "fingerprint": self._fingerprint})
+        own = {"fingerprint": self._fingerprint, "best": self.best.exists()}
+        write_tensors(self._state, tensors, {**header, **own})
         self._saved = time.monotonic()
 
     @contextmanager

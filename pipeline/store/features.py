@@ -9,6 +9,8 @@ shuffled reads, no handle to share, no lock.
 
 import hashlib
 import json
+import math
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +110,7 @@ def lay_out(
 
 def row_size(shape: Sequence[int], dtype: str) -> int:
     """Of one picture's features, in bytes."""
-    return int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def checksums_of(rows: NDArray[Any]) -> NDArray[np.uint32]:
@@ -129,32 +131,32 @@ def read_features(path: Path) -> Features:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; the stage 'extract' makes it")
-    try:
-        # Without HDF5's own lock: the file came into place whole and nobody writes to it. Where a
-        # file system knows no locks, or another program holds one, it is still there to be read.
-        with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("format") != FORMAT:
-                raise InputError(f"{path} is no feature cache of this version; run 'extract' again")
-            recipe = FeatureRecipe.from_json(json.loads(file.attrs["recipe"]), where=str(path))
-            names = list(file["ids"][:])
-            described = file.attrs["digest"] == _digest(file.attrs["recipe"], names)
-            ids = [name.decode() for name in names]
-            checksums = file["checksums"][:]
-            dataset = file["features"]
-            shape, dtype, offset = dataset.shape, dataset.dtype, dataset.id.get_offset()
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is damaged or no feature cache ({error}); run the stage 'extract' again"
-        ) from None
-    size = int(np.prod(shape)) * dtype.itemsize
-    ordered = len(ids) == len(checksums) == shape[0] and ids == sorted(set(ids))
-    if (
-        not described
-        or not ordered
-        or dtype.kind != "f"
-        or offset is None
-        or path.stat().st_size < offset + size
-    ):
-        raise InputError(f"{path} is damaged: its rows and ids do not match; run 'extract' again")
-    array = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+    with path.open("rb") as content:  # one handle: another run may put a new file in its place
+        try:
+            # By way of Python's file HDF5 takes no lock of its own: nobody writes to a file that
+            # came into place whole, and some file systems know no locks.
+            with h5py.File(content, "r") as file:
+                if file.attrs.get("format") != FORMAT:
+                    raise InputError(
+                        f"{path} is no feature cache of this version; run 'extract' again"
+                    )
+                recipe = FeatureRecipe.from_json(json.loads(file.attrs["recipe"]), where=str(path))
+                names = list(file["ids"][:])
+                described = file.attrs["digest"] == _digest(file.attrs["recipe"], names)
+                ids = [name.decode() for name in names]
+                checksums = file["checksums"][:]
+                dataset = file["features"]
+                shape, dtype, offset = dataset.shape, dataset.dtype, dataset.id.get_offset()
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is damaged or no feature cache ({error}); run the stage 'extract' again"
+            ) from None
+        size = math.prod(shape) * dtype.itemsize
+        ordered = len(ids) == len(checksums) == shape[0] and ids == sorted(set(ids))
+        whole = offset is not None and os.fstat(content.fileno()).st_size >= offset + size
+        if not (described and ordered and whole and dtype.kind == "f"):
+            raise InputError(
+                f"{path} is damaged: its rows and ids do not match; run 'extract' again"
+            )
+        array = np.memmap(content, dtype=dtype, mode="r", offset=offset, shape=shape)
     return Features(path, ids, recipe, array, checksums)

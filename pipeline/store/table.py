@@ -1,6 +1,7 @@
 """The captions table: a row per caption, as CSV, and a summary of where it came from, as JSON."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -90,10 +91,12 @@ def read_table(path: Path, about: Summary) -> pd.DataFrame:
         raise InputError(f"{path} is not the table that its summary is of; run 'captions' again")
     try:
         # No value means 'missing' here: a caption may well be the word 'null'.
-        table = pd.read_csv(
-            BytesIO(content), dtype=str, keep_default_na=False, na_filter=False, index_col=False
-        )
-    except (ValueError, pd.errors.ParserError) as error:
+        with warnings.catch_warnings():  # of rows with more cells than the header
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                BytesIO(content), dtype=str, keep_default_na=False, na_filter=False, index_col=False
+            )
+    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} is no captions table ({error}); run 'captions' again") from None
     if list(table.columns) != COLUMNS:
         raise InputError(f"{path} has other columns than {', '.join(COLUMNS)}; run 'captions'")

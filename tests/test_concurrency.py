@@ -1,0 +1,95 @@
+"""Several processes on the same files: no one waits for ever, and no one reads half of anything."""
+
+import multiprocessing
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.model.features import PictureFeatures
+from pipeline.store.features import checksums_of, read_features
+from tests.conftest import Artifacts
+from tests.repository import Repository
+
+READERS = 8
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+def read_until(path: Path, stop: Any, ready: Any, seen: Any) -> None:
+    """What this reader found in the file, each time whole: its first number, or what went wrong."""
+    found = set()
+    ready.put(True)
+    try:
+        while not stop.is_set():
+            cache = read_features(path)
+            PictureFeatures(cache, cache.ids, torch.device("cpu"))
+            found.add(bytes(cache.array[0, :8].tobytes()))
+        seen.put(found)
+    except BaseException as error:
+        seen.put(error)
+
+
+def test_eight_readers_of_a_features_file_that_is_replaced_under_their_eyes(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    """As experiments do that come and go; every row is checked against its checksum."""
+    other = tmp_path / "other.h5"
+    content = bytearray(tiny.features.read_bytes())
+    cache = read_features(tiny.features)
+    rows, width = cache.array.shape
+    place = content.index(cache.array.tobytes())
+    content[place : place + 2 * rows * width] = (cache.array * 2).tobytes()
+    sums = content.index(cache.checksums.tobytes())
+    content[sums : sums + 4 * rows] = checksums_of(cache.array * 2).tobytes()
+    other.write_bytes(content)
+    path = tmp_path / "features.h5"
+    shutil.copyfile(tiny.features, path)
+    stop, ready, seen = PROCESSES.Event(), PROCESSES.Queue(), PROCESSES.Queue()
+    arguments = (path, stop, ready, seen)
+    readers = [PROCESSES.Process(target=read_until, args=arguments) for _ in range(READERS)]
+    for reader in readers:
+        reader.start()
+    for _ in readers:
+        ready.get(timeout=120)  # torch takes its seconds
+    for turn in range(60):
+        scratch = tmp_path / "scratch"
+        shutil.copyfile(other if turn % 2 == 0 else tiny.features, scratch)
+        scratch.replace(path)
+        time.sleep(0.05)
+    stop.set()
+    found = [seen.get(timeout=60) for _ in readers]
+    for reader in readers:
+        reader.join()
+    whole = {bytes(read_features(one).array[0, :8].tobytes()) for one in (tiny.features, other)}
+    assert all(one <= whole for one in found), found
+    assert set.union(*found) == whole
+
+
+def test_two_runs_at_once_one_after_the_other_or_one_clear_line(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    """The lock is DVC's; what counts is that nothing is left half done."""
+    repository = Repository(tmp_path / "repository", tiny)
+    repository.take_over(tiny)
+    repository.write(evaluate={"beam": 1})
+    both = [
+        subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=repository.folder,
+            env=repository.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [one.communicate(timeout=300)[0] for one in both]
+    codes = [one.returncode for one in both]
+    assert 0 in codes, said
+    for code, text in zip(codes, said, strict=True):
+        assert code == 0 or "lock" in text.lower(), text
+        assert "Traceback" not in text
+    assert "Data and pipelines are up to date." in repository.run("dvc", "repro")
