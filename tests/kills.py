@@ -123,11 +123,14 @@ def finish(job: Job, folder: Path) -> list[bytes]:
 
 def reference(job: Job, folder: Path) -> Reference:
     folder.mkdir()
-    finish(job, folder)  # the first of all loads what is loaded lazily
-    for name in job.outs:
-        (folder / name).unlink()
-    began = time.monotonic()
-    return Reference(finish(job, folder), time.monotonic() - began)
+    took = []
+    for _ in range(2):  # the machine may have had something else to do, once
+        for name in job.outs:
+            (folder / name).unlink(missing_ok=True)
+        began = time.monotonic()
+        made = finish(job, folder)
+        took.append(time.monotonic() - began)
+    return Reference(made, min(took))
 
 
 def kill(job: Job, folder: Path, whole: Reference, chance: random.Random) -> list[str]:
@@ -187,6 +190,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="how many runs to kill")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    os.environ["PYTHONWARNINGS"] = "ignore"  # of semaphores that the killed could not give back
     chance = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -1,10 +1,11 @@
 """The feature cache: one HDF5 file that describes itself.
 
-`ids` are the picture ids, sorted; row i of `features` belongs to `ids[i]`, and `checksums[i]` is
-its CRC-32: a row that has rotted on the disk is noticed when it is read. The layout (default
-library version, no timestamps, preallocated contiguous datasets) gives the same bytes for the same
-values, in whatever order they were written, and can be memory-mapped: any number of readers,
-shuffled reads, no handle to share, no lock.
+Before HDF5's own part stands a seal (HDF5's user block): where rows and checksums lie, and a digest
+of all the rest. `ids` are the picture ids, sorted; row i of `features` belongs to `ids[i]`, and
+`checksums[i]` is its CRC-32: a row that has rotted on the disk is noticed when it is read. The
+layout (default library version, no timestamps, preallocated contiguous datasets) gives the same
+bytes for the same values, in whatever order they were written, and can be memory-mapped: any number
+of readers, shuffled reads, no handle to share, no lock.
 """
 
 import hashlib
@@ -13,9 +14,10 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -24,7 +26,8 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.store.recipe import FeatureRecipe
 
-FORMAT = "showtell features 3"
+MAGIC = b"showtell features 4\n"
+USER_BLOCK = 512  # bytes before HDF5's part, which HDF5 passes over
 CHECKSUM = "<u4"
 
 
@@ -74,9 +77,33 @@ class Features:
 class Layout:
     """Where in the file a cache's rows and their checksums belong, in bytes."""
 
+    count: int
     rows: int
     row_size: int
     checksums: int
+
+    def between(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """What of that part of the file is neither rows nor checksums."""
+        kept = sorted(
+            [
+                (self.rows, self.rows + self.count * self.row_size),
+                (self.checksums, self.checksums + self.count * np.dtype(CHECKSUM).itemsize),
+            ]
+        )
+        return [
+            part
+            for part in pairwise([begin, *chain.from_iterable(kept), end])
+            if part not in kept and part[0] < part[1]
+        ]
+
+    def digest(self, file: BinaryIO) -> str:
+        """SHA-256 of all that HDF5 wrote around them."""
+        digest = hashlib.sha256()
+        for begin, end in self.between(USER_BLOCK, os.fstat(file.fileno()).st_size):
+            file.seek(begin)
+            while block := file.read(min(1 << 20, end - file.tell())):
+                digest.update(block)
+        return digest.hexdigest()
 
 
 def lay_out(
@@ -88,24 +115,38 @@ def lay_out(
         ids: sorted, distinct; one a row.
         dtype: `float16` or `float32`.
     """
-    written = json.dumps(recipe.to_json(), ensure_ascii=False)
-    names = [image_id.encode() for image_id in ids]
-    with h5py.File(path, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["recipe"] = written
-        file.attrs["digest"] = _digest(written, names)
-        file.create_dataset("ids", data=np.array(names), track_times=False)
-        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
+        file.attrs["recipe"] = json.dumps(recipe.to_json(), ensure_ascii=False)
+        names = np.array([image_id.encode() for image_id in ids])
+        file.create_dataset("ids", data=names, track_times=False)
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
 
         def space(name: str, of: tuple[int, ...], kind: str) -> int:
-            dataset = file.create_dataset(name, of, kind, dcpl=layout, track_times=False)
+            dataset = file.create_dataset(name, of, kind, dcpl=settings, track_times=False)
             return int(dataset.id.get_offset())
 
         checksums = space("checksums", (len(ids),), CHECKSUM)
         rows = space("features", (len(ids), *shape), dtype)
-    return Layout(rows, row_size(shape, dtype), checksums)
+    layout = Layout(len(ids), rows, row_size(shape, dtype), checksums)
+    with path.open("r+b") as written:
+        seal = json.dumps({**asdict(layout), "sha256": layout.digest(written)})
+        written.seek(0)
+        written.write(MAGIC + seal.encode().ljust(USER_BLOCK - len(MAGIC), b"\0"))
+    return layout
+
+
+def _sealed_layout(file: BinaryIO) -> Layout | None:
+    """What `lay_out` wrote before HDF5's part, if that is as it was: the HDF5 library does not
+    survive all that can happen to it."""
+    try:
+        seal = json.loads(file.read(USER_BLOCK).removeprefix(MAGIC).rstrip(b"\0"))
+        digest = seal.pop("sha256")
+        layout = Layout(**seal)
+        return layout if layout.digest(file) == digest else None
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
+        return None
 
 
 def row_size(shape: Sequence[int], dtype: str) -> int:
@@ -118,11 +159,6 @@ def checksums_of(rows: NDArray[Any]) -> NDArray[np.uint32]:
     return np.array([zlib.crc32(np.ascontiguousarray(row).data) for row in rows], dtype=CHECKSUM)
 
 
-def _digest(recipe: str, ids: Sequence[bytes]) -> str:
-    """Of what describes the rows."""
-    return hashlib.sha256(b"\n".join([recipe.encode(), *ids])).hexdigest()[:16]
-
-
 def read_features(path: Path) -> Features:
     """Open a cache, checked for structure; values are checked as they are read.
 
@@ -132,18 +168,17 @@ def read_features(path: Path) -> Features:
     if not path.is_file():
         raise InputError(f"{path} does not exist; the stage 'extract' makes it")
     with path.open("rb") as content:  # one handle: another run may put a new file in its place
+        layout = _sealed_layout(content)
+        if layout is None:
+            raise InputError(
+                f"{path} is damaged or no feature cache of this version; run 'extract' again"
+            )
         try:
             # By way of Python's file HDF5 takes no lock of its own: nobody writes to a file that
             # came into place whole, and some file systems know no locks.
             with h5py.File(content, "r") as file:
-                if file.attrs.get("format") != FORMAT:
-                    raise InputError(
-                        f"{path} is no feature cache of this version; run 'extract' again"
-                    )
                 recipe = FeatureRecipe.from_json(json.loads(file.attrs["recipe"]), where=str(path))
-                names = list(file["ids"][:])
-                described = file.attrs["digest"] == _digest(file.attrs["recipe"], names)
-                ids = [name.decode() for name in names]
+                ids = [name.decode() for name in file["ids"][:]]
                 checksums = file["checksums"][:]
                 dataset = file["features"]
                 shape, dtype, offset = dataset.shape, dataset.dtype, dataset.id.get_offset()
@@ -154,7 +189,7 @@ def read_features(path: Path) -> Features:
         size = math.prod(shape) * dtype.itemsize
         ordered = len(ids) == len(checksums) == shape[0] and ids == sorted(set(ids))
         whole = offset is not None and os.fstat(content.fileno()).st_size >= offset + size
-        if not (described and ordered and whole and dtype.kind == "f"):
+        if not (ordered and whole and dtype.kind == "f" and offset == layout.rows):
             raise InputError(
                 f"{path} is damaged: its rows and ids do not match; run 'extract' again"
             )

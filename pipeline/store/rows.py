@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +125,12 @@ def _lay_out_around(
         fresh.replace(path)
         return layout
     size = fresh.stat().st_size
-    kept = sorted(
-        [
-            (layout.rows, layout.rows + len(ids) * layout.row_size),
-            (layout.checksums, layout.checksums + len(ids) * np.dtype(CHECKSUM).itemsize),
-        ]
-    )
     with fresh.open("rb") as source, path.open("r+b") as file:
         file.truncate(size)
-        for begin, end in pairwise([0, *chain.from_iterable(kept), size]):
-            if (begin, end) not in kept:
-                source.seek(begin)
-                file.seek(begin)
-                file.write(source.read(end - begin))
+        for begin, end in layout.between(0, size):
+            source.seek(begin)
+            file.seek(begin)
+            file.write(source.read(end - begin))
     fresh.unlink()
     return layout
 
