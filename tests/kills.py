@@ -26,7 +26,9 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 # Python and torch are loaded once, and every process begins as a fork of that: a moment drawn at
 # random is then one of the stage's own work, not of four seconds of imports.
 FORKS = multiprocessing.get_context("forkserver")
-PRELOADED = ["pipeline.download", "pipeline.extract", "pipeline.scst", "pipeline.evaluate"]
+FORKS.set_forkserver_preload(
+    ["pipeline.download", "pipeline.extract", "pipeline.scst", "pipeline.evaluate"]
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,6 @@ def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
 
 
 def start(job: Job, folder: Path) -> ForkServerProcess:
-    FORKS.set_forkserver_preload(PRELOADED)
     process = FORKS.Process(target=_run, args=(job.arguments(folder), folder / "log"))
     process.start()
     log = folder / "log"

@@ -1,6 +1,5 @@
 """Several processes on the same files: no one waits for ever, and no one reads half of anything."""
 
-import multiprocessing
 import shutil
 import subprocess
 import time
@@ -12,10 +11,10 @@ import torch
 from pipeline.model.features import PictureFeatures
 from pipeline.store.features import checksums_of, read_features
 from tests.conftest import Artifacts
+from tests.kills import FORKS
 from tests.repository import Repository
 
 READERS = 8
-PROCESSES = multiprocessing.get_context("forkserver")
 
 
 def read_until(path: Path, stop: Any, ready: Any, seen: Any) -> None:
@@ -47,9 +46,9 @@ def test_eight_readers_of_a_features_file_that_is_replaced_under_their_eyes(
     other.write_bytes(content)
     path = tmp_path / "features.h5"
     shutil.copyfile(tiny.features, path)
-    stop, ready, seen = PROCESSES.Event(), PROCESSES.Queue(), PROCESSES.Queue()
+    stop, ready, seen = FORKS.Event(), FORKS.Queue(), FORKS.Queue()
     arguments = (path, stop, ready, seen)
-    readers = [PROCESSES.Process(target=read_until, args=arguments) for _ in range(READERS)]
+    readers = [FORKS.Process(target=read_until, args=arguments) for _ in range(READERS)]
     for reader in readers:
         reader.start()
     for _ in readers:
