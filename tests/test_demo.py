@@ -19,12 +19,15 @@ from pipeline.store.table import captions_of, read_summary, read_table
 from tests.conftest import ROOT, Artifacts, showtell
 
 
+FEWER = ("--pictures", 3400)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifacts, str]:
     """A workspace in which the demo has run, a little smaller than users', and what it printed."""
     before = git_status()
     workspace = tmp_path_factory.mktemp("demo") / "workspace"
-    result = showtell("demo", "--workspace", workspace, "--pictures", 3400)
+    result = showtell("demo", "--workspace", workspace, *FEWER)
     assert result.returncode == 0, result.stdout + result.stderr
     assert git_status() == before  # the checkout is untouched
     return Artifacts(workspace), result.stdout
@@ -81,7 +84,7 @@ def test_it_shows_scores_captions_and_where_to_look_next(finished: tuple[Artifac
 def test_a_second_run_runs_no_stage(finished: tuple[Artifacts, str]) -> None:
     made, _ = finished
     lock = (made.folder / "dvc.lock").read_bytes()
-    result = showtell("demo", "--workspace", made.folder)
+    result = showtell("demo", "--workspace", made.folder, *FEWER)
     assert result.returncode == 0, result.stderr
     assert "Data and pipelines are up to date." in result.stdout
     assert "Running stage" not in result.stdout
