@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -178,7 +177,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    warnings.simplefilter("ignore")  # zipfile's, of the odd names that are written here
     torch.set_num_threads(1)  # else a forked process waits for threads that it does not have
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

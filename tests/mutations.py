@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import warnings
 import zipfile
 from typing import Any
 
@@ -126,6 +127,7 @@ def mutated_zip(content: bytes, chance: random.Random) -> bytes:
     """A whole zip whose members have odd names, sizes or contents."""
     made = io.BytesIO()
     with (
+        warnings.catch_warnings(action="ignore"),  # zipfile's, of names that are there twice
         zipfile.ZipFile(io.BytesIO(content)) as source,
         zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as target,
     ):

@@ -18,7 +18,6 @@ from pipeline.store.rows import create_features
 from pipeline.store.table import captions_of, read_summary, read_table
 from tests.conftest import ROOT, Artifacts, showtell
 
-
 FEWER = ("--pictures", 3400)
 
 
