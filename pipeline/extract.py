@@ -69,7 +69,7 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
         with bar(label="extract", total=len(ids), unit="picture", initial=rows.done) as progress:
             for features in features_of(images, left, cnn, batch, workers):
                 stored = features.to(getattr(torch, config.dtype))
-                _check_finite(stored, ids[rows.done :], config)
+                _check_finite(stored, ids[rows.done : rows.done + len(stored)], config)
                 rows.append(stored.numpy())
                 progress.update(len(stored))
                 if checkpoint.due:

@@ -31,7 +31,7 @@ class PictureFeatures:
         self._held: Tensor | None = None
         self.mean, self.std = self._look_through(cache)
         if len(self.shape) == 1 or self._fits():
-            self._held = torch.from_numpy(cache.checked(self._rows)).to(device)
+            self._held = torch.from_numpy(self._array[self._rows]).to(device)
             if len(self.shape) == 1:
                 self._held = self._held.float()
 

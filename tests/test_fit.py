@@ -1,0 +1,103 @@
+"""What a step of training is fed: batches, words that are dropped or its own, the learning rate."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.model.batches import batches, count_batches, encode
+from pipeline.model.fit import learning_rate_factor
+from pipeline.model.heard import drop_words, own_words
+from pipeline.store.vocabulary import END, PAD, START, UNK, build_vocabulary
+
+CPU = torch.device("cpu")
+
+
+def test_dropped_words_are_unk_and_the_start_stays() -> None:
+    torch.manual_seed(0)
+    words = torch.full((200, 11), 5)
+    words[:, 0] = START
+    words[0, 4:] = PAD
+    dropped = drop_words(words, 0.25)
+    assert (dropped[:, 0] == START).all()
+    assert (dropped[0, 4:] == PAD).all()
+    words, dropped = words[1:], dropped[1:]
+    assert set(dropped[:, 1:].unique().tolist()) == {5, UNK}
+    assert float((dropped[:, 1:] == UNK).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(drop_words(words, 0.0), words)
+
+
+class CountsOn:
+    """Says of every word the one after it in the vocabulary."""
+
+    def hidden(self, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        return words.unsqueeze(-1)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return 100.0 * torch.nn.functional.one_hot(hidden.squeeze(-1) + 1, 40).float()
+
+
+def test_own_words_are_what_the_decoder_says_there() -> None:
+    torch.manual_seed(0)
+    words = torch.randint(4, 30, (200, 11))
+    words[:, 0] = START
+    words[0, 4:] = PAD
+    decoder: Any = CountsOn()
+    heard = own_words(decoder, torch.zeros(200, 1), words, 0.25)
+    assert (heard[:, 0] == START).all()
+    assert (heard[0, 4:] == PAD).all()
+    changed = heard[1:, 2:] != words[1:, 2:]  # the first word would be <end>, which is never heard
+    assert torch.equal(heard[1:, 2:][changed], words[1:, 1:-1][changed] + 1)
+    assert float(changed.float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(own_words(decoder, torch.zeros(200, 1), words, 0.0), words)
+
+
+def test_batches_are_every_caption_once_and_nearly_unpadded() -> None:
+    references = [
+        [["w"] * (1 + (picture + turn) % 9) for turn in range(5)] for picture in range(40)
+    ]
+    captions = encode(references, build_vocabulary([["w"]], 1))
+    cut = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0)))
+    assert sum(len(batch.inputs) for batch in cut) == 200
+    assert len(cut) == count_batches(captions, 16, by_picture=False)
+    tokens = sum(batch.tokens for batch in cut)
+    assert tokens == sum(len(caption) + 1 for refs in references for caption in refs)
+    assert sum(batch.targets.numel() for batch in cut) < 1.1 * tokens
+    for batch in cut:
+        assert (batch.inputs[:, 0] == START).all()
+        assert ((batch.targets == END).sum(dim=1) == 1).all()
+        assert int((batch.targets != PAD).sum()) == batch.tokens
+    again = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0)))
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(cut, again, strict=True))
+
+
+@pytest.mark.parametrize("counts", [(5,), (1, 2, 5)])
+def test_batches_by_picture_keep_a_pictures_captions_together(counts: tuple[int, ...]) -> None:
+    references = [
+        [["w"] * (1 + (picture + turn) % 9) for turn in range(counts[picture % len(counts)])]
+        for picture in range(40)
+    ]
+    captions = encode(references, build_vocabulary([["w"]], 1))
+    cut = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0), by_picture=True))
+    assert sorted(torch.cat([batch.pictures for batch in cut]).tolist()) == list(range(40))
+    assert len(cut) == count_batches(captions, 16, by_picture=True)
+    for batch in cut:
+        assert len(batch.inputs) <= 16
+        said = (batch.targets != PAD).sum(dim=1).view(len(batch.pictures), -1)  # with <end>
+        for picture, lengths in zip(batch.pictures.tolist(), said.tolist(), strict=True):
+            assert lengths == [len(caption) + 1 for caption in references[picture]]
+        assert torch.equal(batch.kept, (batch.targets != PAD).flatten().nonzero().squeeze(1))
+
+
+def test_words_out_of_the_vocabulary_are_unk() -> None:
+    captions = encode([[["w", "x"]]], build_vocabulary([["w"]], 1))
+    assert captions.words.tolist() == [[START, 4, UNK, END]]
+
+
+def test_the_learning_rate_rises_then_falls() -> None:
+    rates = [learning_rate_factor(step, 100, warmup=0.2) for step in range(100)]
+    assert rates.index(max(rates)) == 20
+    assert rates[:21] == sorted(rates[:21])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert 0 < rates[0] < 0.06
+    assert rates[-1] < 0.01
