@@ -18,15 +18,13 @@ from pipeline.store.rows import create_features
 from pipeline.store.table import captions_of, read_summary, read_table
 from tests.conftest import ROOT, Artifacts, showtell
 
-FEWER = ("--pictures", 3400)
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifacts, str]:
-    """A workspace in which the demo has run, a little smaller than users', and what it printed."""
+    """A workspace in which the demo has run, and what it printed."""
     before = git_status()
     workspace = tmp_path_factory.mktemp("demo") / "workspace"
-    result = showtell("demo", "--workspace", workspace, *FEWER)
+    result = showtell("demo", "--workspace", workspace)
     assert result.returncode == 0, result.stdout + result.stderr
     assert git_status() == before  # the checkout is untouched
     return Artifacts(workspace), result.stdout
@@ -43,7 +41,7 @@ def test_captions_name_the_right_shapes_and_colours(finished: tuple[Artifacts, s
     references = captions_of(read_table(made.table, read_summary(made.summary)), "test").by_picture
     captions = json.loads((made.reports / "captions.json").read_text())
     right = [named_right(c["caption"].split(), references[c["image_id"]][0]) for c in captions]
-    assert len(right) > 100
+    assert len(right) == 200
     assert np.mean(right) >= 0.9
 
 
@@ -83,7 +81,7 @@ def test_it_shows_scores_captions_and_where_to_look_next(finished: tuple[Artifac
 def test_a_second_run_runs_no_stage(finished: tuple[Artifacts, str]) -> None:
     made, _ = finished
     lock = (made.folder / "dvc.lock").read_bytes()
-    result = showtell("demo", "--workspace", made.folder, *FEWER)
+    result = showtell("demo", "--workspace", made.folder)
     assert result.returncode == 0, result.stderr
     assert "Data and pipelines are up to date." in result.stdout
     assert "Running stage" not in result.stdout
