@@ -68,6 +68,19 @@ def test_every_family_has_a_trunk_that_gives_its_last_grid(name: str) -> None:
     torch.testing.assert_close(fused, grid, rtol=1e-3, atol=1e-4 * float(grid.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "convnext_tiny"])
+def test_a_fused_trunk_in_bfloat16_gives_grids_of_the_same_direction(name: str) -> None:
+    """By oneDNN's convolutions where the processor has it, by autocast's elsewhere."""
+    trunk = build_trunk(name)
+    pictures = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        wanted = trunk(pictures).mean(dim=(2, 3))
+        fused = fuse(trunk, pictures.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = fused(pictures).float().mean(dim=(2, 3))
+    assert torch.cosine_similarity(seen, wanted).min() > 0.999
+
+
 @pytest.mark.parametrize(
     ("name", "head"),
     [

@@ -27,8 +27,8 @@ def fuse(trunk: nn.Module, pictures: Tensor) -> nn.Module:
     """The same function, faster. `trunk` is in eval mode and not used any more afterwards.
 
     Args:
-        pictures: an example, (B, 3, S, S), on the device and in the dtype to come; on a CPU in
-            float32 convolutions are made oneDNN's own.
+        pictures: an example, (B, 3, S, S), on the device and in the dtype to compute in. On a CPU
+            that multiplies that dtype convolutions are made oneDNN's own.
 
     Returns:
         The trunk itself where torch.fx cannot follow it.
@@ -38,41 +38,48 @@ def fuse(trunk: nn.Module, pictures: Tensor) -> nn.Module:
     except (fx.proxy.TraceError, TypeError):
         return trunk
     assert isinstance(graph, fx.GraphModule)
-    native = pictures.device.type == "cpu" and pictures.dtype == torch.float32
-    if native and torch.backends.mkldnn.is_available():
-        ShapeProp(graph).propagate(pictures)
-        _use_onednn(graph)
+    if pictures.device.type == "cpu" and _multiplied_by_onednn(pictures.dtype):
+        ShapeProp(graph).propagate(pictures.float())
+        _use_onednn(graph, pictures.dtype)
     return graph
+
+
+def _multiplied_by_onednn(dtype: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class OneDNNConv2d(nn.Module):
     """A convolution, then (x + other if given), then an activation, in one pass."""
 
-    def __init__(self, conv: nn.Conv2d, input_shape: list[int]) -> None:
+    def __init__(self, conv: nn.Conv2d, input_shape: list[int], dtype: torch.dtype) -> None:
         super().__init__()
+        self._dtype = dtype
         self._where = [
             *map(list, (conv.padding, conv.stride, conv.dilation)),
             conv.groups,
         ]
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            conv.weight, *self._where, input_shape
+            conv.weight.to(dtype), *self._where, input_shape
         )
-        self._bias = conv.bias
+        self._bias = None if conv.bias is None else conv.bias.to(dtype)
         self.activation: tuple[str, list[float], str] = ("none", [], "")
 
     def forward(self, grid: Tensor, other: Tensor | None = None) -> Tensor:
         """(B, C, H, W), and for `other` the output's shape -> (B, D, H', W')."""
         weights = (self._weight, self._bias, *self._where)
         name, scalars, algorithm = self.activation
+        grid = grid.to(self._dtype)
         if other is None:
             return torch.ops.mkldnn._convolution_pointwise(grid, *weights, name, scalars, algorithm)
         relu = None if name == "none" else name
         return torch.ops.mkldnn._convolution_pointwise.binary(
-            grid, other, *weights, "add", 1.0, relu, scalars, algorithm
+            grid, other.to(self._dtype), *weights, "add", 1.0, relu, scalars, algorithm
         )
 
 
-def _use_onednn(graph: fx.GraphModule) -> None:
+def _use_onednn(graph: fx.GraphModule, dtype: torch.dtype) -> None:
     modules: dict[str, nn.Module] = dict(graph.named_modules())
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
@@ -81,7 +88,7 @@ def _use_onednn(graph: fx.GraphModule) -> None:
             continue
         if isinstance(conv.padding, str):  # "same", "valid"
             continue
-        fused = OneDNNConv2d(conv, list(node.args[0].meta["tensor_meta"].shape))
+        fused = OneDNNConv2d(conv, list(node.args[0].meta["tensor_meta"].shape), dtype)
         follower = _only_user(node)
         shortcut = _shortcut(node, follower, order) if follower else None
         if shortcut is not None:
