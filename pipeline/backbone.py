@@ -1,8 +1,10 @@
 """Stage 3: the frozen CNN's weights, as an artifact of their own."""
 
 import logging
+import os
 import sys
 import urllib.error
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +27,10 @@ from pipeline.store.weights import Backbone, write_backbones
 log = logging.getLogger(__name__)
 
 FILES = (".pth", ".pt", ".safetensors")
+
+# What can become a trunk's numbers: no complex, quantised or packed type can.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 # With their own weights these renormalise their input from ImageNet's mean and deviation to
 # (x - 0.5) / 0.5 (torchvision's `transform_input`); said here as preprocessing instead.
@@ -54,7 +60,7 @@ def _backbone(name: str, weights: str, seed: int) -> Backbone:
         torch.manual_seed(seed)
         label, given = f"random:{seed}", None
     elif weights.lower().endswith(FILES):
-        label, given = Path(weights).name, _local(Path(weights).expanduser())
+        label, given = Path(weights).name, _local(weights)
     else:
         label, given = _from_torchvision(name, weights)
     expected = build_trunk(name).state_dict()
@@ -103,33 +109,61 @@ def _from_torchvision(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
         ) from None
 
 
-def _local(path: Path) -> dict[str, Tensor]:
+def _local(weights: str) -> dict[str, Tensor]:
+    path = Path(os.path.expanduser(weights))  # noqa: PTH111  Path's own raises of unknown users
     if not path.is_file():
         raise InputError(f"backbone.weights names {path}, which is no file; check the path")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            _refuse_bomb(path)
+            with warnings.catch_warnings():  # of kinds of tensors that are refused below
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except SafetensorError as error:
         raise InputError(f"{path} is damaged or no safetensors file ({error})") from None
     except Exception:  # torch.load raises its readers' own kinds, and advises to trust the file
-        if zipfile.is_zipfile(path) or not _begins_like_a_zip(path):
-            raise InputError(
-                f"{path} cannot be read as a state dict of plain tensors; "
-                "save model.state_dict() alone"
-            ) from None
-        raise InputError(f"{path} is truncated or damaged; fetch it again") from None
+        raise InputError(
+            f"{path} cannot be read as a state dict of plain tensors; save model.state_dict() alone"
+        ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
         raise InputError(f"{path} is no state dict; save model.state_dict() alone")
+    for name, tensor in content.items():
+        if not _is_plain(tensor):
+            raise InputError(
+                f"{path}: {name} is no plain tensor ({tensor.dtype}, {tensor.layout}, on "
+                f"{tensor.device}); save dense real numbers, on the CPU"
+            )
     return content
 
 
-def _begins_like_a_zip(path: Path) -> bool:
+def _refuse_bomb(path: Path) -> None:
+    """torch.save compresses nothing: no file of its own unpacks to more than it has itself."""
     with path.open("rb") as content:
-        return content.read(2) == b"PK"
+        if content.read(2) != b"PK":
+            return  # torch's older format, no zip
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except Exception:  # zipfile and struct raise their own kinds
+        raise InputError(f"{path} is truncated or damaged; fetch it again") from None
+    if unpacked > path.stat().st_size:
+        raise InputError(
+            f"{path} unpacks to {unpacked} bytes, more than it has itself; is it a bomb? "
+            "Save model.state_dict() with torch.save"
+        )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return dense and tensor.dtype in FLOATS + INTEGERS
 
 
 def _fit(given: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> dict[str, Tensor]:

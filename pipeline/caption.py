@@ -20,7 +20,7 @@ from pipeline.model.decoder import Decoder
 from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.sample import Sampling, sample
 from pipeline.model.search import Search, diverse_search
-from pipeline.store.pictures import EXTENSIONS
+from pipeline.store.pictures import EXTENSIONS, read_picture
 from pipeline.store.vocabulary import END, PAD, START
 from pipeline.store.weights import read_backbones
 
@@ -51,11 +51,7 @@ class Captioner:
 
     def prepare(self, picture: Path) -> Prepared:
         """Read one picture file as the CNN takes it."""
-        try:
-            content = picture.read_bytes()
-        except OSError as error:
-            raise InputError(f"the picture {picture} cannot be read ({error.strerror})") from None
-        return prepare(content, str(picture), self._recipe)
+        return prepare(read_picture(picture), str(picture), self._recipe)
 
     def caption(self, pictures: list[Prepared], search: Search) -> list[list[str]]:
         """A caption of each group of beams, for each prepared picture."""
@@ -176,12 +172,12 @@ def main(
         float, typer.Option(min=0.01, max=10, help="Below 1 draws likely words more often.")
     ] = 1.0,
     top_k: Annotated[
-        int, typer.Option(min=0, help="Draw of so many likeliest words; 0: of all.")
+        int, typer.Option(min=0, max=1_000_000, help="Draw of so many likeliest words; 0: all.")
     ] = 0,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1, help="Draw of the likeliest words of this share.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="COCO's results form.")] = False,
 ) -> None:

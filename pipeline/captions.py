@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -33,19 +34,24 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
     """
     archive = read_text_archive(text)
     split_of = assign_splits(archive, config)
-    rows, empty = [], 0
-    for image_id in sorted(split_of):
-        described = False
-        for caption in archive.captions.get(image_id, []):
-            tokens = tokenize(caption)
-            if tokens:
-                rows.append((image_id, split_of[image_id], caption, tokens))
-                described = True
-            else:
-                log.warning("passed over: a caption of %s without words", image_id)
-                empty += 1
-        if not described:
-            raise InputError(f"{text}: no caption of {image_id!r} has any words")
+    written = empty = 0
+
+    def rows() -> Iterator[tuple[str, str, str, list[str]]]:  # one at a time: tokens are large
+        nonlocal written, empty
+        for image_id in sorted(split_of):
+            before = written
+            for caption in archive.captions.get(image_id, []):
+                tokens = tokenize(caption)
+                if tokens:
+                    yield image_id, split_of[image_id], caption, tokens
+                    written += 1
+                else:
+                    log.warning("passed over: a caption of %s without words", image_id)
+                    empty += 1
+            if written == before:
+                raise InputError(f"{text}: no caption of {image_id!r} has any words")
+
+    table_digest = write_table(table, rows())
     digest = split_digest(split_of)
     origin = "hash, not official" if archive.splits is None else "lists"
     write_summary(
@@ -54,9 +60,9 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
             split="official" if digest == OFFICIAL else origin,
             split_digest=digest,
             tokenizer=TOKENIZER,
-            table_digest=write_table(table, rows),
+            table_digest=table_digest,
             pictures={name: list(split_of.values()).count(name) for name in SPLIT_NAMES},
-            captions=len(rows),
+            captions=written,
             empty_captions=empty,
         ),
     )

@@ -5,6 +5,7 @@ dvc.yaml keeps DVC from deleting it), so a change of another param costs nothing
 """
 
 import logging
+import os
 import shutil
 import urllib.parse
 import zipfile
@@ -46,11 +47,14 @@ def obtain(source: str, out: Path, md5: str | None, config: DownloadConfig, key:
     if md5 is not None and out.is_file() and file_digest(out) == md5:
         log.info("%s is already here, with the right digest", out)
         return
-    scheme = urllib.parse.urlsplit(source).scheme
-    if scheme in ("http", "https"):
+    try:
+        address = urllib.parse.urlsplit(source)
+    except ValueError as error:
+        raise InputError(f"download.{key} is {source}, no address ({error}); check it") from None
+    if address.scheme in ("http", "https"):
         fetch(source, out, md5, retries=config.retries, timeout=config.timeout)
         return
-    path = _local_path(source, scheme)
+    path = _local_path(source, address)
     if not path.is_file():
         raise InputError(f"download.{key} names {path}, which is no file; check the path")
     if md5 is not None and (found := file_digest(path)) != md5:
@@ -62,14 +66,14 @@ def obtain(source: str, out: Path, md5: str | None, config: DownloadConfig, key:
         shutil.copyfile(path, scratch)
 
 
-def _local_path(source: str, scheme: str) -> Path:
-    if scheme == "file":
-        return Path(urllib.parse.unquote(urllib.parse.urlsplit(source).path))
+def _local_path(source: str, address: urllib.parse.SplitResult) -> Path:
+    if address.scheme == "file":
+        return Path(urllib.parse.unquote(address.path))
     if "://" in source:
         raise InputError(
             f"cannot fetch {source}: give an http://, https:// or file:// address, or a path"
         )
-    return Path(source).expanduser()
+    return Path(os.path.expanduser(source))  # noqa: PTH111  Path's own raises of unknown users
 
 
 def _text_from_kaggle(images: Path, text: Path) -> None:

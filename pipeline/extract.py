@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -59,9 +60,11 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     shape = cnn.feature_shape
     workers = auto_workers(device) if config.workers == "auto" else config.workers
 
-    # In another precision, or of other batches, a feature may differ in its last bits.
+    # In another precision, of other batches, or by another decoder of pictures, a feature may
+    # differ in its last bits.
+    versions = [version(name) for name in ("pillow", "torchvision")]
     fingerprint = run_fingerprint(
-        [config.model_dump(), str(cnn.precision), batch], [images, weights], device.type
+        [config.model_dump(), str(cnn.precision), batch, versions], [images, weights], device.type
     )
     checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
     with resume_features(out, ids, shape, config.dtype, recipe, checkpoint) as rows:
@@ -104,8 +107,7 @@ def _frozen_cnn(
 
 def _load(archive: PictureArchive, ids: Sequence[str], recipe: FeatureRecipe) -> list[Prepared]:
     """Prepared pictures of the archive."""
-    contents = {f"{one} in {archive.path}": archive.content(one) for one in ids}
-    return [prepare(content, name, recipe) for name, content in contents.items()]
+    return [prepare(archive.content(one), f"{one} in {archive.path}", recipe) for one in ids]
 
 
 def make_recipe(backbones: Sequence[Backbone], config: ExtractConfig) -> FeatureRecipe:

@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.conftest import Artifacts, make_tiny, make_world, write_params
 from tests.server import serving
 
-SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+SIGNALS = (*[signal.SIGKILL] * 3, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Python and torch are loaded once, and every process begins as a fork of that: a moment drawn at
 # random is then one of the stage's own work, not of four seconds of imports.
@@ -54,7 +54,8 @@ class Reference:
 
 @contextmanager
 def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
-    """The stages that take long, each some tenths of a second here; every step is saved."""
+    """The stages that take long, each some tenths of a second here; every step is saved, or the
+    training's every twentieth of a second."""
     with serving(tiny.images.read_bytes()) as server:
         server.pause = 0.005
         params = write_params(
@@ -64,7 +65,7 @@ def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
                 **{"text": str(tiny.text), "text_md5": None},
             },
             extract={"checkpoint_seconds": 0, "batch_size": 1, "workers": 1},
-            train={"checkpoint_seconds": 0, "epochs": 4, "ema": 0.9, "word_dropout": 0.1},
+            train={"checkpoint_seconds": 0.05, "epochs": 4, "ema": 0.9, "word_dropout": 0.1},
             scst={"checkpoint_seconds": 0, "epochs": 2, "pictures": 5},
             evaluate={"batch_size": 1},
         )

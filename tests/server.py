@@ -17,6 +17,8 @@ class Behaviour:
         self.ranges = True  # honours Range
         self.break_after: list[int] = []  # bytes to send before dropping the connection, a request
         self.statuses: list[int] = []  # answers to give before behaving
+        self.length: str | None = None  # what to say instead of the body's own
+        self.redirect: str | None = None  # an address to send whoever asks to
         self.pause = 0.0  # seconds between pieces of 4 KiB
         self.requests: list[str | None] = []  # the Range header of each request
         self.url = ""
@@ -33,6 +35,11 @@ def serving(content: bytes) -> Iterator[Behaviour]:
             if behaviour.statuses:
                 self.send_error(behaviour.statuses.pop(0))
                 return
+            if behaviour.redirect is not None:
+                self.send_response(302)
+                self.send_header("Location", behaviour.redirect)
+                self.end_headers()
+                return
             same = self.headers.get("If-Range") in (None, behaviour.etag)
             begin = 0
             if asked and behaviour.ranges and same:
@@ -46,7 +53,7 @@ def serving(content: bytes) -> Iterator[Behaviour]:
             else:
                 self.send_response(200)
             body = behaviour.content[begin:]
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", behaviour.length or str(len(body)))
             if behaviour.etag:
                 self.send_header("ETag", behaviour.etag)
             self.end_headers()

@@ -1,6 +1,9 @@
 """The frozen CNN's weights as an artifact, and the trunk that they belong to."""
 
 import hashlib
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,6 +133,18 @@ def test_a_local_state_dict_may_lack_what_the_trunk_does_not_use(
     assert all(torch.equal(weights[name], tensor) for name, tensor in backbone.tensors.items())
 
 
+def replaced(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict], None]:
+    """What puts a tensor of another kind in the first one's place."""
+    name = "conv1.0.weight"
+    return lambda weights: weights.update({name: change(weights[name])})
+
+
+def quantised(tensor: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():  # torch is about to give them up
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -141,6 +156,11 @@ def test_a_local_state_dict_may_lack_what_the_trunk_does_not_use(
             "conv1.0.weight holds numbers that are not finite",
         ),
         (lambda w: w.update(note="hello"), "no state dict"),
+        (lambda w: w.update({3: torch.zeros(3)}), "no state dict"),
+        (replaced(torch.Tensor.to_sparse), r"conv1\.0\.weight is no plain tensor .*sparse_coo"),
+        (replaced(lambda t: t.to("meta")), r"conv1\.0\.weight is no plain tensor .* on meta"),
+        (replaced(lambda t: t + 1j), r"conv1\.0\.weight is no plain tensor .*complex64"),
+        (replaced(quantised), r"conv1\.0\.weight is no plain tensor .*qint8"),
     ],
 )
 def test_weights_of_another_model_are_refused(tmp_path: Path, change: object, said: str) -> None:
@@ -173,6 +193,20 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_weights_that_unpack_to_more_than_the_file_are_refused(tmp_path: Path) -> None:
+    """torch.load would unpack what torch.save never packs."""
+    plain, packed = tmp_path / "plain.pth", tmp_path / "own.pth"
+    torch.save({"x": torch.zeros(1_000_000)}, plain)
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+    with pytest.raises(InputError, match=r"own\.pth unpacks to 40\d+ bytes, more than it has"):
+        make_backbone(tmp_path / "out.safetensors", config(weights=packed))
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "said"),
     [
@@ -180,6 +214,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
         ("fasterrcnn_resnet50_fpn", "random", "no image classifier"),
         (SMALL, "IMAGENET1K_V9", "allowed are DEFAULT, IMAGENET1K_V1, random, or a file"),
         (SMALL, "nowhere/own.pth", "no file; check the path"),
+        (SMALL, "~nosuchuser/own.pth", "no file; check the path"),
     ],
 )
 def test_unknown_names_are_answered_with_known_ones(

@@ -60,6 +60,13 @@ def test_a_bad_picture_does_not_stop_the_others(tiny: Artifacts, photos: Path) -
     assert len(result.stdout.splitlines()) == 12
 
 
+def test_a_photo_of_gigabytes_is_not_read(tiny: Artifacts, tmp_path: Path) -> None:
+    with (tmp_path / "huge.jpg").open("wb") as sparse:
+        sparse.truncate(4 << 30)
+    line = one_line(command(*caption(tiny, tmp_path / "huge.jpg")))
+    assert "huge.jpg has 4294967296 bytes, more than 134217728; make it smaller" in line
+
+
 def test_odd_kinds_of_pictures_are_captioned(tiny: Artifacts, tmp_path: Path) -> None:
     files = []
     for mode, suffix in (("L", "png"), ("CMYK", "jpg"), ("P", "gif"), ("RGBA", "webp")):

@@ -50,6 +50,12 @@ def test_odd_captions_come_back_as_they_were(tmp_path: Path, caption: str) -> No
     assert table["caption"][0] == caption
 
 
+@pytest.mark.parametrize("char", [*"\r\v\f\x1e\x85\u2028\u2029\0\x1b"])
+def test_what_would_end_a_line_inside_a_caption_becomes_a_space(tmp_path: Path, char: str) -> None:
+    table = table_of(tmp_path, f"a.jpg#0\tA{char}dog\r\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
+    assert table.to_numpy()[0].tolist() == ["a.jpg", "train", "A dog", "a dog"]
+
+
 def test_a_caption_without_words_is_passed_over_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

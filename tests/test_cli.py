@@ -1,14 +1,19 @@
 """The command line: quick to answer, and each stage a module of its own."""
 
 import ast
+import errno
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from pipeline.cli import COMMANDS, MODULES, STAGES
-from tests.conftest import ROOT, showtell
+from pipeline.command import one_line_errors
+from tests.conftest import ROOT, Artifacts, command, one_line, showtell
 
 
 def test_help_names_every_command() -> None:
@@ -65,3 +70,45 @@ def test_stages_run_without_dvc_installed() -> None:
         f"for stage in {list(STAGES)}: importlib.import_module(f'pipeline.{{stage}}')"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_out_of_memory_names_the_params_that_take_less(
+    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: Any) -> torch.Tensor:
+        return torch.empty(2**58)
+
+    monkeypatch.setattr("pipeline.train.build_decoder", too_large)
+    paths = {
+        **{"features": tiny.features, "table": tiny.table, "summary": tiny.summary},
+        **{"vocabulary": tiny.vocabulary, "params": tiny.params},
+        **{"out": tmp_path / "model", "history": tmp_path / "history"},
+    }
+    said = one_line(command("train", *(word for o, p in paths.items() for word in (f"--{o}", p))))
+    assert "this machine is out of memory; lower train.batch_size or train.hidden_size" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EFBIG, "File too large"), "larger than is allowed here (ulimit -f"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk; free some"),
+        (KeyboardInterrupt(), "run the same command to go on"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    error: BaseException, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        raise error
+    assert said in capsys.readouterr().err
+
+
+def test_an_interrupted_temporary_experiment_does_not_promise_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ".dvc/tmp/exps/standalone/tmp123"
+    folder.mkdir(parents=True)
+    with chdir(folder), pytest.raises(SystemExit), one_line_errors():
+        raise KeyboardInterrupt
+    assert "so start it again" in capsys.readouterr().err

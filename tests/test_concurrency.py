@@ -10,8 +10,8 @@ import torch
 
 from pipeline.model.features import PictureFeatures
 from pipeline.store.features import checksums_of, read_features
-from tests.conftest import Artifacts
-from tests.kills import FORKS
+from tests.conftest import Artifacts, command, one_line, write_params
+from tests.kills import FORKS, Job, start
 from tests.repository import Repository
 
 READERS = 8
@@ -92,3 +92,36 @@ def test_two_runs_at_once_one_after_the_other_or_one_clear_line(
         assert code == 0 or "lock" in text.lower(), text
         assert "Traceback" not in text
     assert "Data and pipelines are up to date." in repository.run("dvc", "repro")
+
+
+def test_a_second_run_of_the_same_training_is_refused_and_can_take_over(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    """As after `dvc` alone was killed: its stage works on, and `dvc repro` starts another."""
+    params = write_params(tmp_path / "params.yaml", train={"epochs": 1000, "patience": 1000})
+    inputs = {
+        **{"features": tiny.features, "table": tiny.table, "summary": tiny.summary},
+        **{"vocabulary": tiny.vocabulary, "params": params},
+    }
+    outs = {"out": "model.safetensors", "history": "history.csv"}
+
+    def arguments(folder: Path) -> list[str]:
+        paths = inputs | {option: folder / name for option, name in outs.items()}
+        return ["train", *(str(word) for o, p in paths.items() for word in (f"--{o}", p))]
+
+    first = start(Job("train", arguments, tuple(outs.values())), tmp_path)
+    while not (tmp_path / ".model.safetensors.resume/state.safetensors").exists():
+        assert first.exitcode is None, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    said = one_line(command(*arguments(tmp_path)))
+    assert f"process {first.pid} is already making {tmp_path / 'model.safetensors'}" in said
+    assert f"kill {first.pid}" in said
+    first.terminate()
+    first.join()
+    assert first.exitcode == 130
+    second = start(Job("train", arguments, ()), tmp_path)
+    while "going on after epoch" not in (tmp_path / "log").read_text():
+        assert second.exitcode is None, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    second.kill()
+    second.join()

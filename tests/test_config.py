@@ -31,6 +31,7 @@ def test_committed_params_are_good_and_frozen() -> None:
         ({"train": {"cell": "rnn"}}, ["train.cell is 'rnn'", "'lstm' or 'gru'"]),
         ({"train": {"learning_rate": None}}, ["train.learning_rate is null", "number"]),
         ({"train": {"learning_rate": float("nan")}}, ["train.learning_rate is nan"]),
+        ({"train": {"batch_size": 10**23}}, ["train.batch_size is 1000", "less than or equal to"]),
         ({"extract": {"batch_size": 0}}, ["extract.batch_size is 0", "1 or 'auto'"]),
         ({"extract": {"layer": "fc7"}}, ["extract.layer is 'fc7'", "'pooled' or 'grid'"]),
         (
@@ -85,6 +86,23 @@ def test_floats_read_as_dvc_reads_them(tmp_path: Path) -> None:
     path.write_text(text.replace("learning_rate: 0.002", "learning_rate: 2e-3"), encoding="utf-8")
     assert "2e-3" in path.read_text(encoding="utf-8")
     assert read(path, TrainConfig).learning_rate == 0.002
+
+
+def test_a_key_that_stands_there_twice_is_refused_as_dvc_does(tmp_path: Path) -> None:
+    path = write_params(tmp_path / "params.yaml")
+    path.write_text(path.read_text().replace("  beam: 2", "  beam: 2\n  beam: 7"))
+    with pytest.raises(InputError, match="the key 'beam' stands there twice"):
+        read(path, ExtractConfig)
+
+
+def test_a_gpu_that_is_not_there_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever stage asks first: not after hours, when the one comes that wants it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    path = write_params(tmp_path / "params.yaml", evaluate={"device": "cuda"})
+    with pytest.raises(InputError, match="no CUDA device is visible"):
+        read(path, ExtractConfig)
 
 
 def test_nothing_is_started_on_a_bad_param(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,12 @@ def test_what_else_does_not_match_is_named(
         ({"Flickr8k.token.txt": "a.jpg#0\tA dog .\n"}, r"no captions for 'b\.jpg'"),
         ({"Flickr8k.token.txt": "a.jpg A dog .\n"}, r"token\.txt, line 1"),
         ({"Flickr8k.token.txt": "a.jpg#0\tx\n\nb.jpg#x\ty\n"}, r"token\.txt, line 3"),
+        (
+            {"Flickr8k.token.txt": "a.jpg#0\tx\na.jpg#0\ty\n"},
+            r"line 2: 'a\.jpg#0' is there",
+        ),
+        ({"2/Flickr8k.token.txt": "a.jpg#0\tx\n"}, r"two files .* and '2/Flickr8k\.token\.txt'"),
+        ({"2/Flickr_8k.devImages.txt": "a.jpg\n"}, r"two files Flickr_8k\.devImages\.txt"),
         ({"Flickr8k.token.txt": ""}, "holds no captions"),
         ({"Flickr_8k.devImages.txt": ""}, r"lacks Flickr_8k\.devImages\.txt"),
         ({"Flickr_8k.devImages.txt": "b.jpg\nb.jpg"}, r"names 'b\.jpg' twice"),
@@ -117,7 +124,7 @@ def test_content_that_does_not_fit_together_is_said(
 def test_captions_that_are_no_utf8_are_said(tmp_path: Path) -> None:
     images, _ = flickr(tmp_path)
     text = make_zip(tmp_path / "t.zip", {"Flickr8k.token.txt": b"a.jpg#0\tcaf\xe9\n"})
-    with pytest.raises(InputError, match=r"not UTF-8 at byte 11"):
+    with pytest.raises(InputError, match=r"line 1 is not UTF-8 at its byte 11"):
         run(tmp_path, images, text)
 
 
@@ -165,6 +172,16 @@ def test_a_bad_archive_is_one_line_and_leaves_nothing(
     )
     assert said in one_line(result)
     assert not (out / "images.zip").exists()
+
+
+@pytest.mark.parametrize("source", ["http://[x", "file://[x", "~nosuchuser/x.zip"])
+@pytest.mark.parametrize("key", ["images", "text"])
+def test_an_address_that_is_none_is_said(tmp_path: Path, key: str, source: str) -> None:
+    images, text = flickr(tmp_path)
+    with pytest.raises(
+        InputError, match=rf"download\.{key} (is|names) {re.escape(source)}.* check"
+    ):
+        run(tmp_path, **{"images": images, "text": text} | {key: source})
 
 
 def test_another_protocol_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import os
 import random
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +113,37 @@ def test_a_missing_file_is_not_asked_for_again(server: Behaviour, out: Path) -> 
     with pytest.raises(InputError, match=r"HTTP 404 .*check the address"):
         get(server, out)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("length", ["²", "-1", "9" * 5000])
+def test_a_length_that_is_no_number_is_passed_over(
+    server: Behaviour, out: Path, length: str
+) -> None:
+    server.length = length
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("address", ["http://[::1/", "http://a..b/x.zip"])
+def test_an_address_that_is_none_is_said(server: Behaviour, out: Path, address: str) -> None:
+    server.redirect = address
+    for url in (address, server.url):
+        with pytest.raises(InputError, match=rf"cannot fetch {re.escape(url)}: .*check the addr"):
+            fetch(url, out, None, retries=0, timeout=2)
+
+
+def test_a_file_is_on_the_disk_before_it_is_in_place(
+    server: Behaviour, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = list[tuple[str, bool]](), os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().suffix, out.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    get(server, out)
+    assert synced == [(".part", False), ("", True)]  # the file, then its folder
 
 
 def test_a_wrong_digest_names_both(server: Behaviour, out: Path) -> None:

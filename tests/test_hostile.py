@@ -9,15 +9,17 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from pipeline.captions import make_captions
+from pipeline.config import read
 from pipeline.config.captions import CaptionsConfig
+from pipeline.config.vocab import VocabConfig
 from pipeline.errors import InputError
 from pipeline.store.pictures import PictureArchive, decode_picture
 from pipeline.store.table import read_summary, read_table
 from pipeline.store.text import KAGGLE, TOKENS, read_text_archive
-from tests.conftest import ROOT, command, make_zip, one_line, write_params
+from tests.conftest import ROOT, command, make_zip, one_line, params, write_params
 
 
 def jpeg() -> bytes:
@@ -33,7 +35,7 @@ def test_a_text_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> Non
         zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open(KAGGLE, "w") as member,
     ):
-        for _ in range(17):
+        for _ in range(5):
             member.write(b"a" * (16 << 20))
     limited = (
         "import resource; from pipeline.cli import main; import sys;"
@@ -48,7 +50,7 @@ def test_a_text_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> Non
         text=True,
         check=False,
     )
-    assert "has 285212672 bytes, more than 268435456; is it a bomb?" in one_line(done)
+    assert "has 83886080 bytes, more than 67108864; is it a bomb?" in one_line(done)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,8 @@ def test_a_text_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> Non
         ("\x1b[2J.jpg#0\tA dog", "may not be called '\\x1b[2J.jpg'"),
         ("=cmd|calc.jpg#0\tA dog", "may not be called '=cmd|calc.jpg'"),
         ("a\u202egpj.exe#0\tA dog", "may not be called"),
+        ("a.jpg#0\t" + "word " * 20_000, "line 1: more than 65536 bytes"),
+        ("\n" * 1_000_000, "has more than 1000000 lines"),
     ],
 )
 def test_captions_and_ids_that_would_do_harm_are_refused(
@@ -112,18 +116,66 @@ def test_an_encrypted_member_is_said(tmp_path: Path) -> None:
         pictures.content("a.jpg")
 
 
-def test_a_picture_that_claims_a_gigapixel_is_not_decoded() -> None:
+def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has Ghostscript run what an EPS says, whatever the file is called."""
+    stub, ran = tmp_path / "gs", tmp_path / "ran"
+    stub.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # where Pillow found it before
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(content, "EPS")
+    with pytest.raises(InputError, match=r"not read \(JPEG PNG GIF BMP PPM TIFF WEBP are\)"):
+        decode_picture(content.getvalue(), "a.jpg")
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said"),
+    [
+        (100_000, 100_000, "is 100000 x 100000, more than 200 megapixels"),
+        (20_000, 1, "is 20000 x 1, one side more than 50 times the other"),
+        (2, 101, "is 2 x 101, one side more than 50 times the other"),
+    ],
+)
+def test_a_picture_that_would_become_gigabytes_is_not_decoded(
+    width: int, height: int, said: str
+) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + content))
         return struct.pack(">I", len(content)) + kind + content + checksum
 
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(1 << 20))
     png = (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
-    with pytest.raises(InputError, match="is 100000 x 100000, more than 200 megapixels"):
+    with pytest.raises(InputError, match=said):
         decode_picture(png, "lie.png")
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """Readers differ in which of the two they take."""
+    path = tmp_path / "text.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(TOKENS, "a.jpg#0\tA dog\n")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(TOKENS, "a.jpg#0\tA cat\n")
+    with pytest.raises(InputError, match=f"holds two files {TOKENS}"):
+        read_text_archive(path)
+
+
+INTEGERS = [
+    *((group, key) for group, keys in params().items() for key in keys if type(keys[key]) is int),
+    *(("extract", key) for key in ("cells", "batch_size", "workers")),
+]
+
+
+@pytest.mark.parametrize(("group", "key"), INTEGERS)
+def test_a_number_that_is_too_large_is_refused(tmp_path: Path, group: str, key: str) -> None:
+    path = write_params(tmp_path / "params.yaml", **{group: {key: 10**400}})
+    with pytest.raises(InputError, match=rf"{group}\.{key} is 1"):
+        read(path, VocabConfig)
 
 
 def test_params_that_name_themselves_over_and_over_are_one_short_line(tmp_path: Path) -> None:

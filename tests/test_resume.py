@@ -106,7 +106,29 @@ def test_killed_after_the_last_epoch_only_the_end_is_missing(
     assert outs_of(tmp_path) == outs_of(whole)
 
 
-@pytest.mark.parametrize("what", ["params", "inputs", "damage"])
+@pytest.mark.parametrize("found", ["cut", "another's", "none"])
+def test_what_is_handed_out_is_this_runs_best_whatever_lay_there(
+    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    """The first epoch is the best: the model is not written again after the interruption."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    keys = {"epochs": 3, "learning_rate": 1e-9}  # nothing is learnt, so the first epoch stays best
+    training(tiny, whole, **keys)()
+    run = training(tiny, tmp_path, **keys)
+    killed_at(20, run, monkeypatch)
+    model = tmp_path / OUTS[0]
+    if found == "another's":
+        model.write_bytes(tiny.model.read_bytes())
+    elif found == "cut":
+        model.write_bytes(model.read_bytes()[:1000])
+    else:
+        model.unlink()
+    run()
+    assert outs_of(tmp_path) == outs_of(whole)
+
+
+@pytest.mark.parametrize("what", ["params", "inputs", "code", "damage", "best"])
 def test_it_starts_afresh_and_says_so_where_anything_differs(
     tiny: Artifacts,
     tmp_path: Path,
@@ -120,7 +142,7 @@ def test_it_starts_afresh_and_says_so_where_anything_differs(
         write_params(tmp_path / "params.yaml", train={"checkpoint_seconds": 0.0}), TrainConfig
     )
     outs = [tmp_path / name for name in OUTS]
-    killed_at(5, lambda: train(*inputs, *outs, config), monkeypatch)
+    killed_at(15, lambda: train(*inputs, *outs, config), monkeypatch)  # in the second epoch
     if what == "params":
         config = config.model_copy(update={"seed": 1})
     elif what == "inputs":
@@ -129,9 +151,13 @@ def test_it_starts_afresh_and_says_so_where_anything_differs(
         vocabulary = tmp_path / "vocabulary.json"
         make_vocabulary(*captions, vocabulary, read(tiny.params, VocabConfig))
         inputs = (tiny.features, *captions, vocabulary)
+    elif what == "code":
+        (tmp_path / "changed.py").write_text("")
+        monkeypatch.setattr("pipeline.store.checkpoint.CODE", tmp_path)
     else:
-        state = tmp_path / ".model.safetensors.resume/state.safetensors"
-        state.write_bytes(state.read_bytes()[:-7])
+        named = "state" if what == "damage" else "best-*"
+        (saved,) = (tmp_path / ".model.safetensors.resume").glob(f"{named}.safetensors")
+        saved.write_bytes(saved.read_bytes()[:-7] if what == "damage" else tiny.model.read_bytes())
     train(*inputs, *outs, config)
     assert "starting afresh" in caplog.text
     assert "going on" not in caplog.text

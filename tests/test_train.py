@@ -94,18 +94,28 @@ def test_grid_features_are_refused_by_a_decoder_of_vectors(
         )
 
 
+@pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_older_model(
-    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    sane = fit.caption_loss
+    """In an epoch's last step: no further loss would show what the gradient has done."""
+    sane, step, last = fit.caption_loss, 0, 13  # 200 captions in batches of 16
 
     def diverges(decoder: Decoder, *arguments: Any, **settings: Any) -> torch.Tensor:
-        return sane(decoder, *arguments, **settings) * (np.nan if decoder.training else 1.0)
+        nonlocal step
+        step += decoder.training
+        loss = sane(decoder, *arguments, **settings)
+        if decoder.training and step == last:
+            if where == "loss":
+                return loss * np.nan
+            loss.register_hook(lambda gradient: gradient * np.inf)
+        return loss
 
     monkeypatch.setattr(fit, "caption_loss", diverges)
     model = tmp_path / "model.safetensors"
     model.write_text("older")
-    with pytest.raises(InputError, match=r"stopped being a number in epoch 1, .*learning_rate"):
+    said = r"stopped being a number in epoch 1, by step 13 of 13, .*learning_rate"
+    with pytest.raises(InputError, match=said):
         train(
             *(
                 tiny.features,

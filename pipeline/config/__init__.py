@@ -61,7 +61,8 @@ def read(path: Path, config: type[AnyConfig]) -> AnyConfig:
 
     Raises:
         InputError: the file is absent or no YAML, or a key is unknown, missing, of the wrong type
-            or impossible; the line names the key and what is allowed.
+            or impossible; the line names the key and what is allowed. A GPU is asked for and
+            there is none.
     """
     groups = _load(path)
     unknown = [name for name in groups if name not in GROUPS]
@@ -72,6 +73,9 @@ def read(path: Path, config: type[AnyConfig]) -> AnyConfig:
     by_group: dict[str, Any] = {
         kind.group: _check(path, groups, kind) for kind in Config.__subclasses__()
     }
+    if any(getattr(one, "device", None) == "cuda" for one in by_group.values()):
+        # By name, as above. Before any work, not when the stage comes that wants the GPU.
+        importlib.import_module("pipeline.device").choose_device("cuda")
     given, taken = by_group["extract"].layer, by_group["train"].layer
     if given != taken:
         raise InputError(
@@ -141,7 +145,10 @@ def _shortened(value: Any) -> str:
     """A few lines of YAML can name themselves into gigabytes."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 200
-    return short.repr(value)
+    try:
+        return short.repr(value)
+    except ValueError:  # Python writes no number of thousands of digits
+        return f"a {type(value).__name__} too long to show"
 
 
 def _keys(config: type[Config]) -> str:
@@ -149,7 +156,18 @@ def _keys(config: type[Config]) -> str:
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """Safe, and with another idea of what a float is."""
+    """Safe, with another idea of what a float is, and strict about keys, as DVC is."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands there twice", key.start_mark
+                )
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Yaml12Loader.add_implicit_resolver(

@@ -11,9 +11,9 @@ class ScstConfig(Config):
     """How a trained decoder goes on learning from the scores of its own captions."""
 
     group: ClassVar[str] = "scst"
-    epochs: Annotated[int, Field(ge=0)]
-    patience: Annotated[int, Field(ge=1)]
-    pictures: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=0, le=1_000_000)]
+    patience: Annotated[int, Field(ge=1, le=1_000_000)]
+    pictures: Annotated[int, Field(ge=1, le=65536)]
     samples: Annotated[int, Field(ge=2, le=64)]
     temperature: Annotated[float, Field(gt=0, le=2)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]

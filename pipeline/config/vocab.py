@@ -11,4 +11,4 @@ class VocabConfig(Config):
     """Which words the decoder may say."""
 
     group: ClassVar[str] = "vocab"
-    min_count: Annotated[int, Field(ge=1)]
+    min_count: Annotated[int, Field(ge=1, le=1_000_000)]

@@ -119,16 +119,17 @@ class Fit:
             )
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.clip_norm)
-            self.optimizer.step()
-            self.schedule.step()
-            self._average.update()
-            # Summed on the device: no wait per step.
-            self._total = self._total.to(loss.device) + loss.detach() * batch.tokens
+            norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.clip_norm)
+            # Summed on the device: no wait per step. A norm that is no number makes the sum none.
+            total = loss.detach() * batch.tokens + (norm - norm)
+            self._total = self._total.to(loss.device) + total
             self._tokens += batch.tokens
             self._batches += 1
             if loss.device.type == "cpu" or self._batches % 50 == 0:  # a GPU would be waited for
                 self._require_number()
+            self.optimizer.step()
+            self.schedule.step()
+            self._average.update()
             after_step()
         self._require_number()
         return float(self._total) / self._tokens
@@ -136,8 +137,8 @@ class Fit:
     def _require_number(self) -> None:
         if not math.isfinite(float(self._total)):
             raise InputError(
-                f"the loss stopped being a number in epoch {self._number}, by step {self._batches} "
-                f"of {self.steps}, at a learning rate of {self.learning_rate:.2g}; "
+                f"the loss or its gradient stopped being a number in epoch {self._number}, by step "
+                f"{self._batches} of {self.steps}, at a learning rate of {self.learning_rate:.2g}; "
                 "lower train.learning_rate or train.clip_norm"
             )
 

@@ -124,7 +124,8 @@ class Reinforce:
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
         if not math.isfinite(float(norm)):  # before the weights are lost to it
             raise InputError(
-                f"the loss stopped being a number in epoch {self._number}, step {self._steps + 1}, "
+                f"the loss or its gradient stopped being a number in epoch {self._number}, step "
+                f"{self._steps + 1}, "
                 f"at a learning rate of {config.learning_rate:.2g}; lower scst.learning_rate"
             )
         self.optimizer.step()

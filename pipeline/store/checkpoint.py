@@ -4,9 +4,12 @@ A hidden folder beside its output, no output of DVC: what lies there is taken up
 the same params, inputs, code and versions, and is gone once the run has ended.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import signal
 import threading
@@ -37,17 +40,22 @@ class Checkpoint:
             fingerprint: of all that the run's result depends on.
             seconds: how much work may be lost at most; 0 saves after every step.
         """
-        self.folder = out.with_name(f".{out.name}.resume")
-        self.best = self.folder / "best.safetensors"
-        self._state = self.folder / "state.safetensors"
+        self.out, self.folder = out, out.with_name(f".{out.name}.resume")
+        self._state, self._lock = self.folder / "state.safetensors", self.folder / "lock"
         self._fingerprint, self._seconds = fingerprint, seconds
+        self._best: str | None = None  # the best model's digest, by which its file is called
         self._saved = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and header as last saved, if they are this very run's; what is not is removed,
-        and the log says so."""
+        and the log says so. From here on, no other process makes the same output.
+
+        Raises:
+            InputError: another one does.
+        """
+        self._hold()
         if not self._state.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear()
             return None
         try:
             tensors, header = read_tensors(self._state, made_by="train")
@@ -57,13 +65,50 @@ class Checkpoint:
                     "starting afresh"
                 )
             else:
-                if header.pop("best", False):
-                    read_tensors(self.best, made_by="train")  # it will be handed out: is it whole?
+                self._best = header.pop("best")
+                self._require_best()
                 return tensors, header
         except InputError:
             log.info("what an interrupted run left in %s is damaged: starting afresh", self.folder)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
         return None
+
+    def _hold(self) -> None:
+        """A lock that ends with this process, however it ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._held = self._lock.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return  # a file system that knows no locks
+            other = self._lock.read_text(encoding="utf-8")
+            raise InputError(
+                f"process {other} is already making {self.out}; end it (kill {other}), and what "
+                "it has done is gone on with"
+            ) from None
+        self._held.truncate(0)
+        self._held.write(str(os.getpid()))
+        self._held.flush()
+
+    def _clear(self) -> None:
+        self._best = None
+        for path in self.folder.iterdir():
+            if path != self._lock:
+                path.unlink()
+
+    def _path_of(self, digest: str) -> Path:
+        return self.folder / f"best-{digest}.safetensors"
+
+    def _require_best(self) -> None:
+        """
+        Raises:
+            InputError: the best model, which will be handed out, is not what was kept.
+        """
+        if self._best is not None:
+            best = self._path_of(self._best)
+            if not best.exists() or file_digest(best) != self._best:
+                raise InputError(f"{best} is damaged")
 
     @property
     def due(self) -> bool:
@@ -71,16 +116,19 @@ class Checkpoint:
         return time.monotonic() - self._saved >= self._seconds
 
     def save(self, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
-        own = {"fingerprint": self._fingerprint, "best": self.best.exists()}
+        own = {"fingerprint": self._fingerprint, "best": self._best}
         write_tensors(self._state, tensors, {**header, **own})
+        for path in self.folder.glob("best-*.safetensors"):  # no state names these any more
+            if self._best is None or path != self._path_of(self._best):
+                path.unlink()
         self._saved = time.monotonic()
 
     @contextmanager
     def steps(self, save: Callable[[], None]) -> Iterator[Callable[[], None]]:
         """Gives what is to be called after every step: it saves when that is due.
 
-        Ctrl-C and SIGTERM wait for the end of a step, for only then is there anything whole to
-        save, and end the run there. After the last step all is saved as well.
+        Ctrl-C, SIGTERM and a closed terminal wait for the end of a step, for only then is there
+        anything whole to save, and end the run there. After the last step all is saved as well.
         """
         asked = False
 
@@ -94,34 +142,40 @@ class Checkpoint:
             if asked:
                 raise KeyboardInterrupt
 
-        with _handling(ask, signal.SIGINT, signal.SIGTERM):
+        with _handling(ask, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             yield after_step
         save()
         if asked:
             raise KeyboardInterrupt
 
     def keep_best(self, model: Path) -> None:
-        """A copy of the best model: DVC takes a stage's outputs away before it runs again."""
-        with atomic(self.best) as scratch:
+        """A copy of the best model: DVC takes a stage's outputs away before it runs again. The one
+        before it stays until a state has been saved that names this one."""
+        self._best = file_digest(model)
+        with atomic(self._path_of(self._best)) as scratch:
             shutil.copyfile(model, scratch)
 
     def give_back_best(self, model: Path) -> None:
-        if self.best.exists() and not model.exists():
+        """Whatever is there: it need not be this run's."""
+        if self._best is not None:
             with atomic(model) as scratch:
-                shutil.copyfile(self.best, scratch)
+                shutil.copyfile(self._path_of(self._best), scratch)
 
     def finish(self) -> None:
         """The run has ended: nothing is left to go on with."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._held.close()
 
 
 @contextmanager
 def _handling(handler: Callable[..., None], *signals: signal.Signals) -> Iterator[None]:
-    """With this handler of these signals; only a process's main thread can have any."""
+    """With this handler of these signals, but for what is ignored (nohup); only a process's main
+    thread can have any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {one: signal.signal(one, handler) for one in signals}
+    heard = [one for one in signals if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, handler) for one in heard}
     try:
         yield
     finally:

@@ -2,6 +2,8 @@
 
 import http.client
 import logging
+import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.progress import bar
-from pipeline.store.files import file_digest
+from pipeline.store.files import file_digest, move
 from pipeline.store.pictures import open_zip
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,9 @@ def fetch(
     except InputError as error:
         _discard(part)
         raise InputError(f"fetched {url}, but {str(error).replace(str(part), 'it')}") from None
-    part.replace(out)
+    with part.open("rb") as whole:
+        os.fsync(whole.fileno())
+    move(part, out)
     _tag(part).unlink(missing_ok=True)
 
 
@@ -96,12 +100,12 @@ def _fetch_with_retries(
 
 def _fetch_once(url: str, part: Path, timeout: float) -> None:
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "showtell"})
     tag = _tag(part)
-    if have and tag.exists():
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", tag.read_text())
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "showtell"})
+        if have and tag.exists():
+            request.add_header("Range", f"bytes={have}-")
+            request.add_header("If-Range", tag.read_text())
         with urllib.request.urlopen(request, timeout=timeout) as response:
             _receive(response, part, have)
     except urllib.error.HTTPError as error:
@@ -117,6 +121,8 @@ def _fetch_once(url: str, part: Path, timeout: float) -> None:
         raise _BrokenOffError(str(error.reason)) from None
     except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise _BrokenOffError(str(error) or type(error).__name__) from None
+    except ValueError as error:  # urllib's of an address that is none, here or in a redirect
+        raise InputError(f"cannot fetch {url}: {error}; check the address in params") from None
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, have: int) -> None:
@@ -127,8 +133,8 @@ def _receive(response: http.client.HTTPResponse, part: Path, have: int) -> None:
     if not continues:
         have = 0
         _remember(part, response)
-    length = response.headers.get("Content-Length")
-    total = have + int(length) if length and length.isdigit() else None
+    length = response.headers.get("Content-Length", "")
+    total = have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     with (
         part.open("ab" if continues else "wb") as out,
         bar(label=part.name.split(".")[0], total=total, unit="B", initial=have) as progress,

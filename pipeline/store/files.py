@@ -23,9 +23,19 @@ def atomic(path: Path) -> Iterator[Path]:
         yield scratch
         with scratch.open("rb") as written:
             os.fsync(written.fileno())
-        scratch.replace(path)
+        move(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Put a file in another's place, and the new name on the disk as well."""
+    source.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def file_digest(path: Path, algorithm: str = "md5") -> str:

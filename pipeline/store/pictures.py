@@ -1,6 +1,7 @@
-"""The picture archive: a zip, read in place; nothing is ever unpacked."""
+"""Pictures: in their archive, a zip that is read in place and never unpacked, and as files."""
 
 import io
+import os
 import struct
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -12,9 +13,14 @@ from pipeline.errors import InputError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 
+# What Pillow decodes by itself: it would hand EPS to Ghostscript, which runs programs. What phones
+# call MPO begins as JPEG and is opened as such.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+
 # Larger than any camera's picture: past this it is a mistake or a decompression bomb.
 MAX_PIXELS = 200_000_000
-MAX_BYTES = 512 << 20  # of one picture's file
+MAX_ASPECT = 50  # resized by its shorter side, a line of pixels would become gigabytes
+MAX_BYTES = 128 << 20  # of one picture's file
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, and warns without a picture's name
 
 
@@ -105,21 +111,44 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) ->
         raise InputError(f"{where} cannot be unpacked ({error}); fetch the archive again") from None
 
 
+def read_picture(path: Path) -> bytes:
+    """A picture file's bytes.
+
+    Raises:
+        InputError: it cannot be read, or is too large.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise InputError(
+                    f"the picture {path} has {size} bytes, more than {MAX_BYTES}; make it smaller"
+                )
+            return file.read(MAX_BYTES)  # a device has no size, and no end
+    except OSError as error:
+        raise InputError(f"the picture {path} cannot be read ({error.strerror})") from None
+
+
 def decode_picture(content: bytes, name: str) -> Image.Image:
     """Decode a picture: upright by its EXIF tag, in RGB, transparency on white.
 
     Raises:
-        InputError: it is empty, no picture, truncated, or absurdly large.
+        InputError: it is empty, no picture, truncated, or absurdly large or thin.
     """
     if not content:
         raise InputError(f"the picture {name} is empty; replace or remove it")
     try:
-        picture = Image.open(io.BytesIO(content))
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise InputError(
                 f"the picture {name} is {width} x {height}, more than "
                 f"{MAX_PIXELS // 1_000_000} megapixels; make it smaller or remove it"
+            )
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise InputError(
+                f"the picture {name} is {width} x {height}, one side more than {MAX_ASPECT} times "
+                "the other; crop it or remove it"
             )
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
@@ -128,7 +157,8 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise InputError(
-            f"{name} is no picture, or of a kind that cannot be decoded; replace or remove it"
+            f"{name} is no picture, or of a kind that is not read ({' '.join(FORMATS)} are); "
+            "convert or remove it"
         ) from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise InputError(

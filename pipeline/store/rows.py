@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.store.checkpoint import Checkpoint
 from pipeline.store.features import CHECKSUM, Layout, checksums_of, lay_out, row_size
-from pipeline.store.files import atomic
+from pipeline.store.files import atomic, move
 from pipeline.store.recipe import FeatureRecipe
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,11 @@ def resume_features(
     saved = checkpoint.load()
     scratch = checkpoint.folder / "rows.h5"
     if saved is None:
-        _require_room(path, len(ids) * row_size(shape, dtype))
-    checkpoint.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _require_room(path, len(ids) * row_size(shape, dtype))
+        except OSError:
+            checkpoint.finish()
+            raise
     # Laid out anew either way, so that only rows have to be trusted.
     layout = _lay_out_around(scratch, ids, shape, dtype, recipe)
     with scratch.open("r+b", buffering=0) as file:
@@ -111,7 +114,7 @@ def resume_features(
                 rows.save(checkpoint)
             raise
         os.fsync(file.fileno())
-    scratch.replace(path)
+    move(scratch, path)
     checkpoint.finish()
 
 

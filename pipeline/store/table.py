@@ -1,5 +1,6 @@
 """The captions table: a row per caption, as CSV, and a summary of where it came from, as JSON."""
 
+import csv
 import hashlib
 import warnings
 from collections.abc import Iterable
@@ -62,16 +63,14 @@ def split_digest(split_of: dict[str, str]) -> str:
 
 
 def write_table(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> str:
-    """Write rows of (picture id, split, raw caption, tokens); the digest of what is written."""
-    table = pd.DataFrame(
-        [
-            (image_id, split, _to_cell(caption), _to_cell(" ".join(tokens)))
-            for image_id, split, caption, tokens in rows
-        ],
-        columns=COLUMNS,
-    )
+    """Write rows of (picture id, split, raw caption, tokens) as they come; the digest of what is
+    written."""
     with atomic(path) as scratch:
-        table.to_csv(scratch, index=False, lineterminator="\n")
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(COLUMNS)
+            for image_id, split, caption, tokens in rows:
+                table.writerow((image_id, split, _to_cell(caption), _to_cell(" ".join(tokens))))
         return _digest(scratch.read_bytes())
 
 

@@ -1,8 +1,11 @@
 """The text archive: captions and split lists, as Flickr8k or as Kaggle lays them out."""
 
+import codecs
 import csv
 import io
+import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,8 +19,16 @@ SPLITS = {
     "test": "Flickr_8k.testImages.txt",
 }
 KAGGLE = "captions.txt"
-MAX_BYTES = 256 << 20  # of a text file; COCO's captions are a fifth of that
+# Of a text file, each more than COCO's 600,000 captions need. A line costs many times its length
+# once it is read, so their number has a limit of its own.
+MAX_BYTES = 64 << 20
+MAX_LINES = 1_000_000
+MAX_LINE = 64 << 10  # bytes
 MAX_CAPTION = 10_000  # characters
+
+# Control characters but the tab, and Unicode's own line ends: not all that read a table agree that
+# a row goes on after one.
+CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 # In Flickr8k's own caption file, without a picture anywhere.
 STRAY = frozenset({"2258277193_586949ec62.jpg.1"})
@@ -38,56 +49,97 @@ def read_text_archive(path: Path) -> TextArchive:
         InputError: the zip, a file in it or a line of one is not what it should be.
     """
     with open_zip(path) as archive:
-        members = {
-            PurePosixPath(member.filename).name: member
-            for member in archive.infolist()
-            if not is_clutter(member)
-        }
+        members = _members(archive)
         if TOKENS in members:
-            captions = _parse_tokens(_text(archive, members[TOKENS]), f"{path}: {TOKENS}")
+            where = f"{path}: {TOKENS}"
+            captions = _parse_tokens(_lines(archive, members[TOKENS], where), where)
             missing = [name for name in SPLITS.values() if name not in members]
             if len(missing) == len(SPLITS):
                 return TextArchive(captions, None)
             if missing:
                 raise InputError(f"{path} lacks {missing[0]}; give all three split lists or none")
-            splits = {
-                split: _parse_list(_text(archive, members[name]), f"{path}: {name}")
-                for split, name in SPLITS.items()
-            }
+            splits = {}
+            for split, name in SPLITS.items():
+                where = f"{path}: {name}"
+                splits[split] = _parse_list(_lines(archive, members[name], where), where)
             _check_disjoint(splits, path)
             return TextArchive(captions, splits)
         if KAGGLE in members:
-            text = _text(archive, members[KAGGLE])
-            return TextArchive(_parse_kaggle(text, f"{path}: {KAGGLE}"), None)
+            where = f"{path}: {KAGGLE}"
+            return TextArchive(_parse_kaggle(_lines(archive, members[KAGGLE], where), where), None)
     raise InputError(f"{path} holds no captions: expected {TOKENS} or {KAGGLE}")
 
 
 def kaggle_member(path: Path) -> bytes | None:
     """The bytes of a Kaggle zip's `captions.txt`, or None where it has none."""
     with open_zip(path) as archive:
-        for member in archive.infolist():
-            if not is_clutter(member) and PurePosixPath(member.filename).name == KAGGLE:
-                return read_member(archive, member, MAX_BYTES)
-    return None
+        member = _members(archive).get(KAGGLE)
+        return None if member is None else read_member(archive, member, MAX_BYTES)
 
 
-def _parse_tokens(text: str, where: str) -> dict[str, list[str]]:
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The files that are read, by name, in whatever folders they lie.
+
+    Raises:
+        InputError: two have the same name.
+    """
+    found: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = PurePosixPath(member.filename).name
+        if name not in (TOKENS, KAGGLE, *SPLITS.values()) or is_clutter(member):
+            continue
+        if name in found:
+            raise InputError(
+                f"{archive.filename} holds two files {name} "
+                f"({found[name].filename!r} and {member.filename!r}); keep one"
+            )
+        found[name] = member
+    return found
+
+
+def _lines(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Iterator[str]:
+    """A text file's lines, without their ends; decoded one at a time, so that memory stays near
+    the file's size.
+
+    Raises:
+        InputError: a line is no UTF-8 or too long, or there are too many.
+    """
+    content = io.BytesIO(read_member(archive, member, MAX_BYTES).removeprefix(codecs.BOM_UTF8))
+    for number, line in enumerate(iter(lambda: content.readline(MAX_LINE + 1), b""), start=1):
+        if number > MAX_LINES:
+            raise InputError(f"{where} has more than {MAX_LINES} lines; give a part of it")
+        if len(line) > MAX_LINE:
+            raise InputError(f"{where}, line {number}: more than {MAX_LINE} bytes; shorten it")
+        try:
+            yield line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{where}, line {number} is not UTF-8 at its byte {error.start}; convert the file"
+            ) from None
+
+
+def _parse_tokens(lines: Iterator[str], where: str) -> dict[str, list[str]]:
     """Lines `name.jpg#0<TAB>caption`; the caption is all that follows the first tab."""
     captions: dict[str, list[str]] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    keys = set[str]()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        key, tab, caption = line.rstrip("\r").partition("\t")
+        key, tab, caption = line.partition("\t")
         image_id, mark, index = key.rpartition("#")
         if not (tab and mark and image_id and index.isdigit()):
             raise InputError(f"{where}, line {number}: expected 'name.jpg#0<TAB>caption'")
+        if key in keys:
+            raise InputError(f"{where}, line {number}: {key!r} is there already; keep one of them")
+        keys.add(key)
         _add(captions, image_id, caption, f"{where}, line {number}")
     return captions
 
 
-def _parse_kaggle(text: str, where: str) -> dict[str, list[str]]:
+def _parse_kaggle(lines: Iterator[str], where: str) -> dict[str, list[str]]:
     """A CSV with the header `image,caption`."""
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    # To csv a carriage return inside a line would end the row.
+    rows = csv.reader((line.replace("\r", " ") + "\n" for line in lines), strict=True)
     captions: dict[str, list[str]] = {}
     try:
         if [name.strip() for name in next(rows, [])] != ["image", "caption"]:
@@ -111,11 +163,11 @@ def _add(captions: dict[str, list[str]], image_id: str, caption: str, where: str
         raise InputError(
             f"{where}: a caption of {len(caption)} characters, more than {MAX_CAPTION}; shorten it"
         )
-    captions.setdefault(image_id, []).append(caption)
+    captions.setdefault(image_id, []).append(CONTROL.sub(" ", caption))
 
 
-def _parse_list(text: str, where: str) -> list[str]:
-    ids = [line.strip() for line in text.split("\n") if line.strip()]
+def _parse_list(lines: Iterator[str], where: str) -> list[str]:
+    ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise InputError(f"{where} is empty")
     if len(set(ids)) != len(ids):
@@ -132,12 +184,3 @@ def _check_disjoint(splits: dict[str, list[str]], path: Path) -> None:
 def _first_twice(ids: list[str]) -> str:
     seen: set[str] = set()
     return next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
-
-
-def _text(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
-    try:
-        return read_member(archive, member, MAX_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{archive.filename}: {member.filename} is not UTF-8 at byte {error.start}; convert it"
-        ) from None
