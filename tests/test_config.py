@@ -55,7 +55,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "train: 3", "a: [", "\0", "other: {}"])
+@pytest.mark.parametrize("text", ["", "[]", "train: 3", "a: [", "\0", "other: {}", "? [a]\n: 1"])
 def test_what_is_no_params_file_is_said_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
