@@ -116,7 +116,7 @@ def test_few_cards_are_laid_out_at_first_and_more_on_demand(page: Page) -> None:
     assert len(ids(page)) == 48
     expect(page.locator("#found")).to_have_text("150 pictures, 48 shown")
     page.get_by_role("button", name="Show 48 more").click()
-    assert len(ids(page)) == 96
+    expect(page.locator("#cards .id")).to_have_count(96)
     expect(page.locator("#cards > li").nth(48)).to_be_focused()  # the first of the new ones
     image = page.locator("#cards img").first
     assert (image.get_attribute("loading"), image.get_attribute("decoding")) == ("lazy", "async")
@@ -228,6 +228,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
         page.keyboard.press("Tab")
         expect(page.locator(f"#{stop}")).to_be_focused()
     page.keyboard.press("ArrowDown")
+    expect(page.locator("#sort")).to_have_value("cider")
     assert values(page, "CIDEr") == sorted(values(page, "CIDEr"), reverse=True)
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
