@@ -35,7 +35,7 @@ class Epoch:
     """A row of the history; epoch 0 is the model as it came. Scores and reward x100."""
 
     epoch: int
-    reward: float | None  # mean CIDEr-D of the captions drawn, <end> counted as a word
+    reward: float | None  # of the captions drawn, a mean; <end> counted as a word
     cross_entropy: float | None  # nats a word
     bleu_4: float
     cider: float

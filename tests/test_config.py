@@ -81,10 +81,9 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 
 
 def test_floats_read_as_dvc_reads_them(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    path.write_text(text.replace("learning_rate: 0.002", "learning_rate: 2e-3"), encoding="utf-8")
-    assert "2e-3" in path.read_text(encoding="utf-8")
+    path = write_params(tmp_path / "params.yaml", train={"learning_rate": 0.123})
+    path.write_text(path.read_text().replace("learning_rate: 0.123", "learning_rate: 2e-3"))
+    assert "2e-3" in path.read_text()
     assert read(path, TrainConfig).learning_rate == 0.002
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from safetensors.torch import load_file
 
 from pipeline.config import read
@@ -18,7 +19,7 @@ from pipeline.model.batches import encode, one_caption_each
 from pipeline.model.build import DECODERS
 from pipeline.model.sample import Sampling, log_probabilities, sample
 from pipeline.scoring.metrics import cider
-from pipeline.scoring.reward import CiderReward
+from pipeline.scoring.reward import BleuReward, CiderReward
 from pipeline.scst import scst
 from pipeline.store.vocabulary import END, PAD, START, UNK, build_vocabulary
 from pipeline.train import train
@@ -41,6 +42,23 @@ def test_the_reward_is_the_cider_of_the_reports() -> None:
     expected = cider(words, [[[str(w) for w in one] for one in refs] for refs in references])[1]
     made = [100 * reward(picture, caption) for picture, caption in enumerate(captions)]
     assert made == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_bleu_of_a_caption_is_nltks_smoothed_in_the_same_way() -> None:
+    rng = random.Random(0)
+    references = [sentences(rng, rng.randint(1, 5)) for _ in range(60)]
+    captions = sentences(rng, 60)
+    reward, smoothed = BleuReward(references), SmoothingFunction().method2
+    made = [reward(picture, caption) for picture, caption in enumerate(captions)]
+    expected = [
+        sentence_bleu(refs, caption, smoothing_function=smoothed)
+        for refs, caption in zip(references, captions, strict=True)
+    ]
+    assert made == pytest.approx(expected, abs=1e-9)
+    assert len({round(value, 3) for value in made}) > 30
+    whole = max(references[0], key=len)
+    assert len(whole) >= 4
+    assert [reward(0, one) for one in (whole, [], [99, 98])] == pytest.approx([1, 0, 0])
 
 
 def test_where_references_end_a_caption_that_breaks_off_is_worth_less() -> None:

@@ -31,7 +31,7 @@ from pipeline.model.state import (
     save_optimizer,
 )
 from pipeline.progress import bar
-from pipeline.scoring.reward import CiderReward
+from pipeline.scoring.reward import BleuReward, CiderReward
 from pipeline.store.vocabulary import PAD
 
 MAX_LENGTH = 20  # words of a drawn caption
@@ -53,7 +53,9 @@ class Reinforce:
     ) -> None:
         self.decoder, self.split, self.config, self.precision = decoder, split, config, precision
         self._average = Average(decoder, config.ema)
-        self.reward = CiderReward(references_of(split.captions, len(split.features)))
+        references = references_of(split.captions, len(split.features))
+        self._cider = CiderReward(references)
+        self._bleu = BleuReward(references) if config.bleu else None
         self.optimizer = torch.optim.AdamW(
             decoder.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True
         )
@@ -157,11 +159,14 @@ class Reinforce:
         load_chance(tensors, self.decoder.feature_mean.device)
 
     def rewards(self, pictures: Tensor, drawn: Tensor) -> Tensor:
-        """CIDEr-D, 0 to 10, of captions (P * samples, T) -> (P, samples)."""
+        """CIDEr-D, and `bleu` times BLEU-4, of captions (P * samples, T) -> (P, samples)."""
         captions = [[word for word in row if word != PAD] for row in drawn.tolist()]
         numbers = pictures.repeat_interleave(len(captions) // len(pictures)).tolist()
-        values = [self.reward(*one) for one in zip(numbers, captions, strict=True)]
-        return torch.tensor(values).view(len(pictures), -1)
+        values = torch.tensor([self._cider(*one) for one in zip(numbers, captions, strict=True)])
+        if self._bleu:
+            bleu = [self._bleu(*one) for one in zip(numbers, captions, strict=True)]
+            values += self.config.bleu * torch.tensor(bleu)
+        return values.view(len(pictures), -1)
 
     def _policy_loss(self, features: Tensor, drawn: Tensor, values: Tensor) -> Tensor:
         """Words of captions that are better than their siblings become likelier."""

@@ -1,7 +1,5 @@
-"""CIDEr-D as a reward: of word ids, fast enough to score a caption in the time of sampling it.
-
-Vedantam et al., "CIDEr", CVPR 2015; the -D variant as coco-caption computes it, without its
-stemming. `pipeline.scoring.metrics` scores for people; this is the same number / 100 for learning.
+"""CIDEr-D and BLEU-4 as rewards: of word ids, fast enough to score a caption in the time of drawing
+it. `pipeline.scoring.metrics` scores for people.
 """
 
 import math
@@ -15,7 +13,11 @@ Gram = tuple[int, ...]
 
 
 class CiderReward:
-    """CIDEr-D, 0 to 10, of captions of known pictures; document frequencies are theirs."""
+    """CIDEr-D, 0 to 10, of captions of known pictures; document frequencies are theirs.
+
+    Vedantam et al., "CIDEr", CVPR 2015; the -D variant as coco-caption computes it, without its
+    stemming: what the reports say / 100.
+    """
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
         """
@@ -63,6 +65,42 @@ class CiderReward:
         for gram, value in vector.items():
             squares[len(gram) - 1] += value * value
         return vector, [math.sqrt(square) for square in squares]
+
+
+class BleuReward:
+    """BLEU-4, 0 to 1, of captions of known pictures, one by one.
+
+    A caption alone often has no four words in a row that a reference has. So one is added to the
+    matches and the n-grams of every order above 1 (Lin and Och, "ORANGE", COLING 2004).
+    """
+
+    def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
+        """
+        Args:
+            references: as `CiderReward` takes them.
+        """
+        self._most: list[Counter[Gram]] = []  # how often a reference of the picture says it
+        self._lengths = [sorted(len(one) for one in picture) for picture in references]
+        for picture in references:
+            most: Counter[Gram] = Counter()
+            for reference in picture:
+                most |= _count(reference)
+            self._most.append(most)
+
+    def __call__(self, picture: int, caption: Sequence[int]) -> float:
+        """The reward of one caption of a picture by number."""
+        length, most = len(caption), self._most[picture]
+        matches = [0] * ORDERS
+        for gram, count in _count(caption).items():
+            matches[len(gram) - 1] += min(count, most[gram])
+        if not matches[0]:
+            return 0.0
+        precisions = math.log(matches[0] / length)
+        for order in range(2, ORDERS + 1):
+            grams = max(1, length + 1 - order)  # an order that it lacks does it no good
+            precisions += math.log((matches[order - 1] + 1) / (grams + 1))
+        closest = min(self._lengths[picture], key=lambda one: abs(one - length))
+        return math.exp(precisions / ORDERS + min(0.0, 1 - closest / length))
 
 
 def _count(words: Sequence[int]) -> Counter[Gram]:
