@@ -16,8 +16,9 @@ class MultiHeadAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size) for _ in range(3))
 
     def remember(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """(P, N, H) -> keys and values, (P, N, H) each."""
-        return self.key(cells), self.value(cells)
+        """(P, N, H) -> keys and values, (P, heads, N, H / heads) each, as every word needs them."""
+        keys, values = self._split(self.key(cells)), self._split(self.value(cells))
+        return keys.contiguous(), values.contiguous()
 
     def forward(
         self, asking: Tensor, keys: Tensor, values: Tensor, sentinel: Tensor | None = None
@@ -25,6 +26,7 @@ class MultiHeadAttention(nn.Module):
         """
         Args:
             asking: (B, T, H).
+            keys, values: what `remember` gave.
             sentinel: (B, T, H), what each word may look at instead of the grid.
 
         Returns:
@@ -32,16 +34,16 @@ class MultiHeadAttention(nn.Module):
             (B, T, N), the mean over heads; with a sentinel its own weight, the last of
             (B, T, N + 1), too.
         """
-        (B, T, H), (P, N, _) = asking.shape, keys.shape
+        (B, T, H), (P, _, N, _) = asking.shape, keys.shape
         # A picture's captions ask side by side: (P, heads, C * T, H / heads)
         query = self._split(self.query(asking).reshape(P, -1, H))
-        scores = query @ self._split(keys).transpose(-1, -2)  # (P, heads, C * T, N)
+        scores = query @ keys.transpose(-1, -2)  # (P, heads, C * T, N)
         if sentinel is not None:
             itself = self.key(sentinel).reshape(P, -1, H), self.value(sentinel).reshape(P, -1, H)
             own_key, own_value = map(self._split, itself)
             scores = torch.cat([scores, (query * own_key).sum(-1, keepdim=True)], dim=-1)
         weights = (scores * self.scale).softmax(dim=-1)
-        seen = weights[..., :N] @ self._split(values)  # (P, heads, C * T, H / heads)
+        seen = weights[..., :N] @ values  # (P, heads, C * T, H / heads)
         if sentinel is not None:
             seen = seen + weights[..., N:] * own_value
         return seen.transpose(1, 2).reshape(B, T, H), weights.mean(dim=1).view(B, T, -1)

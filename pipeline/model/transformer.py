@@ -38,7 +38,7 @@ class Block(nn.Module):
             hidden: (B, T, H).
             past: keys and values (B, t, H) of the words before, for a step of one word; None for
                 a caption as a whole.
-            memory: keys and values (P, N, H) of the grid.
+            memory: the grid, as `attend` remembers it.
 
         Returns:
             (B, T, H), the weights (B, T, N), and the keys and values of all words so far.
