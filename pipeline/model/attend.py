@@ -35,8 +35,8 @@ class MultiHeadAttention(nn.Module):
             (B, T, N + 1), too.
         """
         (B, T, H), (P, _, N, _) = asking.shape, keys.shape
-        # A picture's captions ask side by side: (P, heads, C * T, H / heads). In one piece, since of
-        # slices a linear layer makes a product a caption, each with its own copy of the weights.
+        # A picture's captions ask side by side: (P, heads, C * T, H / heads). In one piece: of a
+        # slice a linear layer makes a product a caption, each with its own copy of the weights.
         query = self._split(self.query(asking.reshape(P, -1, H)))
         scores = query @ keys.transpose(-1, -2)  # (P, heads, C * T, N)
         if sentinel is not None:
