@@ -58,7 +58,7 @@ TINY: dict[str, dict[str, Any]] = {
         "ema": 0.0,
         "device": "cpu",
     },
-    "scst": {"epochs": 0, "device": "cpu"},
+    "scst": {"epochs": 0, "bleu": 0.0, "device": "cpu"},
     "evaluate": {"beam": 2, "max_length": 12, "device": "cpu"},
 }
 
