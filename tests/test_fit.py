@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from pipeline.model.batches import batches, count_batches, encode
-from pipeline.model.fit import learning_rate_factor
+from pipeline.model.fit import caption_loss, learning_rate_factor
 from pipeline.model.heard import drop_words, own_words
 from pipeline.store.vocabulary import END, PAD, START, UNK, build_vocabulary
+from tests.test_decoder import decoder, features_for
 
 CPU = torch.device("cpu")
 
@@ -87,6 +88,27 @@ def test_batches_by_picture_keep_a_pictures_captions_together(counts: tuple[int,
         for picture, lengths in zip(batch.pictures.tolist(), said.tolist(), strict=True):
             assert lengths == [len(caption) + 1 for caption in references[picture]]
         assert torch.equal(batch.kept, (batch.targets != PAD).flatten().nonzero().squeeze(1))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("pictures", [3, 20])  # fewer words than the rows are rounded up to; more
+def test_the_loss_and_its_gradient_are_of_the_words_alone(pictures: int, smoothing: float) -> None:
+    torch.manual_seed(0)
+    references = [[["w"] * (1 + picture % 7), ["w", "v"]] for picture in range(pictures)]
+    captions = encode(references, build_vocabulary([["w", "v"]], 1))
+    (batch,) = batches(captions, 2 * pictures, CPU, None, by_picture=True)
+    learns = decoder(vocabulary_size=6)
+    features = features_for(learns, pictures)[batch.pictures]
+
+    def gradient(loss: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss, list(learns.parameters())))
+
+    made = caption_loss(learns, features, batch, batch.inputs, smoothing, torch.float32)
+    says = learns(features, batch.inputs).flatten(0, 1)[batch.kept]
+    targets = batch.targets.flatten()[batch.kept]
+    expected = torch.nn.functional.cross_entropy(says, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(made, expected)
+    torch.testing.assert_close(gradient(made), gradient(expected))
 
 
 def test_words_out_of_the_vocabulary_are_unk() -> None:

@@ -26,6 +26,9 @@ from pipeline.model.state import (
     save_optimizer,
 )
 from pipeline.progress import bar
+from pipeline.store.vocabulary import PAD
+
+ROWS = 64  # the words of a batch, rounded up to these, are of few different numbers
 
 
 class Fit:
@@ -212,11 +215,15 @@ def caption_loss(
         inputs: (B, T), the batch's own, or with words dropped.
     """
     device = _device(decoder)
+    # For every number of rows that it has not seen, oneDNN compiles its kernels anew. So words are
+    # filled up to round numbers of them, with rows that the loss ignores.
+    spare = -batch.tokens % ROWS
+    kept = F.pad(batch.kept, (0, spare))  # (rows,)
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         hidden = decoder.hidden(features, inputs)  # (B, T, H)
-        logits = decoder.logits(hidden.flatten(0, 1)[batch.kept])  # (tokens, V)
-    targets = batch.targets.flatten()[batch.kept]
-    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        logits = decoder.logits(hidden.flatten(0, 1)[kept])  # (rows, V)
+    targets = F.pad(batch.targets.flatten()[batch.kept], (0, spare), value=PAD)
+    return F.cross_entropy(logits.float(), targets, ignore_index=PAD, label_smoothing=smoothing)
 
 
 def _device(decoder: Decoder) -> torch.device:
