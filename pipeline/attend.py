@@ -55,9 +55,9 @@ def main(
         list[Path], typer.Argument(metavar="PHOTO", help="Pictures, or folders of pictures.")
     ],
     out: Annotated[Path, typer.Option(help="The folder for a PNG a picture.")] = Path("attention"),
-    model: Annotated[Path, typer.Option(help="The trained model.")] = Path(
-        "models/captioner.safetensors"
-    ),
+    model: Annotated[list[Path], typer.Option(help="The trained model.")] = [  # noqa: B006
+        Path("models/captioner.safetensors")
+    ],
     backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
         "models/backbone.safetensors"
     ),
@@ -71,9 +71,13 @@ def main(
     make_repeatable(seed=0)
     chosen = named_device(device)
     pictures = find_pictures(photos)
-    captioner = Captioner(backbone, [model], chosen)
+    if len(model) > 1:  # an ensemble has no one place where it looked
+        raise InputError(f"one model at a time can be drawn, not {len(model)}; name one --model")
+    captioner = Captioner(backbone, model, chosen)
     if not captioner.attends:
-        raise InputError(f"the decoder of {model} attends to no grid; train an attention decoder")
+        raise InputError(
+            f"the decoder of {model[0]} attends to no grid; train an attention decoder"
+        )
     taken: set[Path] = set()
     for path in pictures:
         views = captioner.prepare(path)

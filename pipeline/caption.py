@@ -166,7 +166,8 @@ def main(
         float, typer.Option(min=0, max=100, help="What a group pays for an earlier one's words.")
     ] = 0.5,
     samples: Annotated[
-        int, typer.Option(min=0, max=1000, help="Draw so many captions instead of searching.")
+        int,
+        typer.Option(min=0, max=1000, help="Draw so many captions; nothing is searched for."),
     ] = 0,
     temperature: Annotated[
         float, typer.Option(min=0.01, max=10, help="Below 1 draws likely words more often.")

@@ -21,7 +21,7 @@ STAGES = {
     "vocab": "Choose the vocabulary from the training captions.",
     "train": "Train the decoder on the cached features.",
     "scst": "Let the decoder learn from its own captions' scores.",
-    "evaluate": "Caption the test split and score the captions.",
+    "evaluate": "Caption a split and score the captions.",
     "report": "Show the run as one page: scores, curves, pictures, origin.",
 }
 OTHERS = {

@@ -145,7 +145,7 @@ def main(
     metrics: Annotated[Path, typer.Option(help="Where to write the metrics (JSON).")],
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
-    """Caption the test split and score the captions."""
+    """Caption a split and score the captions."""
     evaluate(
         *(model, features, table, summary, captions, references, scores, lengths, metrics),
         read(params, EvaluateConfig),

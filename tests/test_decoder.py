@@ -144,6 +144,15 @@ def test_attention_sums_to_one_and_finds_what_matters(name: str) -> None:
     assert float((weights[:, 0, :6].argmax(dim=-1) == where).float().mean()) > 0.9
 
 
+@pytest.mark.parametrize("name", ATTENDING)
+def test_attention_sums_to_one_for_every_word_of_every_caption(name: str) -> None:
+    model = decoder(name).eval()
+    weights = model.attention(features_for(model, 3), torch.randint(4, 30, (6, 5)))  # 2 a picture
+    assert weights.shape[:2] == (6, 5)
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(6, 5))
+
+
 def test_a_decoder_without_a_grid_says_that_it_attends_to_nothing() -> None:
     model = decoder()
     with pytest.raises(TypeError, match="attends to no grid"):

@@ -120,6 +120,8 @@ def test_what_attention_looked_at_is_drawn(
     photo, out = tmp_path / "photo.png", tmp_path / "attention"
     Image.new("RGB", (80, 60), "red").save(photo)
     common = ("attend", "--backbone", tiny.backbone, "--out", out, photo)
+    both = ("--model", several["attention"], "--model", tiny.model)
+    assert "one model at a time can be drawn, not 2" in one_line(command(*common, *both))
     said = command(*common, "--model", several["attention"])
     assert said.returncode == 0, said.stderr
     path, caption = said.stdout.strip().split("\t")

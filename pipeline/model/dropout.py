@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Dropout(nn.Dropout):
     """`nn.Dropout`, with the fates of four elements drawn in one random number on a CPU.
 
-    There a draw an element takes 8 % of a training step of the default decoder. Sixteen bits each
+    There a draw an element takes 8 % of a training step of Show and Tell. Sixteen bits each
     leave the probability exact to 1/65536; a GPU draws in its own fused kernel.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.config.train import TrainConfig
 from pipeline.errors import InputError
 from pipeline.model.average import Average
-from pipeline.model.batches import Batch, EncodedCaptions, batches, count_batches
+from pipeline.model.batches import Batch, EncodedCaptions, batches, count_batches, filled_up
 from pipeline.model.decoder import Decoder
 from pipeline.model.heard import drop_words, own_words
 from pipeline.model.split import Split
@@ -27,8 +27,6 @@ from pipeline.model.state import (
 )
 from pipeline.progress import bar
 from pipeline.store.vocabulary import PAD
-
-ROWS = 64  # the words of a batch, rounded up to these, are of few different numbers
 
 
 class Fit:
@@ -215,14 +213,11 @@ def caption_loss(
         inputs: (B, T), the batch's own, or with words dropped.
     """
     device = _device(decoder)
-    # For every number of rows that it has not seen, oneDNN compiles its kernels anew. So words are
-    # filled up to round numbers of them, with rows that the loss ignores.
-    spare = -batch.tokens % ROWS
-    kept = F.pad(batch.kept, (0, spare))  # (rows,)
+    kept = filled_up(batch.kept)  # (rows,), more than there are words: the loss ignores the others
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         hidden = decoder.hidden(features, inputs)  # (B, T, H)
         logits = decoder.logits(hidden.flatten(0, 1)[kept])  # (rows, V)
-    targets = F.pad(batch.targets.flatten()[batch.kept], (0, spare), value=PAD)
+    targets = F.pad(batch.targets.flatten()[batch.kept], (0, len(kept) - batch.tokens), value=PAD)
     return F.cross_entropy(logits.float(), targets, ignore_index=PAD, label_smoothing=smoothing)
 
 

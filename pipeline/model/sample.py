@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.model.batches import filled_up
 from pipeline.model.decoder import Decoder, Stepwise
 from pipeline.store.vocabulary import END, PAD, START, UNK
 
@@ -101,12 +102,13 @@ def log_probabilities(
     begin = captions.new_full((len(captions), 1), START)
     inputs = torch.cat([begin, captions[:, :-1]], dim=1)
     kept = (captions != PAD).flatten().nonzero().squeeze(1)
-    hidden = decoder.hidden(features, inputs).flatten(0, 1)[kept]
+    rows = filled_up(kept)
+    hidden = decoder.hidden(features, inputs).flatten(0, 1)[rows]  # (rows, ·)
     logits = speakable(decoder.logits(hidden).float(), first=False)
     # As in sampling, a caption does not end before it begins.
     firsts = (kept % captions.shape[1] == 0).nonzero().squeeze(1)
     logits[firsts, END] = NEVER
-    chosen = captions.flatten()[kept]
+    chosen = captions.flatten()[rows]
     values = torch.log_softmax(logits / temperature, dim=-1).gather(1, chosen.unsqueeze(1))
     filled = torch.zeros(captions.numel(), device=captions.device)
-    return filled.index_put((kept,), values.squeeze(1)).view_as(captions)
+    return filled.index_put((kept,), values[: len(kept), 0]).view_as(captions)
