@@ -8,7 +8,7 @@ import typer
 
 from benchmarks import edges, extraction, search, training
 from benchmarks.timing import HEADER, machine
-from pipeline.command import run
+from pipeline.command import app, one_line_errors
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
 from pipeline.device import choose_device, fast_precisions, make_repeatable, training_precision
@@ -48,4 +48,7 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    benchmarks = app()
+    benchmarks.command()(main)
+    with one_line_errors():
+        benchmarks()

@@ -17,7 +17,7 @@ COUNTS = {"train": 40, "dev": 10, "test": 10}
 
 
 def rows(repeats: int) -> list[Row]:
-    showtell = [sys.executable, "-m", "pipeline.cli", "--help"]
+    showtell = [sys.executable, "-m", "pipeline", "--help"]
     help_seconds = statistics.median(_seconds(showtell, ROOT) for _ in range(repeats))
     with tempfile.TemporaryDirectory() as folder:
         ours, trivial = Path(folder, "ours"), Path(folder, "trivial")

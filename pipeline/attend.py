@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeline.caption import Captioner, find_pictures, named_device
-from pipeline.command import run
 from pipeline.device import make_repeatable
 from pipeline.errors import InputError, printable
 from pipeline.model.search import Search
@@ -90,7 +89,3 @@ def main(
         with atomic(target) as scratch:
             attention_sheet(views[0], caption.split(), weights).save(scratch, "PNG")
         print(f"{printable(str(target))}\t{caption}", flush=True)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.cnn.trunk import build_trunk, check_name
-from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.backbone import BackboneConfig
 from pipeline.errors import InputError
@@ -199,7 +198,3 @@ def main(
 ) -> None:
     """Get the frozen CNN's weights."""
     make_backbone(out, read(params, BackboneConfig))
-
-
-if __name__ == "__main__":
-    run(main)

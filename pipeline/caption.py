@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.prepare import Prepared, prepare, stack
-from pipeline.command import run
 from pipeline.device import DeviceName, choose_device, make_repeatable
 from pipeline.errors import InputError, printable
 from pipeline.model.decoder import Decoder
@@ -212,7 +211,3 @@ def main(
         print(json.dumps(results, indent=2, ensure_ascii=False))
     if failed:
         raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.captions import CaptionsConfig
 from pipeline.errors import InputError
@@ -103,7 +102,3 @@ def main(
 ) -> None:
     """Tokenise every caption into one table."""
     make_captions(text, table, summary, read(params, CaptionsConfig))
-
-
-if __name__ == "__main__":
-    run(main)

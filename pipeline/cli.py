@@ -79,7 +79,3 @@ def _showtell(
 def main() -> None:
     with one_line_errors():
         showtell()
-
-
-if __name__ == "__main__":
-    main()

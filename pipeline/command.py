@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,40 +34,22 @@ def app(**settings: Any) -> typer.Typer:
     )
 
 
-def run(main: Callable[..., None]) -> None:
-    """Run one function as a command of its own: `python -m pipeline.STAGE`."""
-    single = app()
-    single.command()(main)
-    with one_line_errors():
-        single()
-
-
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can mend into one line on stderr and a non-zero exit.
 
     Anything else is a defect of ours and keeps its traceback.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Printable())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # What schedulers send before they kill, and terminals when they close: a run may end as after
-    # Ctrl-C. What is ignored (nohup) stays so.
-    ending = (signal.SIGTERM, signal.SIGHUP)
-    before = {one: signal.getsignal(one) for one in ending}
-    for one in ending:
-        if before[one] != signal.SIG_IGN:
-            signal.signal(one, signal.default_int_handler)
     try:
-        yield
+        with _interrupts():
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(_Printable())
+            logging.basicConfig(level=logging.INFO, handlers=[handler])
+            yield
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail(_interrupted(), 130)
-    except SystemExit as end:
-        if end.code == 130:  # Typer's answer to Ctrl-C, which says nothing
-            fail(_interrupted(), 130)
-        raise
     except BrokenPipeError:
         os._exit(141)  # the reader of our output left: the shell's code for SIGPIPE
     except MemoryError:
@@ -88,6 +70,33 @@ def one_line_errors() -> Iterator[None]:
         if "can't allocate memory" in str(error):
             fail(_out_of_memory("this machine"))
         raise
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Ctrl-C, what schedulers send before they kill (SIGTERM), and terminals when they close
+    (SIGHUP) end a run alike: by a KeyboardInterrupt. What is ignored (nohup) stays so."""
+    asked = False
+
+    def ask(*_: Any) -> NoReturn:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [one for one in signals if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, ask) for one in heard}
+    try:
+        yield
+    except SystemExit as end:
+        # Typer's answer to Ctrl-C is 130 and not a word; other failures may come of it.
+        if end.code == 130 or (asked and end.code):
+            raise KeyboardInterrupt from None
+        raise
+    except Exception:
+        if asked:  # a library made an error of its own of it, as pydantic does
+            raise KeyboardInterrupt from None
+        raise
     finally:
         for one, handled in before.items():
             signal.signal(one, handled)
@@ -98,9 +107,7 @@ def _interrupted() -> str:
 
 
 def _out_of_memory(what: str) -> str:
-    """`python -m pipeline.STAGE` and `showtell STAGE` are told apart by where the name stands."""
-    names = [Path(word).stem for word in sys.argv[:2]]
-    lower = next((LOWER[name] for name in names if name in LOWER), "the sizes in params.yaml")
+    lower = LOWER.get("".join(sys.argv[1:2]), "the sizes in params.yaml")
     return f"{what} is out of memory; lower {lower} and run the same command again"
 
 

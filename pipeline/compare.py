@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.command import fail, run
+from pipeline.command import fail
 from pipeline.comparison.judge import Comparison, Rule, compare, failures
 from pipeline.comparison.results import Results, read_results
 from pipeline.comparison.revisions import WORKSPACE, repository_root, revision_of
@@ -118,7 +118,3 @@ def _incomparable(line: str, md: bool) -> NoReturn:
     if md:  # whoever reads the summary does not see stderr
         print(f"**Cannot be compared:** {markdown_text(line)}")
     fail(line, INCOMPARABLE)
-
-
-if __name__ == "__main__":
-    run(main)

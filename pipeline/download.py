@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.download import DownloadConfig
 from pipeline.errors import InputError
@@ -126,7 +125,3 @@ def main(
 ) -> None:
     """Fetch and check the archives of pictures and captions."""
     download(images, text, read(params, DownloadConfig))
-
-
-if __name__ == "__main__":
-    run(main)

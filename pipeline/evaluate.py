@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.device import choose_device, make_repeatable
@@ -150,7 +149,3 @@ def main(
         *(model, features, table, summary, captions, references, scores, lengths, metrics),
         read(params, EvaluateConfig),
     )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -20,7 +20,6 @@ from torch import Tensor
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.precision import fastest_faithful
 from pipeline.cnn.prepare import Prepared, prepare, stack
-from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.device import choose_device, fast_precisions, make_repeatable
@@ -237,7 +236,3 @@ def main(
 ) -> None:
     """Run the frozen CNN over every picture, once."""
     extract(images, weights, out, read(params, ExtractConfig))
-
-
-if __name__ == "__main__":
-    run(main)

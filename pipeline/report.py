@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import run
 from pipeline.config import Config, read
 from pipeline.config.backbone import BackboneConfig
 from pipeline.config.captions import CaptionsConfig
@@ -140,7 +139,3 @@ def main(
         groups,
         read(params, ReportConfig),
     )
-
-
-if __name__ == "__main__":
-    run(main)

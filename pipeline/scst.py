@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.scst import ScstConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
@@ -141,7 +140,3 @@ def main(
 ) -> None:
     """Let the decoder learn from its own captions' scores."""
     scst(trained, features, table, summary, out, history, read(params, ScstConfig))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
@@ -168,7 +167,3 @@ def main(
 ) -> None:
     """Train the decoder on the cached features."""
     train(features, table, summary, vocabulary, out, history, read(params, TrainConfig))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import run
 from pipeline.config import read
 from pipeline.config.vocab import VocabConfig
 from pipeline.errors import InputError
@@ -41,7 +40,3 @@ def main(
 ) -> None:
     """Choose the vocabulary from the training captions."""
     make_vocabulary(table, summary, out, read(params, VocabConfig))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -92,7 +92,7 @@ def make_zip(path: Path, members: dict[str, bytes | str]) -> Path:
 def showtell(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        [sys.executable, "-m", "pipeline", *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -23,8 +23,8 @@ DEAR = ("data/images.zip", "features/features.h5")
 # refusal means that it was not there to begin with.
 STAND_IN = f"""#!{sys.executable}
 import ctypes, os, sys
-stage = sys.argv[2] if sys.argv[1:2] == ["-m"] else ""
-if stage.startswith("pipeline."):
+stage = sys.argv[3] if sys.argv[1:3] == ["-m", "pipeline"] else ""
+if stage:
     with open(os.environ["SEEN"], "a") as seen:
         for name in {DEAR}:
             if os.path.exists(name):

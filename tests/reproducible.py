@@ -22,7 +22,7 @@ def run(workspace: Path, cores: Iterable[int]) -> dict[str, str]:
     try:
         command = ["demo", "--workspace", str(workspace), "--pictures", str(PICTURES)]
         subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *command], check=True, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "pipeline", *command], check=True, stdout=subprocess.DEVNULL
         )
     finally:
         os.sched_setaffinity(0, before)

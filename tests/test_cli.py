@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import signal
 import subprocess
 import sys
 from contextlib import chdir
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.cli import COMMANDS, MODULES, STAGES
-from pipeline.command import one_line_errors
+from pipeline.command import INTERRUPTED, one_line_errors
 from tests.conftest import ROOT, Artifacts, command, one_line, showtell
 
 
@@ -102,6 +103,36 @@ def test_what_a_user_can_mend_is_one_line(
     with pytest.raises(SystemExit), one_line_errors():
         raise error
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("turned_into", [RuntimeError("boxed"), SystemExit(2)])
+def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one(
+    number: signal.Signals, turned_into: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def library() -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise turned_into from None
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        library()
+    assert end.value.code == 130
+    assert "error: interrupted; " in capsys.readouterr().err
+    assert signal.getsignal(number) == before
+
+
+def test_a_stage_that_is_interrupted_while_it_loads_torch_says_so_in_one_line() -> None:
+    loading = [sys.executable, "-X", "importtime", "-m", "pipeline", "train"]
+    with subprocess.Popen(loading, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any(" torch." in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        *_, last = process.stderr
+    assert process.returncode == 130
+    assert last == f"error: {INTERRUPTED}\n"
 
 
 def test_an_interrupted_temporary_experiment_does_not_promise_to_go_on(

@@ -111,7 +111,7 @@ def test_pretraining_is_a_command_that_gives_the_same_bytes(tmp_path: Path) -> N
 
 
 def test_outside_a_checkout_it_says_where_to_go(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.demo.run"]
+    command = [sys.executable, "-m", "pipeline", "demo"]
     result = subprocess.run(
         command,
         cwd=tmp_path,

@@ -117,7 +117,7 @@ def test_their_folders_hold_links_to_the_archive_and_the_features(
 ) -> None:
     folder = laboratory.repository.folder
     found = [one for one in sweep.found if one.name == name]
-    assert {one.stage for one in found} >= {"pipeline.train", "pipeline.scst", "pipeline.evaluate"}
+    assert {one.stage for one in found} >= {"train", "scst", "evaluate"}
     assert folder not in {one.folder for one in found}
     assert {one.mode for one in found} == {"0o444"}
     if clones_files(tmp_path):

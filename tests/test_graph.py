@@ -80,8 +80,8 @@ def paths_of(stage: str, kind: str) -> set[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_path_of_a_command_is_declared(stage: str) -> None:
     words = GRAPH["stages"][stage]["cmd"].split()
-    assert words[:3] == ["python", "-m", f"pipeline.{stage}"]
-    paths = {word for word in words[3:] if not word.startswith("--")}
+    assert words[:4] == ["python", "-m", "pipeline", stage]
+    paths = {word for word in words[4:] if not word.startswith("--")}
     data = {dep for dep in paths_of(stage, "deps") if not dep.startswith("pipeline/")}
     assert paths == data | paths_of(stage, "outs") | paths_of(stage, "plots")
 

@@ -18,7 +18,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.cnn.trunk import build_trunk, pool
-from pipeline.command import run
 from pipeline.demo.world import KINDS, SIDE, draw, random_things
 from pipeline.device import make_repeatable
 from pipeline.progress import bar
@@ -131,7 +130,3 @@ def main(
     """Train the demo's small CNN to name shapes."""
     right = pretrain(out, pictures, epochs, seed)
     log.info("wrote %s: %.1f %% of held-out pictures named right", out, 100 * right)
-
-
-if __name__ == "__main__":
-    run(main)

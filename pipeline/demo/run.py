@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from pipeline.command import run
 from pipeline.demo.archives import write_archives
 from pipeline.demo.naming import named_right
 from pipeline.demo.sheet import contact_sheet
@@ -197,7 +196,3 @@ def main(
     judged = max(1, pictures * COUNTS["test"] // sum(COUNTS.values()))
     counts = {"train": pictures - 2 * judged, "dev": judged, "test": judged}
     demo(Path.cwd(), workspace, counts)
-
-
-if __name__ == "__main__":
-    run(main)
