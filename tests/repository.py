@@ -127,7 +127,7 @@ class Repository(Checkout):
     def draw_page(self) -> None:
         """The stage `report`, here and now: its page shows the params of this very repository."""
         graph = yaml.safe_load((self.folder / "dvc.yaml").read_text())
-        words = graph["stages"]["report"]["cmd"].split()[3:]
+        words = graph["stages"]["report"]["cmd"].split()[4:]
         paths = {
             option.removeprefix("--"): self.folder / path
             for option, path in zip(words[::2], words[1::2], strict=True)

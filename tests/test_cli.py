@@ -5,6 +5,7 @@ import errno
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,18 @@ def test_what_a_user_can_mend_is_one_line(
     assert said in capsys.readouterr().err
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Signals that end a run, as a terminal has them: what runs in the background ignores SIGINT,
+    and so do its children."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {one: signal.signal(one, signal.default_int_handler) for one in signals}
+    yield
+    for one, handler in before.items():
+        signal.signal(one, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("turned_into", [RuntimeError("boxed"), SystemExit(2)])
 def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one(
@@ -116,14 +129,14 @@ def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one(
         except KeyboardInterrupt:
             raise turned_into from None
 
-    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end, one_line_errors():
         library()
     assert end.value.code == 130
     assert "error: interrupted; " in capsys.readouterr().err
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == signal.default_int_handler
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_stage_that_is_interrupted_while_it_loads_torch_says_so_in_one_line() -> None:
     loading = [sys.executable, "-X", "importtime", "-m", "pipeline", "train"]
     with subprocess.Popen(loading, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
