@@ -52,6 +52,7 @@ TINY: dict[str, dict[str, Any]] = {
         "hidden_size": 24,
         "dropout": 0.3,
         "word_dropout": 0.0,
+        "feature_noise": 0.0,
         "epochs": 2,
         "batch_size": 16,
         "learning_rate": 0.01,

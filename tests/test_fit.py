@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.model.batches import batches, count_batches, encode
+from pipeline.model.features import with_noise
 from pipeline.model.fit import caption_loss, learning_rate_factor
 from pipeline.model.heard import drop_words, own_words
 from pipeline.store.vocabulary import END, PAD, START, UNK, build_vocabulary
@@ -26,6 +27,16 @@ def test_dropped_words_are_unk_and_the_start_stays() -> None:
     assert set(dropped[:, 1:].unique().tolist()) == {5, UNK}
     assert float((dropped[:, 1:] == UNK).float().mean()) == pytest.approx(0.25, abs=0.03)
     assert torch.equal(drop_words(words, 0.0), words)
+
+
+def test_noise_is_in_each_features_own_measure() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(400, 9, 3)
+    std = torch.tensor([0.1, 1.0, 10.0])
+    noise = with_noise(features, std, 0.5) - features
+    assert torch.allclose(noise.std(dim=(0, 1)), 0.5 * std, rtol=0.05)
+    assert (noise.mean(dim=(0, 1)).abs() < 0.05 * std).all()
+    assert torch.equal(with_noise(features, std, 0.0), features)
 
 
 class CountsOn:

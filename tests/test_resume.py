@@ -68,7 +68,7 @@ def case(request: pytest.FixtureRequest, tiny: Artifacts, tmp_path_factory: Any)
     make: Callable[..., Run] = training if not request.param.startswith("scst") else self_critical
     changes = {
         "averaged": {"ema": 0.9, "word_dropout": 0.2, "cell": "gru"},
-        "sampled": {"scheduled_sampling": 0.5},
+        "sampled": {"scheduled_sampling": 0.5, "feature_noise": 0.2},
         "scst averaged": {"ema": 0.9},
         "scst": {"ema": 0.0, "dropout": True},
     }.get(request.param, {})

@@ -247,6 +247,20 @@ def test_scheduled_sampling_begins_with_the_references_and_ends_with_own_words(
     assert 0.4 < shares[-1] < 0.5
 
 
+def test_noise_is_on_what_is_learnt_from_and_not_on_what_validates(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    same = {"epochs": 1, "dropout": 0.0, "learning_rate": 1e-12}  # nothing is learnt to speak of
+    histories = []
+    for noise in (0.0, 3.0):
+        folder = tmp_path / str(noise)
+        folder.mkdir()
+        histories.append(run(tiny, folder, feature_noise=noise, **same)[1])
+    still, noisy = histories
+    assert (noisy["train_loss"] != still["train_loss"]).all()
+    assert (noisy["val_loss"] == still["val_loss"]).all()
+
+
 @pytest.mark.parametrize("rot", ["truncate", "flip header", "html", "empty"])
 def test_a_rotten_model_is_said(tiny: Artifacts, tmp_path: Path, rot: str) -> None:
     whole = tiny.model.read_bytes()

@@ -24,6 +24,7 @@ class TrainConfig(Config):
     tied: bool
     dropout: Probability
     word_dropout: Probability
+    feature_noise: Annotated[float, Field(ge=0, le=10)]
     scheduled_sampling: Probability
     label_smoothing: Probability
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]

@@ -43,6 +43,7 @@ PARAMS: dict[str, dict[str, Any]] = {
         "hidden_size": 256,
         "dropout": 0.2,
         "word_dropout": 0.0,
+        "feature_noise": 0.0,
         "scheduled_sampling": 0.0,
         "ema": 0.0,
         "label_smoothing": 0.0,

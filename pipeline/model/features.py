@@ -68,3 +68,11 @@ class PictureFeatures:
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)
         return mean.float().to(self.device), variance.sqrt().float().to(self.device)
+
+
+def with_noise(features: Tensor, std: Tensor, noise: float) -> Tensor:
+    """Features (…, D) with Gaussian noise on each, of `noise` times its standard deviation (D,).
+
+    No picture then looks quite the same twice (Bishop, Neural Computation 1995).
+    """
+    return features + noise * std * torch.randn_like(features) if noise else features

@@ -14,6 +14,7 @@ from pipeline.errors import InputError
 from pipeline.model.average import Average
 from pipeline.model.batches import Batch, EncodedCaptions, batches, count_batches, filled_up
 from pipeline.model.decoder import Decoder
+from pipeline.model.features import with_noise
 from pipeline.model.heard import drop_words, own_words
 from pipeline.model.split import Split
 from pipeline.model.state import (
@@ -110,6 +111,7 @@ class Fit:
         label, behind = f"epoch {number}", self._batches
         for batch in bar(rest, label=label, total=self.steps, unit="batch", initial=behind):
             features = split.features[batch.pictures]  # (P, …)
+            features = with_noise(features, decoder.feature_std, config.feature_noise)
             share = config.scheduled_sampling * self.done
             inputs = own_words(decoder, features, batch.inputs, share)
             inputs = drop_words(inputs, config.word_dropout)
