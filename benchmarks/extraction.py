@@ -27,7 +27,8 @@ from pipeline.store.pictures import PictureArchive
 from pipeline.store.rows import create_features
 from pipeline.store.weights import Backbone
 
-PICTURES = {"resnet50": 96, "mobilenet_v2": 384}  # a round: some seconds of work
+BACKBONES = ("resnet50", "mobilenet_v2")
+SECONDS = 6  # that the CNN alone takes for a round: an archive has thousands of pictures
 
 CONFIG = ExtractConfig(
     layer="pooled",
@@ -69,7 +70,8 @@ def untrained(name: str) -> Backbone:
 
 class _Files(Dataset[Tensor]):
     def __init__(self, folder: Path, name: str) -> None:
-        self._files = sorted(folder.iterdir())
+        files = sorted(folder.iterdir())
+        self._files = files[: max(1, len(files) // 4)]
         self._transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
 
     def __len__(self) -> int:
@@ -80,7 +82,7 @@ class _Files(Dataset[Tensor]):
 
 
 def plain_way(folder: Path, name: str, device: torch.device) -> Callable[[], int]:
-    """float32, a file a picture, a DataLoader: what one writes first."""
+    """float32, a file a picture, a DataLoader: what one writes first; a quarter of the files."""
     model = build_trunk(name).to(device)
     files = _Files(folder, name)
 
@@ -163,17 +165,15 @@ def rows(
         photos: the same, larger: decoding may then be what limits.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        for name, count in PICTURES.items():
-            path = Path(scratch, f"{name}.zip")
-            some_pictures(images, path, count, size=(224, 224))
-            yield from _rows(name, path, device, precision, repeats, photos=False)
-        name, path = "mobilenet_v2", Path(scratch, "photos.zip")
-        some_pictures(photos, path, PICTURES[name], size=(500, 375))
-        yield from _rows(name, path, device, precision, repeats, photos=True)
+        path = Path(scratch, "pictures.zip")
+        for name in BACKBONES:
+            yield from _rows(name, images, path, device, precision, repeats, photos=False)
+        yield from _rows("mobilenet_v2", photos, path, device, precision, repeats, photos=True)
 
 
 def _rows(
     name: str,
+    source: Path | None,
     images: Path,
     device: torch.device,
     precision: torch.dtype,
@@ -184,13 +184,16 @@ def _rows(
     recipe = make_recipe([backbone], CONFIG)
     batch, workers = auto_batch(recipe, device), auto_workers(device)
     cnn = FrozenCNN([backbone], recipe, device, precision, batch)
-    with PictureArchive(images) as archive:
-        contents = {one: archive.content(one) for one in archive.ids}
-    ids = list(contents)
     size = recipe.views[0].preprocessing.size
     ready = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
     shape = cnn.feature_shape
-    passes = max(1, len(ids) // batch)
+    few = on_all_cores(cnn, ready, 2 * workers, workers)
+    alone = interleaved({"few": few}, repeats=1)["few"]
+    passes = round(SECONDS * alone / batch) or 1
+    some_pictures(source, images, passes * batch, (500, 375) if photos else (224, 224))
+    with PictureArchive(images) as archive:
+        contents = {one: archive.content(one) for one in archive.ids}
+    ids = list(contents)
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "files")

@@ -20,7 +20,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     for module, sizes in (
         (training, {"PICTURES": {"pooled": 30, "grid": 6}, "VECTOR": (16,), "GRID": (2, 2, 16)}),
         (search, {"PICTURES": 20, "ALONE": 2, "VECTOR": (16,)}),
-        (extraction, {"PICTURES": {"shufflenet_v2_x0_5": 6, "mobilenet_v2": 4}}),
+        (extraction, {"BACKBONES": ("shufflenet_v2_x0_5",), "SECONDS": 0.1}),
     ):
         for name, value in sizes.items():
             monkeypatch.setattr(module, name, value)
