@@ -5,6 +5,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -18,7 +20,11 @@ COUNTS = {"train": 40, "dev": 10, "test": 10}
 
 def rows(repeats: int) -> list[Row]:
     showtell = [sys.executable, "-m", "pipeline", "--help"]
-    help_seconds = statistics.median(_seconds(showtell, ROOT) for _ in range(repeats))
+
+    def ask() -> None:
+        subprocess.run(showtell, cwd=ROOT, check=True, capture_output=True)
+
+    help_seconds = statistics.median(_seconds(ask) for _ in range(repeats))
     with tempfile.TemporaryDirectory() as folder:
         ours, trivial = Path(folder, "ours"), Path(folder, "trivial")
         prepare_workspace(ROOT, ours, COUNTS)
@@ -30,16 +36,13 @@ def rows(repeats: int) -> list[Row]:
                 {"stages": {name: {"cmd": f"echo > {name}", "outs": [name]} for name in stages}}
             )
         )
-        repro = [sys.executable, "-m", "dvc", "repro"]
-        for workspace in (ours, trivial):
-            _seconds(repro, workspace)
+        repros = [partial(dvc, workspace, "repro", "--quiet") for workspace in (ours, trivial)]
+        for repro in repros:
+            repro()
         mine, theirs = (
             statistics.median(times)
             for times in zip(
-                *(
-                    [_seconds(repro, workspace) for workspace in (ours, trivial)]
-                    for _ in range(repeats)
-                ),
+                *([_seconds(repro) for repro in repros] for _ in range(repeats)),
                 strict=True,
             )
         )
@@ -49,7 +52,7 @@ def rows(repeats: int) -> list[Row]:
     ]
 
 
-def _seconds(command: list[str], folder: Path) -> float:
+def _seconds(work: Callable[[], None]) -> float:
     began = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    work()
     return time.perf_counter() - began

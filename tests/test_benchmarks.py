@@ -1,12 +1,13 @@
 """The benchmarks run and print what they promise; how fast is not for a test to say."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import extraction, search, training
+from benchmarks import edges, extraction, search, training
 from benchmarks.timing import Row, gemm_flops, interleaved
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
@@ -55,6 +56,15 @@ def test_extraction_stands_beside_the_cnn_alone(config: TrainConfig) -> None:
     made = table(extraction.rows(None, None, CPU, torch.float32, repeats=1))
     assert ("extraction, shufflenet_v2_x0_5", "fastest CNN alone") in made
     assert ("extraction, mobilenet_v2, photos", "CNN alone or decoding") in made
+
+
+def test_the_edges_are_measured_whatever_python_the_shell_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`make bench` runs the environment's Python, and leaves PATH as it is."""
+    monkeypatch.setenv("PATH", os.defpath)
+    help_, repro = edges.rows(repeats=1)
+    assert (help_.baseline, repro.baseline) == ("0.5 s", "trivial pipeline")
 
 
 def test_rounds_are_interleaved_and_the_first_only_warms_up() -> None:
