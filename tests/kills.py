@@ -111,6 +111,7 @@ def _run(arguments: list[str], log: Path) -> None:
         os.dup2(written.fileno(), 1)
         os.dup2(written.fileno(), 2)
     sys.argv = ["showtell", *arguments]
+    # Before and after `main`, Python answers SIGINT with a traceback: there, die of it instead.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     print("begun", *arguments, flush=True)
     main()
