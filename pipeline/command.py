@@ -93,7 +93,7 @@ def _interrupts() -> Iterator[None]:
         if end.code == 130 or (asked and end.code):
             raise KeyboardInterrupt from None
         raise
-    except Exception:
+    except BaseException:  # Rust's panics are no Exceptions
         if asked:  # a library made an error of its own of it, as pydantic does
             raise KeyboardInterrupt from None
         raise

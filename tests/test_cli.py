@@ -119,7 +119,9 @@ def heard() -> Iterator[None]:
 
 @pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("turned_into", [RuntimeError("boxed"), SystemExit(2)])
+@pytest.mark.parametrize(
+    "turned_into", [RuntimeError("boxed"), SystemExit(2), BaseException("panic")]
+)
 def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one(
     number: signal.Signals, turned_into: BaseException, capsys: pytest.CaptureFixture[str]
 ) -> None:

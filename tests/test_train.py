@@ -22,7 +22,7 @@ from pipeline.model.decoder import Decoder
 from pipeline.model.heard import own_words
 from pipeline.store.model import read_model
 from pipeline.train import train
-from tests.conftest import ROOT, Artifacts, write_params
+from tests.conftest import ROOT, Artifacts, showtell, write_params
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,25 @@ def test_the_same_bytes_every_time(tiny: Artifacts, tmp_path: Path) -> None:
     model, _ = run(tiny, tmp_path)
     assert model.read_bytes() == tiny.model.read_bytes()
     assert (tmp_path / "history.csv").read_bytes() == tiny.history.read_bytes()
+
+
+def test_in_float32_the_number_of_threads_does_not_matter(
+    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"precision": "float32", "hidden_size": 512, "embed_size": 512, "epochs": 1}
+    given = {
+        **{"features": tiny.features, "table": tiny.table, "summary": tiny.summary},
+        **{"vocabulary": tiny.vocabulary},
+        **{"params": write_params(tmp_path / "params.yaml", train=config)},
+    }
+    made = []
+    for threads in (1, 2):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        outs = {"out": tmp_path / f"{threads}.safetensors", "history": tmp_path / f"{threads}.csv"}
+        done = showtell("train", *(w for o, p in (given | outs).items() for w in (f"--{o}", p)))
+        assert done.returncode == 0, done.stderr
+        made.append([path.read_bytes() for path in outs.values()])
+    assert made[0] == made[1]
 
 
 def test_another_seed_gives_another_model(tiny: Artifacts, tmp_path: Path) -> None:
