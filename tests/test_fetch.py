@@ -92,13 +92,17 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(server: Behaviour, out: P
     assert out.read_bytes() == server.content
 
 
-def test_a_rotten_part_is_fetched_anew(server: Behaviour, out: Path) -> None:
+@pytest.mark.parametrize("md5", [MD5, None])
+@pytest.mark.parametrize("kept", [0, 500_000, 999_999])
+def test_a_part_that_lost_its_end_with_the_power_is_fetched_anew(
+    server: Behaviour, out: Path, md5: str | None, kept: int
+) -> None:
     server.break_after = [1_000_000]
     with pytest.raises(InputError):
-        get(server, out, retries=0)
+        get(server, out, md5, retries=0)
     (part,) = (path for path in out.parent.iterdir() if path.suffix == ".part")
-    part.write_bytes(b"\0" * 1_000_000)
-    get(server, out)
+    part.write_bytes(part.read_bytes()[:kept].ljust(1_000_000, b"\0"))
+    get(server, out, md5)
     assert out.read_bytes() == CONTENT
 
 
