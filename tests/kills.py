@@ -162,7 +162,7 @@ def kill(job: Job, folder: Path, whole: Reference, chance: random.Random) -> lis
             *_, last = log.read_text().splitlines()
             assert last.startswith("error: interrupted; "), log.read_text()
         done.append(number.name)
-        if number == signal.SIGKILL and chance.random() < 0.4 and _tear(folder, chance):
+        if number == signal.SIGKILL and chance.random() < 0.7 and _tear(folder, chance):
             done.append("torn write")
         for name in () if job.persistent else job.outs:  # as DVC does before it runs a stage
             (folder / name).unlink(missing_ok=True)
