@@ -112,10 +112,10 @@ def _out_of_memory(what: str) -> str:
 
 
 class _Printable(logging.Formatter):
-    """The message alone, made harmless."""
+    """The message alone, made harmless; its own lines stay."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 def fail(line: str, code: int = 1) -> NoReturn:

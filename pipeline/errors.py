@@ -9,8 +9,9 @@ class InputError(Exception):
 
 
 def printable(text: str) -> str:
-    """The text without what would move a terminal's cursor, hide or reorder its letters.
+    """The text without what would move a terminal's cursor, end its line, hide or reorder its
+    letters.
 
     Names and captions come from strangers.
     """
-    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)

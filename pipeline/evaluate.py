@@ -18,6 +18,7 @@ from pipeline.scoring.bleu import COUNT_NAMES
 from pipeline.scoring.metrics import SCALE, bleu_counts, cider, each_bleu_4, headline, rouge_l
 from pipeline.scoring.variety import variety
 from pipeline.scoring.yardsticks import best_constant, human_scores
+from pipeline.store.checkpoint import acknowledge
 from pipeline.store.features import read_features
 from pipeline.store.model import require_same_split
 from pipeline.store.results import (
@@ -115,6 +116,8 @@ def evaluate(
     )
     write_lengths(lengths, made, split.references)
     write_metrics(metrics, content, beside=[captions, references, scores])
+    for path in models:
+        acknowledge(path)
     log.info("%s, %s\n%s", content["split"], cache.recipe.label, score_table(content))
 
 

@@ -76,6 +76,8 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
                 progress.update(len(stored))
                 if checkpoint.due:
                     rows.save(checkpoint)
+    if not left:
+        return  # it was there already
     seconds = time.monotonic() - began
     log.info(
         "%d pictures in %.0f s, %.1f a second: %s, %s on %s",

@@ -18,7 +18,7 @@ from pipeline.device import choose_device, make_repeatable, training_precision
 from pipeline.model.captioning import greedy_scores
 from pipeline.model.reinforce import Reinforce
 from pipeline.model.split import load_split
-from pipeline.store.checkpoint import Checkpoint, run_fingerprint
+from pipeline.store.checkpoint import Checkpoint, acknowledge, run_fingerprint
 from pipeline.store.features import read_features
 from pipeline.store.files import atomic
 from pipeline.store.model import read_model, require_same_split, write_model
@@ -64,7 +64,7 @@ def scst(
     about = read_summary(summary)
     require_same_split(model, about.split_digest, where=str(trained))
     fingerprint = run_fingerprint(
-        config.model_dump(), [trained, features, table], device=device.type
+        [config.model_dump(), str(precision)], [trained, features, table], device.type
     )
     checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
     captions = read_table(table, about)
@@ -81,6 +81,7 @@ def scst(
     write_history(history, rows)
     if config.epochs == 0:
         log.info("scst.epochs is 0: the trained model stays as it is")
+        acknowledge(trained)
         return
     if not saved:
         checkpoint.keep_best(out)
@@ -91,7 +92,7 @@ def scst(
         tensors, header = reinforce.save()
         checkpoint.save(tensors, header | {"rows": [asdict(row) for row in rows]})
 
-    if saved:
+    if saved and not checkpoint.finished:
         reinforce.load(*saved)
         log.info("going on after epoch %d of an interrupted run", len(rows) - 1)
     while not ended(rows, config):
@@ -115,7 +116,8 @@ def scst(
     if len(rows) <= config.epochs:
         log.info("no better for %d epochs: stopped", config.patience)
     log.info("kept epoch %d", best_epoch(rows))
-    checkpoint.finish()
+    checkpoint.finish({"rows": [asdict(row) for row in rows]})
+    acknowledge(trained)
 
 
 def best_epoch(rows: list[Epoch]) -> int:

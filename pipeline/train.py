@@ -21,7 +21,7 @@ from pipeline.model.captioning import greedy_scores
 from pipeline.model.decoder import DecoderConfig
 from pipeline.model.fit import Fit
 from pipeline.model.split import load_split
-from pipeline.store.checkpoint import Checkpoint, run_fingerprint
+from pipeline.store.checkpoint import Checkpoint, acknowledge, run_fingerprint
 from pipeline.store.features import read_features
 from pipeline.store.model import Model, write_model
 from pipeline.store.results import write_history
@@ -82,7 +82,7 @@ def train(
     decoder.standardize_by(learn.features.mean, learn.features.std)
     fit = Fit(decoder, config, learn.captions, precision)
     fingerprint = run_fingerprint(
-        config.model_dump(), [features, table, vocabulary], device=device.type
+        [config.model_dump(), str(precision)], [features, table, vocabulary], device.type
     )
     checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
     rows: list[Epoch] = []
@@ -93,10 +93,11 @@ def train(
 
     if saved := checkpoint.load():
         rows = [Epoch(**row) for row in saved[1]["rows"]]
-        fit.load(*saved)
         checkpoint.give_back_best(out)
         write_history(history, rows)
-        log.info("going on after epoch %d and %d steps of an interrupted run", *fit.place)
+        if not checkpoint.finished:
+            fit.load(*saved)
+            log.info("going on after epoch %d and %d steps of an interrupted run", *fit.place)
     while not ended(rows, config):
         number = len(rows) + 1
         began, learning_rate = time.monotonic(), fit.first_learning_rate(number)
@@ -122,7 +123,8 @@ def train(
     if len(rows) < config.epochs:
         log.info("no better for %d epochs: stopped", config.patience)
     log.info("kept epoch %d", best_epoch(rows, config))
-    checkpoint.finish()
+    checkpoint.finish({"rows": [asdict(row) for row in rows]})
+    acknowledge(features)
 
 
 def ended(rows: list[Epoch], config: TrainConfig) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config import read
+from pipeline.config import parse_yaml, read
 from pipeline.config.extract import ExtractConfig
 from pipeline.config.train import TrainConfig
 from pipeline.errors import InputError
@@ -85,6 +85,17 @@ def test_floats_read_as_dvc_reads_them(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("learning_rate: 0.123", "learning_rate: 2e-3"))
     assert "2e-3" in path.read_text()
     assert read(path, TrainConfig).learning_rate == 0.002
+
+
+def test_merge_keys_of_merge_keys_are_a_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    levels = [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 9)]
+    path.write_text("\n".join(["a0: &a0 {k: 1}", *levels]))
+    with pytest.raises(
+        InputError, match=r"no valid YAML: a merge key \(<<\) of what has one itself"
+    ):
+        read(path, TrainConfig)
+    assert parse_yaml("a: &a {k: 1}\nb: {<<: *a, l: 2}\nc: {<<: [*a]}")["b"] == {"k": 1, "l": 2}
 
 
 def test_a_key_that_stands_there_twice_is_refused_as_dvc_does(tmp_path: Path) -> None:

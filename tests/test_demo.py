@@ -1,6 +1,7 @@
 """The demo: the same graph on a little world, and it must be looking at the picture."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.demo.run import PARAMS
 from pipeline.store.features import read_features
 from pipeline.store.rows import create_features
 from pipeline.store.table import captions_of, read_summary, read_table
-from tests.conftest import ROOT, Artifacts, showtell
+from tests.conftest import ROOT, Artifacts, command, one_line, showtell
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,22 @@ def test_pretraining_is_a_command_that_gives_the_same_bytes(tmp_path: Path) -> N
         )
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("taken", ["checkout", "work", "file"])
+def test_it_overwrites_nobodys_work(tmp_path: Path, taken: str) -> None:
+    workspace = tmp_path / "workspace"
+    if taken == "checkout":
+        shutil.copytree(ROOT / "pipeline", workspace / "pipeline")
+    elif taken == "work":
+        (workspace / "pipeline").mkdir(parents=True)
+        (workspace / "pipeline/mine.py").write_text("mine")
+    else:
+        workspace.write_text("mine")
+    before = sorted(workspace.rglob("*"))
+    done = command("demo", "--workspace", workspace, "--pictures", 30)
+    assert "is there already, and the demo did not make it" in one_line(done)
+    assert sorted(workspace.rglob("*")) == before
 
 
 def test_outside_a_checkout_it_says_where_to_go(tmp_path: Path) -> None:

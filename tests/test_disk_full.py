@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.store.checkpoint import acknowledge
 from pipeline.store.features import read_features
 from pipeline.store.rows import create_features
 from tests.conftest import Artifacts, command, one_line, write_params
@@ -79,6 +80,7 @@ def test_an_extraction_goes_on_once_there_is_room(
     done = command(*run)
     assert re.search(r"going on after [1-9]\d* of 62 pictures", done.stderr), done.stderr
     assert (small_disk / "features.h5").read_bytes() == tiny.features.read_bytes()
+    acknowledge(small_disk / "features.h5")
     assert [path.name for path in small_disk.iterdir()] == ["features.h5"]
 
 

@@ -299,6 +299,20 @@ def test_rows_that_are_missing_changed_or_not_finite_are_said(
         PictureFeatures(cache, [cache.ids[0], "other.jpg"], CPU)
 
 
+def test_a_grid_that_rots_while_it_is_learnt_from_is_said(tiny: Artifacts, tmp_path: Path) -> None:
+    path = tmp_path / "grid.h5"
+    extract(tiny.images, tiny.backbone, path, config(tmp_path, layer="grid"))
+    cache = read_features(path)
+    features = PictureFeatures(cache, cache.ids, CPU)
+    place = path.read_bytes().index(cache.array[7].tobytes())
+    with path.open("r+b") as file:
+        file.seek(place + 100)
+        file.write(b"\x12\x34")
+    features[torch.tensor([6, 8])]
+    with pytest.raises(InputError, match=r"grid\.h5 is damaged: the features of"):
+        features[torch.tensor([6, 7])]
+
+
 @pytest.mark.parametrize("layer", ["pooled", "grid"])
 def test_rows_come_in_the_order_asked_for(tiny: Artifacts, tmp_path: Path, layer: str) -> None:
     out = tmp_path / "f.h5"

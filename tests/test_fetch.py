@@ -1,12 +1,17 @@
 """Fetching over HTTP: resumed, retried, checked, and never half a file in place."""
 
+import errno
 import hashlib
+import http.client
 import io
 import os
 import random
 import re
+import ssl
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +48,8 @@ def get(server: Behaviour, out: Path, md5: str | None = MD5, retries: int = 2) -
 
 
 def left_over(out: Path) -> list[str]:
+    if not out.parent.exists():
+        return []
     return sorted(path.name for path in out.parent.iterdir() if path != out)
 
 
@@ -153,7 +160,73 @@ def test_a_file_is_on_the_disk_before_it_is_in_place(
 def test_a_wrong_digest_names_both(server: Behaviour, out: Path) -> None:
     with pytest.raises(InputError, match=f"has MD5 {MD5}, but {'0' * 32} is expected"):
         get(server, out, md5="0" * 32)
+    assert not out.exists()
+
+
+def test_the_params_set_to_match_nothing_is_fetched_again(server: Behaviour, out: Path) -> None:
+    with pytest.raises(InputError, match="set the params to match, or run again to fetch it anew"):
+        get(server, out, md5="0" * 32)
+    get(server, out)
+    assert out.read_bytes() == CONTENT
     assert left_over(out) == []
+    assert server.requests == [None]
+
+
+def test_another_file_than_the_digest_says_is_fetched_anew_by_the_next_run(
+    server: Behaviour, out: Path
+) -> None:
+    server.content, right = some_zip(seed=1), server.content
+    with pytest.raises(InputError, match="has MD5"):
+        get(server, out)
+    server.content, server.etag = right, '"v2"'
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ssl.SSLError("bad record"), OSError(errno.EHOSTUNREACH, "no route"), ConnectionResetError()],
+    ids=repr,
+)
+def test_a_network_that_fails_under_way_is_tried_again(
+    server: Behaviour, out: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    reads, really = [], http.client.HTTPResponse.read1
+
+    def fails_once(self: http.client.HTTPResponse, n: int = -1) -> bytes:
+        reads.append(n)
+        if len(reads) == 2:
+            raise error
+        return really(self, n)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read1", fails_once)
+    get(server, out)
+    assert out.read_bytes() == CONTENT
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("tag", [b"\0" * 6, b'"ab\ncd"', b"\xff\xfe", b""])
+def test_a_rotten_tag_begins_anew(server: Behaviour, out: Path, tag: bytes) -> None:
+    server.break_after = [1_000_000]
+    with pytest.raises(InputError):
+        get(server, out, retries=0)
+    (path,) = (path for path in out.parent.iterdir() if path.suffix == ".etag")
+    path.write_bytes(tag)
+    get(server, out, retries=0)
+    assert out.read_bytes() == CONTENT
+
+
+def test_of_two_at_once_one_is_refused_and_harms_nothing(server: Behaviour, out: Path) -> None:
+    server.pause = 0.0005
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(get, server, out)
+        while not left_over(out) or not server.requests:
+            time.sleep(0.01)
+        with pytest.raises(InputError, match=r"another process is already fetching .*images\.zip"):
+            get(server, out)
+        first.result()
+    assert out.read_bytes() == CONTENT
+    assert server.requests == [None]
 
 
 @pytest.mark.parametrize(

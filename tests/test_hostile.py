@@ -60,6 +60,7 @@ def test_a_text_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> Non
         ("\x1b[2J.jpg#0\tA dog", "may not be called '\\x1b[2J.jpg'"),
         ("=cmd|calc.jpg#0\tA dog", "may not be called '=cmd|calc.jpg'"),
         ("a\u202egpj.exe#0\tA dog", "may not be called"),
+        ("a" * 60_000 + ".jpg#0\tA dog", "255 bytes may do"),
         ("a.jpg#0\t" + "word " * 20_000, "line 1: more than 65536 bytes"),
         ("\n" * 1_000_000, "has more than 1000000 lines"),
     ],
@@ -128,6 +129,23 @@ def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match=r"not read \(JPEG PNG GIF BMP PPM TIFF WEBP are\)"):
         decode_picture(content.getvalue(), "a.jpg")
     assert not ran.exists()
+
+
+def test_a_transparent_picture_is_held_little_more_than_once(tmp_path: Path) -> None:
+    picture, side = tmp_path / "a.png", 6000
+    Image.new("RGBA", (side, side), (255, 0, 0, 128)).save(picture)
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from pipeline.store.pictures import decode_picture\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "content = Path(sys.argv[1]).read_bytes(); before = peak()\n"
+        "assert decode_picture(content, 'a.png').getpixel((0, 0)) == (255, 127, 127)\n"
+        "print(peak() - before)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script, picture], cwd=ROOT, capture_output=True, check=True
+    )
+    assert int(said.stdout) < 2.5 * 4 * side * side  # one of four bytes a pixel, another, no more
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,8 @@ def with_a_damaged_picture(inputs: Inputs) -> None:
         (edit("scores", lambda t: t.replace(",2.0000", ",92.0", 1)), r"are of two evaluations"),
         (edit("scores", lambda t: ""), r"scores\.csv has no rows"),
         (edit("lengths", lambda t: "words,captions\n1,2\n"), r"has no column 'references'"),
+        (edit("lengths", lambda t: "words,captions,references\n9,1,1\n-5,1,1\n"), r"do not count"),
+        (edit("history", lambda t: t.replace("3.6", "1e308")), r"val_loss: '1e308' is no number"),
         (edit("history", lambda t: t.replace("3.6", "")), r"line 2, val_loss: '' is no number"),
         (edit("history", lambda t: t.replace("\n2,", "\n1,")), r"epochs out of order"),
         (without_picture, r"images\.zip holds no picture '0\.jpg'"),

@@ -1,18 +1,21 @@
 """A training that was killed goes on where it stood and ends with the same bytes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config import read
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.extract import ExtractConfig
 from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
 from pipeline.config.vocab import VocabConfig
+from pipeline.extract import extract
 from pipeline.scst import scst
-from pipeline.store.checkpoint import Checkpoint
+from pipeline.store.checkpoint import Checkpoint, acknowledge
 from pipeline.train import train
 from pipeline.vocab import make_vocabulary
 from tests.conftest import Artifacts, write_params
@@ -89,6 +92,7 @@ def test_the_same_bytes_wherever_it_was_killed(
             (tmp_path / name).unlink(missing_ok=True)
     run()
     assert outs_of(tmp_path) == whole
+    acknowledge(tmp_path / OUTS[0])
     assert not list(tmp_path.glob(".*"))  # and nothing is left over
 
 
@@ -174,3 +178,93 @@ def test_how_much_may_be_lost_is_a_param(
     killed_at(1, run, monkeypatch)  # not within an epoch: at its end
     run()
     assert "going on after epoch 1 and 0 steps" in caplog.text
+
+
+# Whoever ran a stage, DVC say, may be killed before it has noted that the stage ended. It takes the
+# outputs away then, and runs the stage again.
+
+
+def extraction(tiny: Artifacts, folder: Path) -> Run:
+    config = read(write_params(folder / "params.yaml"), ExtractConfig)
+    return lambda: extract(tiny.images, tiny.backbone, folder / "features.h5", config)
+
+
+def nothing_to_do(_: Any, left: Any, *__: Any) -> Iterator[Any]:
+    assert not left, "it is done again"
+    return iter(())
+
+
+STAGES: dict[str, tuple[Callable[..., Run], tuple[str, ...], str]] = {
+    "extract": (extraction, ("features.h5",), "pipeline.extract.features_of"),
+    "train": (training, OUTS, "pipeline.train.Fit.epoch"),
+    "scst": (self_critical, OUTS, "pipeline.scst.Reinforce.epoch"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_has_ended_is_not_done_again_where_nobody_noted_that(
+    tiny: Artifacts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stage: str,
+) -> None:
+    caplog.set_level(logging.INFO)
+    make, names, work = STAGES[stage]
+    run, outs = make(tiny, tmp_path), [tmp_path / name for name in names]
+    run()
+    made = [path.read_bytes() for path in outs]
+    for _ in range(2):
+        outs[0].chmod(0o444)  # as DVC's cache has it, which may be the same file
+        for path in outs:
+            path.unlink()
+        with monkeypatch.context() as patched:
+            patched.setattr(work, nothing_to_do)
+            run()
+        assert [path.read_bytes() for path in outs] == made
+        assert "has ended before: this is what it made" in caplog.text
+    acknowledge(outs[0])
+    caplog.clear()
+    run()  # really
+    assert [path.read_bytes() for path in outs] == made
+    assert "has ended before" not in caplog.text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("rot", ["middle", "cut", "gone"])
+def test_what_was_kept_of_an_ended_run_and_has_rotted_is_made_anew(
+    tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str, rot: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    make, names, _ = STAGES[stage]
+    run, outs = make(tiny, tmp_path), [tmp_path / name for name in names]
+    run()
+    made = [path.read_bytes() for path in outs]
+    for path in outs:
+        path.unlink()
+    kept = "rows.h5" if stage == "extract" else "best-*.safetensors"
+    (path,) = (tmp_path / f".{names[0]}.resume").glob(kept)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if rot == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if rot == "middle" else content[:-100])
+    run()
+    assert [path.read_bytes() for path in outs] == made
+    assert "starting afresh" in caplog.text
+
+
+def test_who_reads_an_output_ends_what_is_kept_of_it(tiny: Artifacts, tmp_path: Path) -> None:
+    extraction(tiny, tmp_path)()
+    kept = tmp_path / ".features.h5.resume"
+    assert kept.exists()
+    learn = read(write_params(tmp_path / "params.yaml", train={"epochs": 1}), TrainConfig)
+    outs = [tmp_path / name for name in OUTS]
+    train(tmp_path / "features.h5", tiny.table, tiny.summary, tiny.vocabulary, *outs, learn)
+    assert not kept.exists()
+    kept = tmp_path / f".{OUTS[0]}.resume"
+    assert kept.exists()
+    config = read(write_params(tmp_path / "params.yaml"), EvaluateConfig)
+    tiny.evaluate(config, tmp_path / "reports", model=outs[0], features=tmp_path / "features.h5")
+    assert not kept.exists()

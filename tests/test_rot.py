@@ -170,6 +170,16 @@ def test_a_file_in_the_place_of_another_is_said(
             assert not made
 
 
+@pytest.mark.parametrize(("stage", "option"), READ)
+def test_a_folder_in_the_place_of_a_file_is_said(
+    tiny: Artifacts, tmp_path: Path, stage: str, option: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    line, made = run(tiny, stage, tmp_path / "out", **{option: tmp_path / "folder"})
+    assert line is not None
+    assert not made
+
+
 # What tells that it is of another run: the pictures' names, the table's digest, the split's.
 SWAPPED = [
     ("vocab", "summary"),

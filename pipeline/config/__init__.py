@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from pipeline.errors import InputError
 
+MERGE = "tag:yaml.org,2002:merge"  # the key <<, which takes over another mapping's keys
 GROUPS = (
     *("download", "captions", "backbone", "extract", "vocab", "train", "scst", "evaluate"),
     "report",
@@ -155,14 +156,26 @@ def _keys(config: type[Config]) -> str:
     return ", ".join(config.model_fields)
 
 
+def _few(merged: yaml.Node) -> bool:
+    """Ten of ten of ten … mappings that are merged become gigabytes. One that has been read has
+    the keys that it merged; one that has not yet has the merge key."""
+    mappings = merged.value if isinstance(merged, yaml.SequenceNode) else [merged]
+    keys = [key for one in mappings if isinstance(one, yaml.MappingNode) for key, _ in one.value]
+    return len(keys) <= 1000 and not any(key.tag == MERGE for key in keys)
+
+
 class _Yaml12Loader(yaml.SafeLoader):
     """Safe, with another idea of what a float is, and strict about keys, as DVC is."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[str]()
-        for key, _ in node.value:
+        for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue  # lists and mappings, which `super` refuses
+            if key.tag == MERGE and not _few(value):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "merge keys (<<) of merge keys are too many", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' stands there twice", key.start_mark

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path("source")  # in the workspace: what the download stage is pointed at
 IMAGES, TEXT = SOURCE / "Flickr8k_Dataset.zip", SOURCE / "Flickr8k_text.zip"
+MARK = "# all of this is made by `showtell demo`"
 COUNTS = {"train": 4000, "dev": 200, "test": 200}
 SEED = 8
 SHOWN = 8
@@ -83,8 +84,13 @@ def prepare_workspace(checkout: Path, workspace: Path, counts: dict[str, int]) -
             raise InputError(f"{checkout} has no {name}; run the demo in the project's checkout")
     if importlib.util.find_spec("dvc") is None:
         raise InputError("DVC is not installed here; pip install 'showtell[dvc]'")
+    if not _ours(workspace):
+        raise InputError(
+            f"{workspace} is there already, and the demo did not make it; name another place, "
+            "which it may overwrite"
+        )
     workspace.mkdir(parents=True, exist_ok=True)
-    (workspace / ".gitignore").write_text("*\n")
+    (workspace / ".gitignore").write_text(f"{MARK}\n*\n")
     shutil.rmtree(workspace / "pipeline", ignore_errors=True)
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(checkout / "pipeline", workspace / "pipeline", ignore=ignore)
@@ -109,6 +115,14 @@ def prepare_workspace(checkout: Path, workspace: Path, counts: dict[str, int]) -
         params[group].update(changes)
     params["download"].update(images_md5=digests["images"], text_md5=digests["text"])
     (workspace / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def _ours(workspace: Path) -> bool:
+    """Whether nobody's work can be there."""
+    mark, made = workspace / ".gitignore", workspace / SOURCE / "made.json"
+    if made.is_file() or (mark.is_file() and mark.read_bytes().startswith(MARK.encode())):
+        return True
+    return not workspace.exists() or (workspace.is_dir() and not any(workspace.iterdir()))
 
 
 def _as_made(workspace: Path, made: Path, counts: dict[str, int]) -> bool:

@@ -17,7 +17,7 @@ class PictureFeatures:
 
     Vectors live on the device whole, and so do grids on a GPU that has room for twice as much.
     Other grids stay in the file, mapped: the system's page cache is their memory, shared by all
-    processes that read the file.
+    processes that read the file. What is read is checked each time: a week is long for a disk.
     """
 
     def __init__(self, cache: Features, ids: Sequence[str], device: torch.device) -> None:
@@ -26,12 +26,12 @@ class PictureFeatures:
             InputError: a picture is not in the cache, or its features are damaged or not finite.
         """
         self._rows = cache.rows_of(ids)  # (N,), in the file
-        self._array, self.device = cache.array, device
+        self._cache, self.device = cache, device
         self.shape = cache.array.shape[1:]
         self._held: Tensor | None = None
         self.mean, self.std = self._look_through(cache)
         if len(self.shape) == 1 or self._fits():
-            self._held = torch.from_numpy(self._array[self._rows]).to(device)
+            self._held = torch.from_numpy(cache.array[self._rows]).to(device)
             if len(self.shape) == 1:
                 self._held = self._held.float()
 
@@ -39,18 +39,22 @@ class PictureFeatures:
         return len(self._rows)
 
     def __getitem__(self, pictures: Tensor | slice) -> Tensor:
-        """float32 (P, …) on the device, of pictures (P,) by number, or of a slice."""
+        """float32 (P, …) on the device, of pictures (P,) by number, or of a slice.
+
+        Raises:
+            InputError: what is read from the file now is not what was written there.
+        """
         if self._held is not None:
             chosen = pictures if isinstance(pictures, slice) else pictures.to(self.device)
             return self._held[chosen].float()
         which = pictures if isinstance(pictures, slice) else pictures.cpu().numpy()
-        rows = torch.from_numpy(self._array[self._rows[which]])
+        rows = torch.from_numpy(self._cache.checked(self._rows[which]))
         return rows.to(self.device).float()
 
     def _fits(self) -> bool:
         if self.device.type != "cuda":
             return False
-        size = len(self) * int(np.prod(self.shape)) * self._array.dtype.itemsize
+        size = len(self) * int(np.prod(self.shape)) * self._cache.array.dtype.itemsize
         return 2 * size < torch.cuda.mem_get_info(self.device)[0]
 
     def _look_through(self, cache: Features) -> tuple[Tensor, Tensor]:

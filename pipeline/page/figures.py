@@ -124,6 +124,10 @@ def length_figure(lengths: Path) -> Figure:
     """
     table = read_numbers(lengths, "evaluate", ("words", "captions", "references"))
     rows = list(zip(*_full(table.values()), strict=True))
+    if [row[0] for row in rows] != list(range(len(rows))):
+        raise InputError(
+            f"{lengths}: the words do not count from 0; run the stage 'evaluate' again"
+        )
     seen = [row for row in rows if row[1] or row[2]] or rows
     first, last = seen[0][0], seen[-1][0]
     words, ours, theirs = zip(*(row for row in rows if first <= row[0] <= last), strict=True)

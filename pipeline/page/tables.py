@@ -1,11 +1,12 @@
 """The reports that are tables of numbers, read and checked."""
 
 import csv
-import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
+
+LARGEST = 1e15  # past it is no score, loss or count of ours
 
 
 def read_numbers(
@@ -58,7 +59,7 @@ def read_rows(path: Path, made_by: str, columns: Sequence[str]) -> list[dict[str
 
 
 def number(value: object, where: str, made_by: str) -> float:
-    """A finite number from JSON or a CSV cell.
+    """A finite number from JSON or a CSV cell, of a size that can be drawn.
 
     Raises:
         InputError: it is none; the line says where.
@@ -66,7 +67,7 @@ def number(value: object, where: str, made_by: str) -> float:
     try:
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             read = float(value)
-            if math.isfinite(read):
+            if abs(read) < LARGEST:
                 return read
     except (ValueError, OverflowError):
         pass

@@ -1,7 +1,8 @@
 """Where a long stage stands, on disk, so that a killed one goes on from there.
 
 A hidden folder beside its output, no output of DVC: what lies there is taken up only by a run with
-the same params, inputs, code and versions, and is gone once the run has ended.
+the same params, inputs, code and versions. It outlives the run until another stage reads what the
+run made: DVC may be killed before it has noted that the stage ended, and would run it again.
 """
 
 import errno
@@ -15,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ class Checkpoint:
             seconds: how much work may be lost at most; 0 saves after every step.
         """
         self.out, self.folder = out, out.with_name(f".{out.name}.resume")
-        self._state, self._lock = self.folder / "state.safetensors", self.folder / "lock"
+        self.state, self._lock = self.folder / "state.safetensors", self.folder / "lock"
         self._fingerprint, self._seconds = fingerprint, seconds
         self._best: str | None = None  # the best model's digest, by which its file is called
+        self.finished = False  # the run that `load` found had come to its end
         self._saved = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -54,19 +56,25 @@ class Checkpoint:
             InputError: another one does.
         """
         self._hold()
-        if not self._state.exists():
+        if not self.state.exists():
             self._clear()
             return None
         try:
-            tensors, header = read_tensors(self._state, made_by="train")
+            tensors, header = read_tensors(self.state, made_by="train")
             if header.pop("fingerprint", None) != self._fingerprint:
                 log.info(
-                    "an interrupted run was of other params, inputs, code or versions: "
-                    "starting afresh"
+                    "an earlier run was of other params, inputs, code or versions: starting afresh"
                 )
             else:
                 self._best = header.pop("best")
                 self._require_best()
+                self.finished = header.pop("finished", False)
+                if self.finished:
+                    log.info(
+                        "a run of the same params, inputs, code and versions has ended before: "
+                        "this is what it made (remove %s to make it anew)",
+                        self.folder,
+                    )
                 return tensors, header
         except InputError:
             log.info("what an interrupted run left in %s is damaged: starting afresh", self.folder)
@@ -117,7 +125,7 @@ class Checkpoint:
 
     def save(self, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
         own = {"fingerprint": self._fingerprint, "best": self._best}
-        write_tensors(self._state, tensors, {**header, **own})
+        write_tensors(self.state, tensors, {**header, **own})
         for path in self.folder.glob("best-*.safetensors"):  # no state names these any more
             if self._best is None or path != self._path_of(self._best):
                 path.unlink()
@@ -161,10 +169,25 @@ class Checkpoint:
             with atomic(model) as scratch:
                 shutil.copyfile(self._path_of(self._best), scratch)
 
-    def finish(self) -> None:
-        """The run has ended: nothing is left to go on with."""
+    def finish(self, header: Mapping[str, Any]) -> None:
+        """The run has ended, and its output is in place."""
+        with suppress(OSError):  # a disk that is full now has all that was asked for
+            self.save({}, {**header, "finished": True})
+        self._held.close()
+
+    def drop(self) -> None:
+        """Nothing is left to go on with."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._held.close()
+
+
+def acknowledge(out: Path) -> None:
+    """To be called by who reads a stage's output: that the stage has ended is known by now, and
+    how it went need not be kept any longer."""
+    checkpoint = Checkpoint(out, "", 0)
+    with suppress(InputError, OSError):
+        if read_tensors(checkpoint.state, made_by="train")[1].get("finished"):
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)
 
 
 @contextmanager

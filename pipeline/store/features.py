@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -114,7 +115,26 @@ def lay_out(
     Args:
         ids: sorted, distinct; one a row.
         dtype: `float16` or `float32`.
+
+    Raises:
+        OSError: there is no room, or no right.
     """
+    try:
+        layout = _lay_out(path, ids, shape, dtype, recipe)
+    except RuntimeError as error:  # HDF5 says which error it had among other words
+        if not (number := re.search(r"errno = (\d+)", str(error))):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+    with path.open("r+b") as written:
+        seal = json.dumps({**asdict(layout), "sha256": layout.digest(written)})
+        written.seek(0)
+        written.write(MAGIC + seal.encode().ljust(USER_BLOCK - len(MAGIC), b"\0"))
+    return layout
+
+
+def _lay_out(
+    path: Path, ids: Sequence[str], shape: Sequence[int], dtype: str, recipe: FeatureRecipe
+) -> Layout:
     with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
         file.attrs["recipe"] = json.dumps(recipe.to_json(), ensure_ascii=False)
         names = np.array([image_id.encode() for image_id in ids])
@@ -129,12 +149,7 @@ def lay_out(
 
         checksums = space("checksums", (len(ids),), CHECKSUM)
         rows = space("features", (len(ids), *shape), dtype)
-    layout = Layout(len(ids), rows, row_size(shape, dtype), checksums)
-    with path.open("r+b") as written:
-        seal = json.dumps({**asdict(layout), "sha256": layout.digest(written)})
-        written.seek(0)
-        written.write(MAGIC + seal.encode().ljust(USER_BLOCK - len(MAGIC), b"\0"))
-    return layout
+    return Layout(len(ids), rows, row_size(shape, dtype), checksums)
 
 
 def _sealed_layout(file: BinaryIO) -> Layout | None:

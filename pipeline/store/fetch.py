@@ -1,12 +1,17 @@
 """Fetching a large file over HTTP: streamed, resumed, retried, checked, moved into place whole."""
 
+import errno
+import fcntl
 import http.client
 import logging
 import os
 import re
+import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,6 +24,7 @@ log = logging.getLogger(__name__)
 
 BLOCK = 1 << 20
 LONGEST_PAUSE = 60.0
+_NETWORK = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTDOWN)
 
 
 class _BrokenOffError(Exception):
@@ -51,23 +57,58 @@ def fetch(
     # The name tells addresses apart: a mirror's half must not be continued from another.
     part = out.with_name(f"{out.name}.{sha256(url.encode()).hexdigest()[:8]}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    resumed = part.exists()
+    with _alone(part, out):
+        _fetch_whole(url, part, md5, retries, timeout, first_pause)
+        try:
+            open_zip(part).close()
+        except InputError as error:
+            _discard(part)
+            raise InputError(f"fetched {url}, but {str(error).replace(str(part), 'it')}") from None
+        if md5 is not None and (found := file_digest(part)) != md5:
+            raise InputError(  # the part is kept: with that MD5 it is what was wanted
+                f"fetched {url}: it has MD5 {found}, but {md5} is expected; set the params to "
+                "match, or run again to fetch it anew"
+            )
+        with part.open("rb") as whole:
+            os.fsync(whole.fileno())
+        move(part, out)
+        _tag(part).unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(part: Path, out: Path) -> Iterator[None]:
+    """
+    Raises:
+        InputError: another process is at it.
+    """
+    with part.open("ab") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is already fetching {out}; wait for it, or end it, and what it "
+                "has fetched is gone on with"
+            ) from None
+        except OSError:
+            log.debug("a file system that knows no locks")
+        try:
+            yield
+        finally:
+            if part.exists() and not part.stat().st_size:
+                _discard(part)
+
+
+def _fetch_whole(
+    url: str, part: Path, md5: str | None, retries: int, timeout: float, first_pause: float
+) -> None:
+    resumed = part.stat().st_size > 0
+    if resumed and md5 is not None and file_digest(part) == md5:
+        return
     _fetch_with_retries(url, part, retries, timeout, first_pause)
     if resumed and not _is_expected(part, md5):
         log.warning("%s: what was resumed is not whole; fetching it from the start", url)
-        _discard(part)
+        _begin_anew(part)
         _fetch_with_retries(url, part, retries, timeout, first_pause)
-    try:
-        open_zip(part).close()
-        if md5 is not None and (found := file_digest(part)) != md5:
-            raise InputError(f"it has MD5 {found}, but {md5} is expected; set the params to match")
-    except InputError as error:
-        _discard(part)
-        raise InputError(f"fetched {url}, but {str(error).replace(str(part), 'it')}") from None
-    with part.open("rb") as whole:
-        os.fsync(whole.fileno())
-    move(part, out)
-    _tag(part).unlink(missing_ok=True)
 
 
 def _is_expected(part: Path, md5: str | None) -> bool:
@@ -106,14 +147,14 @@ def _fetch_once(url: str, part: Path, timeout: float) -> None:
     tag = _tag(part)
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "showtell"})
-        if have and tag.exists():
+        if have and (known := _known(tag)):
             request.add_header("Range", f"bytes={have}-")
-            request.add_header("If-Range", tag.read_text())
+            request.add_header("If-Range", known)
         with urllib.request.urlopen(request, timeout=timeout) as response:
             _receive(response, part, have)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what we have is no beginning of what they have
-            _discard(part)
+            _begin_anew(part)
             raise _BrokenOffError("the server has another file than the part here") from None
         if error.code in (408, 429) or error.code >= 500:
             raise _BrokenOffError(f"HTTP {error.code} {error.reason}") from None
@@ -122,8 +163,12 @@ def _fetch_once(url: str, part: Path, timeout: float) -> None:
         ) from None
     except urllib.error.URLError as error:
         raise _BrokenOffError(str(error.reason)) from None
-    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+    except (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException) as error:
         raise _BrokenOffError(str(error) or type(error).__name__) from None
+    except OSError as error:
+        if error.errno not in _NETWORK:
+            raise
+        raise _BrokenOffError(error.strerror) from None
     except ValueError as error:  # urllib's of an address that is none, here or in a redirect
         raise InputError(f"cannot fetch {url}: {error}; check the address in params") from None
 
@@ -154,9 +199,23 @@ def _remember(part: Path, response: http.client.HTTPResponse) -> None:
     """Keep what tells this version of the file from a later one; a weak tag cannot (RFC 9110)."""
     tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
     if tag and not tag.startswith("W/"):
-        _tag(part).write_text(tag)
+        _tag(part).write_text(tag, encoding="latin-1")  # as headers are
     else:
         _tag(part).unlink(missing_ok=True)
+
+
+def _known(tag: Path) -> str:
+    """What was remembered, if it is what a server could have said."""
+    if not tag.exists():
+        return ""
+    known = tag.read_text(encoding="latin-1")
+    return known if known.isprintable() else ""
+
+
+def _begin_anew(part: Path) -> None:
+    """In the same file, which is held."""
+    os.truncate(part, 0)
+    _tag(part).unlink(missing_ok=True)
 
 
 def _discard(part: Path) -> None:

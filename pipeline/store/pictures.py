@@ -21,6 +21,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 200_000_000
 MAX_ASPECT = 50  # resized by its shorter side, a line of pixels would become gigabytes
 MAX_BYTES = 128 << 20  # of one picture's file
+MAX_NAME = 255  # bytes, as file systems have it: the cache keeps room for the longest for each
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, and warns without a picture's name
 
 
@@ -84,6 +85,10 @@ def check_id(image_id: str, where: str) -> None:
         InputError: the id would do something where it is shown: move a terminal's cursor, say, or
             be computed by a spreadsheet.
     """
+    if len(image_id.encode("utf-8", "surrogatepass")) > MAX_NAME:
+        raise InputError(
+            f"{where}: a picture is called {image_id[:40]!r}… and on; {MAX_NAME} bytes may do"
+        )
     if not image_id.isprintable() or image_id.startswith(("=", "+", "-", "@")):
         raise InputError(
             f"{where}: a picture may not be called {image_id!r}; names are printable and do not "
@@ -171,7 +176,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("I").point(lambda value: value / 257).convert("L")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture)  # in place: another copy may be a gigabyte
+        return white
     return picture if picture.mode == "RGB" else picture.convert("RGB")  # which copies
 
 

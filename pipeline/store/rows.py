@@ -19,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.store.checkpoint import Checkpoint
-from pipeline.store.features import CHECKSUM, Layout, checksums_of, lay_out, row_size
+from pipeline.store.features import (
+    CHECKSUM,
+    USER_BLOCK,
+    Layout,
+    checksums_of,
+    lay_out,
+    row_size,
+)
 from pipeline.store.files import atomic, move
 from pipeline.store.recipe import FeatureRecipe
 
@@ -92,11 +99,19 @@ def resume_features(
     """
     saved = checkpoint.load()
     scratch = checkpoint.folder / "rows.h5"
+    if checkpoint.finished:
+        if whole := _read_again(scratch, ids, shape, dtype, recipe):
+            yield whole
+            _hand_out(scratch, path, checkpoint)
+            return
+        log.info("the features of an ended run are gone or damaged: starting afresh")
+        scratch.unlink(missing_ok=True)
+        saved = None
     if saved is None:
         try:
             _require_room(path, len(ids) * row_size(shape, dtype))
         except OSError:
-            checkpoint.finish()
+            checkpoint.drop()
             raise
     # Laid out anew either way, so that only rows have to be trusted.
     layout = _lay_out_around(scratch, ids, shape, dtype, recipe)
@@ -114,8 +129,40 @@ def resume_features(
                 rows.save(checkpoint)
             raise
         os.fsync(file.fileno())
-    move(scratch, path)
-    checkpoint.finish()
+    _hand_out(scratch, path, checkpoint)
+
+
+def _hand_out(scratch: Path, path: Path, checkpoint: Checkpoint) -> None:
+    """Under another name too, so that DVC can take that one away; it costs no room."""
+    other = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        os.link(scratch, other)
+    except OSError:  # a file system where a file has one name
+        move(scratch, path)
+        checkpoint.drop()
+        return
+    move(other, path)
+    other.unlink(missing_ok=True)  # two names of one file are not moved onto each other
+    checkpoint.finish({})
+
+
+def _read_again(
+    path: Path, ids: Sequence[str], shape: Sequence[int], dtype: str, recipe: FeatureRecipe
+) -> RowWriter | None:
+    """With nothing left to write, if the cache at `path` is still what it was when it was whole.
+    It is only read: DVC's cache may hold the same file."""
+    fresh = path.with_name("layout.h5")
+    layout = lay_out(fresh, ids, shape, dtype, recipe)
+    try:
+        if not path.exists() or path.stat().st_size != fresh.stat().st_size:
+            return None
+        with path.open("rb", buffering=0) as file, fresh.open("rb") as expected:
+            same = file.read(USER_BLOCK) == expected.read(USER_BLOCK)
+            rows = RowWriter(file, layout, dtype)
+            same = same and layout.digest(file) == layout.digest(expected)
+            return rows if same and rows.resume(len(ids)) else None
+    finally:
+        fresh.unlink()
 
 
 def _lay_out_around(

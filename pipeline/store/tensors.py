@@ -40,6 +40,8 @@ def read_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; the stage '{made_by}' makes it") from None
+    except OSError as error:  # a folder, say
+        raise InputError(f"{path} cannot be read ({error}); check the path") from None
     except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is damaged or no safetensors file ({error}); run '{made_by}' again"
