@@ -53,7 +53,7 @@ class Checkpoint:
         and the log says so. From here on, no other process makes the same output.
 
         Raises:
-            InputError: another one does.
+            InputError: another one does, or the output's place is a folder's.
         """
         self._hold()
         if not self.state.exists():
@@ -83,6 +83,8 @@ class Checkpoint:
 
     def _hold(self) -> None:
         """A lock that ends with this process, however it ends."""
+        if self.out.is_dir():
+            raise InputError(f"{self.out} is a folder; name a file to write")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._held = self._lock.open("a+", encoding="utf-8")
         try:
