@@ -145,7 +145,7 @@ def test_a_transparent_picture_is_held_little_more_than_once(tmp_path: Path) -> 
     said = subprocess.run(
         [sys.executable, "-c", script, picture], cwd=ROOT, capture_output=True, check=True
     )
-    assert int(said.stdout) < 2.5 * 4 * side * side  # one of four bytes a pixel, another, no more
+    assert int(said.stdout) < 2.5 * 4 * side * side  # Pillow has four bytes a pixel: two, no more
 
 
 @pytest.mark.parametrize(

@@ -175,9 +175,10 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16 bits a pixel and more: Pillow would clip, not scale
         picture = picture.convert("I").point(lambda value: value / 257).convert("L")
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+        # No copy that is not needed: each may be a gigabyte.
+        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture)  # in place: another copy may be a gigabyte
+        white.paste(picture, mask=picture)
         return white
     return picture if picture.mode == "RGB" else picture.convert("RGB")  # which copies
 
