@@ -1,7 +1,9 @@
 """Stage 3: the frozen CNN's weights, as an artifact of their own."""
 
+import http.client
 import logging
 import os
+import ssl
 import sys
 import urllib.error
 import warnings
@@ -97,7 +99,10 @@ def _from_torchvision(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
         return chosen.name, chosen.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (
+        *(urllib.error.URLError, TimeoutError, ConnectionError),
+        *(ssl.SSLError, http.client.HTTPException),
+    ) as error:
         raise InputError(
             f"cannot fetch {chosen.url} ({getattr(error, 'reason', error)}); "
             "give backbone.weights the path of a state dict instead"

@@ -66,9 +66,10 @@ def training_precision(
 def make_repeatable(seed: int) -> None:
     """Seed torch and allow only deterministic kernels.
 
-    On a CPU the same inputs then give the same bytes; in float32, with any number of threads, where
-    the process has multiplied no matrices before. On a GPU most of it does on one machine with one
-    release of torch and CUDA; kernels that have no repeatable form warn.
+    On a CPU the same inputs then give the same bytes; in float32 most decoders' do not depend on
+    the number of threads (docs/reliability.md), if no matrices were multiplied before. On a GPU
+    most of it repeats on one machine with one release of torch and CUDA; kernels that have no
+    repeatable form warn.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # MKL's conditional numerical reproducibility: how it adds must not go by the threads it has.

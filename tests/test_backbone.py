@@ -1,6 +1,8 @@
 """The frozen CNN's weights as an artifact, and the trunk that they belong to."""
 
 import hashlib
+import http.client
+import ssl
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -283,6 +285,20 @@ class TestTorchvisionWeights:
                 make_backbone(tmp_path / "out.safetensors", config(SMALL, "DEFAULT"))
         finally:
             object.__setattr__(weights.value, "url", own)
+
+
+@pytest.mark.parametrize(
+    "error", [ssl.SSLError("bad record"), http.client.IncompleteRead(b""), ConnectionResetError()]
+)
+def test_a_connection_that_breaks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", breaks)
+    with pytest.raises(InputError, match=r"cannot fetch https://.*; give backbone\.weights"):
+        make_backbone(tmp_path / "out.safetensors", config(SMALL, "DEFAULT"))
 
 
 def test_preprocessing_is_the_weights_own() -> None:
