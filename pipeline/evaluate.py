@@ -60,6 +60,8 @@ def evaluate(
     cache = read_features(features)
     trained = read_models(models, device)
     decoder = speaker(trained, cache.recipe, where=str(features))
+    for path in models:
+        acknowledge(path)
     about = read_summary(summary)
     for path, model in zip(models, trained, strict=True):
         require_same_split(model, about.split_digest, where=str(path))
@@ -116,8 +118,6 @@ def evaluate(
     )
     write_lengths(lengths, made, split.references)
     write_metrics(metrics, content, beside=[captions, references, scores])
-    for path in models:
-        acknowledge(path)
     log.info("%s, %s\n%s", content["split"], cache.recipe.label, score_table(content))
 
 

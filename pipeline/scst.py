@@ -61,6 +61,7 @@ def scst(
     make_repeatable(config.seed)
     model, cache = read_model(trained, device, made_by="train"), read_features(features)
     require_same_recipe(cache.recipe, model.recipe, where=str(features))
+    acknowledge(trained)
     about = read_summary(summary)
     require_same_split(model, about.split_digest, where=str(trained))
     fingerprint = run_fingerprint(
@@ -81,7 +82,6 @@ def scst(
     write_history(history, rows)
     if config.epochs == 0:
         log.info("scst.epochs is 0: the trained model stays as it is")
-        acknowledge(trained)
         return
     if not saved:
         checkpoint.keep_best(out)
@@ -117,7 +117,6 @@ def scst(
         log.info("no better for %d epochs: stopped", config.patience)
     log.info("kept epoch %d", best_epoch(rows))
     checkpoint.finish({"rows": [asdict(row) for row in rows]})
-    acknowledge(trained)
 
 
 def best_epoch(rows: list[Epoch]) -> int:

@@ -63,6 +63,7 @@ def train(
     precision = training_precision(config.precision, device)
     make_repeatable(config.seed)
     about, cache = read_summary(summary), read_features(features)
+    acknowledge(features)
     words = read_vocabulary(vocabulary, about.table_digest)
     if cache.recipe.layer != config.layer:
         raise InputError(
@@ -124,7 +125,6 @@ def train(
         log.info("no better for %d epochs: stopped", config.patience)
     log.info("kept epoch %d", best_epoch(rows, config))
     checkpoint.finish({"rows": [asdict(row) for row in rows]})
-    acknowledge(features)
 
 
 def ended(rows: list[Epoch], config: TrainConfig) -> bool:

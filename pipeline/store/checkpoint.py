@@ -42,7 +42,7 @@ class Checkpoint:
             seconds: how much work may be lost at most; 0 saves after every step.
         """
         self.out, self.folder = out, out.with_name(f".{out.name}.resume")
-        self.state, self._lock = self.folder / "state.safetensors", self.folder / "lock"
+        self.state, self.lock = self.folder / "state.safetensors", self.folder / "lock"
         self._fingerprint, self._seconds = fingerprint, seconds
         self._best: str | None = None  # the best model's digest, by which its file is called
         self.finished = False  # the run that `load` found had come to its end
@@ -86,13 +86,13 @@ class Checkpoint:
         if self.out.is_dir():
             raise InputError(f"{self.out} is a folder; name a file to write")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._held = self._lock.open("a+", encoding="utf-8")
+        self._held = self.lock.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return  # a file system that knows no locks
-            other = self._lock.read_text(encoding="utf-8")
+            other = self.lock.read_text(encoding="utf-8")
             raise InputError(
                 f"process {other} is already making {self.out}; end it (kill {other}), and what "
                 "it has done is gone on with"
@@ -104,7 +104,7 @@ class Checkpoint:
     def _clear(self) -> None:
         self._best = None
         for path in self.folder.iterdir():
-            if path != self._lock:
+            if path != self.lock:
                 path.unlink()
 
     def _path_of(self, digest: str) -> Path:
@@ -173,21 +173,29 @@ class Checkpoint:
 
     def finish(self, header: Mapping[str, Any]) -> None:
         """The run has ended, and its output is in place."""
-        with suppress(OSError):  # a disk that is full now has all that was asked for
+        try:
             self.save({}, {**header, "finished": True})
+        except OSError:  # a disk that is full now has all that was asked for
+            self.drop()
+        self.release()
+
+    def release(self) -> None:
+        """Others may make the same output."""
         self._held.close()
 
     def drop(self) -> None:
         """Nothing is left to go on with."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._held.close()
+        self.release()
 
 
 def acknowledge(out: Path) -> None:
     """To be called by who reads a stage's output: that the stage has ended is known by now, and
     how it went need not be kept any longer."""
     checkpoint = Checkpoint(out, "", 0)
-    with suppress(InputError, OSError):
+    # Where there is nothing, or somebody is at it, there is nothing to do.
+    with suppress(InputError, OSError), checkpoint.lock.open("a") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if read_tensors(checkpoint.state, made_by="train")[1].get("finished"):
             shutil.rmtree(checkpoint.folder, ignore_errors=True)
 

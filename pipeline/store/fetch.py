@@ -91,6 +91,8 @@ def _alone(part: Path, out: Path) -> Iterator[None]:
             ) from None
         except OSError:
             log.debug("a file system that knows no locks")
+        if not part.exists() or not os.path.samestat(part.stat(), os.fstat(held.fileno())):
+            raise InputError(f"another process has just fetched {out}; run again")
         try:
             yield
         finally:
@@ -102,13 +104,24 @@ def _fetch_whole(
     url: str, part: Path, md5: str | None, retries: int, timeout: float, first_pause: float
 ) -> None:
     resumed = part.stat().st_size > 0
-    if resumed and md5 is not None and file_digest(part) == md5:
-        return
+    if resumed and _is_zip(part):  # all of it: an earlier run found another digest, or was killed
+        if md5 is not None and file_digest(part) == md5:
+            return
+        _begin_anew(part)
+        resumed = False
     _fetch_with_retries(url, part, retries, timeout, first_pause)
     if resumed and not _is_expected(part, md5):
         log.warning("%s: what was resumed is not whole; fetching it from the start", url)
         _begin_anew(part)
         _fetch_with_retries(url, part, retries, timeout, first_pause)
+
+
+def _is_zip(part: Path) -> bool:
+    try:
+        open_zip(part).close()
+    except InputError:
+        return False
+    return True
 
 
 def _is_expected(part: Path, md5: str | None) -> bool:

@@ -133,17 +133,19 @@ def resume_features(
 
 
 def _hand_out(scratch: Path, path: Path, checkpoint: Checkpoint) -> None:
-    """Under another name too, so that DVC can take that one away; it costs no room."""
+    """Under another name too, so that DVC can take that one away."""
     other = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        # First: a file that has gone out under its other name is not written to again.
+        checkpoint.save({}, {"finished": True})
         os.link(scratch, other)
-    except OSError:  # a file system where a file has one name
+    except OSError:  # no room for the state, or a file system where a file has one name
         move(scratch, path)
         checkpoint.drop()
         return
     move(other, path)
     other.unlink(missing_ok=True)  # two names of one file are not moved onto each other
-    checkpoint.finish({})
+    checkpoint.release()
 
 
 def _read_again(
