@@ -56,6 +56,8 @@ def read_model(path: Path, device: torch.device, made_by: str = "scst") -> Model
         config = DecoderConfig(**header["decoder"])
         if config.vocabulary_size != len(vocabulary):
             raise ValueError(f"{config.vocabulary_size} outputs for {len(vocabulary)} words")
+        if config.layers > len(tensors):  # each has some; to build millions takes minutes
+            raise ValueError(f"{len(tensors)} tensors for {config.layers} layers")
         with torch.device("meta"):  # no memory for what a header merely claims
             claimed = build_decoder(config).state_dict()
         if {name: one.shape for name, one in claimed.items()} != {
