@@ -20,7 +20,7 @@ kills: $(VENV)/installed  ## runs killed at random moments and gone on with; KIL
 fuzz: $(VENV)/installed  ## changed files to every parser; FUZZ='--seconds 600 --seed 7'
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
-reproducible: $(VENV)/installed  ## three runs from nothing, and which artifacts have the same bytes
+reproducible: $(VENV)/installed  ## runs from nothing, on other cores and threads, and whether artifacts have the same bytes
 	$(BIN)/python -m tests.reproducible
 
 bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BENCH='--images pictures.zip'

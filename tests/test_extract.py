@@ -1,9 +1,8 @@
 """The feature cache: every picture once, the same bytes each time, and readable by what it says."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from torch import Tensor
 
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.precision import fastest_faithful
@@ -19,7 +17,7 @@ from pipeline.cnn.prepare import decode, prepare
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.errors import InputError
-from pipeline.extract import extract, features_of, make_recipe
+from pipeline.extract import extract, make_recipe
 from pipeline.model.features import PictureFeatures
 from pipeline.store.features import checksums_of, read_features
 from pipeline.store.pictures import PictureArchive
@@ -202,62 +200,6 @@ def test_numbers_too_large_for_the_dtype_are_said(tiny: Artifacts, tmp_path: Pat
     write_backbones(weights, [Backbone(backbone.name, "loud", backbone.preprocessing, loud)])
     with pytest.raises(InputError, match=r"not finite; set extract\.dtype: float32"):
         extract(tiny.images, weights, tmp_path / "f.h5", config(tmp_path))
-
-
-class Pinned(torch.Tensor):
-    """Memory that a GPU copies into behind the back of the program: it has landed once the event
-    after it is waited for, and is no number before."""
-
-    underway: ClassVar[list[Callable[[], Any]]] = []
-
-    def copy_(self, source: Tensor, non_blocking: bool = False) -> "Pinned":
-        assert non_blocking
-        self.underway.append(lambda: self.data.as_subclass(Tensor).copy_(source))
-        return self
-
-
-class Event:
-    def record(self) -> None:
-        self.before = len(Pinned.underway)
-
-    def synchronize(self) -> None:
-        for land in Pinned.underway[: self.before]:
-            land()
-
-
-class SlowGPU:
-    """A CNN on it. What is asked of it, and what came of that, is counted."""
-
-    device = torch.device("cuda")
-
-    def __init__(self, cnn: FrozenCNN) -> None:
-        self._cnn, self.recipe, self.asked = cnn, cnn.recipe, 0
-
-    def __call__(self, pictures: list[Tensor]) -> Tensor:
-        self.asked += 1
-        return self._cnn(pictures)
-
-
-def test_beside_a_gpu_a_batch_is_computed_while_the_one_before_it_is_fetched(
-    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backbones = read_backbones(tiny.backbone)
-    cnn = FrozenCNN(backbones, make_recipe(backbones, config(tmp_path)), CPU, batch=8)
-    ids = PictureArchive(tiny.images).ids  # 62: the last batch has 6
-    expected = torch.cat(list(features_of(tiny.images, ids, cnn, batch=8, workers=1)))
-
-    def empty(shape: tuple[int, ...], pin_memory: bool) -> Tensor:
-        assert pin_memory
-        return torch.full(shape, np.nan).as_subclass(Pinned)
-
-    monkeypatch.setattr(Pinned, "underway", [])
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch, "empty", empty)
-    gpu, made = SlowGPU(cnn), []
-    for number, part in enumerate(features_of(tiny.images, ids, gpu, batch=8, workers=3)):  # type: ignore[arg-type]
-        made.append(part.as_subclass(Tensor).clone())
-        assert gpu.asked == min(number + 2, 8)
-    torch.testing.assert_close(torch.cat(made), expected, rtol=0, atol=0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

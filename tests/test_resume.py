@@ -201,6 +201,18 @@ STAGES: dict[str, tuple[Callable[..., Run], tuple[str, ...], str]] = {
 }
 
 
+def ended(tiny: Artifacts, folder: Path, stage: str) -> tuple[Run, list[Path], list[bytes]]:
+    """How to run it again, where its outputs stood, and what they were."""
+    make, names, _ = STAGES[stage]
+    run, outs = make(tiny, folder), [folder / name for name in names]
+    run()
+    made = [path.read_bytes() for path in outs]
+    outs[0].chmod(0o444)  # as DVC's cache has it, which may be the same file
+    for path in outs:
+        path.unlink()
+    return run, outs, made
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_has_ended_is_not_done_again_where_nobody_noted_that(
     tiny: Artifacts,
@@ -210,19 +222,16 @@ def test_what_has_ended_is_not_done_again_where_nobody_noted_that(
     stage: str,
 ) -> None:
     caplog.set_level(logging.INFO)
-    make, names, work = STAGES[stage]
-    run, outs = make(tiny, tmp_path), [tmp_path / name for name in names]
-    run()
-    made = [path.read_bytes() for path in outs]
+    run, outs, made = ended(tiny, tmp_path, stage)
     for _ in range(2):
-        outs[0].chmod(0o444)  # as DVC's cache has it, which may be the same file
-        for path in outs:
-            path.unlink()
+        caplog.clear()
         with monkeypatch.context() as patched:
-            patched.setattr(work, nothing_to_do)
+            patched.setattr(STAGES[stage][2], nothing_to_do)
             run()
         assert [path.read_bytes() for path in outs] == made
         assert "has ended before: this is what it made" in caplog.text
+        for path in outs:
+            path.unlink()
     acknowledge(outs[0])
     caplog.clear()
     run()  # really
@@ -236,16 +245,12 @@ def test_what_was_kept_of_an_ended_run_and_has_rotted_is_made_anew(
     tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str, rot: str
 ) -> None:
     caplog.set_level(logging.INFO)
-    make, names, _ = STAGES[stage]
-    run, outs = make(tiny, tmp_path), [tmp_path / name for name in names]
-    run()
-    made = [path.read_bytes() for path in outs]
-    for path in outs:
-        path.unlink()
+    run, outs, made = ended(tiny, tmp_path, stage)
     kept = "rows.h5" if stage == "extract" else "best-*.safetensors"
-    (path,) = (tmp_path / f".{names[0]}.resume").glob(kept)
+    (path,) = (tmp_path / f".{outs[0].name}.resume").glob(kept)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
+    path.chmod(0o644)
     if rot == "gone":
         path.unlink()
     else:

@@ -175,9 +175,9 @@ class Checkpoint:
         """The run has ended, and its output is in place."""
         try:
             self.save({}, {**header, "finished": True})
+            self.release()
         except OSError:  # a disk that is full now has all that was asked for
             self.drop()
-        self.release()
 
     def release(self) -> None:
         """Others may make the same output."""
