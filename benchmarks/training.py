@@ -139,7 +139,9 @@ def bare(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[
         decoder = fit.decoder.train()
         for batch, rows in zip(ready, features, strict=True):
             loss = caption_loss(
-                decoder, rows, batch, batch.inputs, config.label_smoothing, precision
+                *(decoder, rows, batch.inputs, batch.targets, batch.kept),
+                smoothing=config.label_smoothing,
+                precision=precision,
             )
             fit.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -13,7 +13,7 @@ from pipeline.device import choose_device, make_repeatable
 from pipeline.model.captioning import caption_features
 from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.features import PictureFeatures
-from pipeline.model.search import Search
+from pipeline.model.search import BeamSearch, Search
 from pipeline.scoring.bleu import COUNT_NAMES
 from pipeline.scoring.metrics import SCALE, bleu_counts, cider, each_bleu_4, headline, rouge_l
 from pipeline.scoring.variety import variety
@@ -69,10 +69,9 @@ def evaluate(
     split = captions_of(everything, config.split)
 
     made = caption_features(
-        decoder,
+        BeamSearch(decoder, search_of(config)),
         PictureFeatures(cache, split.ids, device),
         trained[0].vocabulary,
-        search_of(config),
         config.batch_size,
     )
     constant = best_constant(captions_of(everything, "train").captions, split.references)

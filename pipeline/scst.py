@@ -15,7 +15,7 @@ import typer
 from pipeline.config import read
 from pipeline.config.scst import ScstConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
-from pipeline.model.captioning import greedy_scores
+from pipeline.model.captioning import GreedyScores
 from pipeline.model.reinforce import Reinforce
 from pipeline.model.split import load_split
 from pipeline.store.checkpoint import Checkpoint, acknowledge, run_fingerprint
@@ -75,7 +75,8 @@ def scst(
         rows = [Epoch(**row) for row in saved[1]["rows"]]
         checkpoint.give_back_best(out)
     else:
-        rows = [Epoch(0, None, None, *greedy_scores(model.decoder, validate, model.vocabulary))]
+        before = GreedyScores(model.decoder, validate, model.vocabulary)
+        rows = [Epoch(0, None, None, *before())]
         log.info("before: dev BLEU-4 %.2f, dev CIDEr %.2f", rows[0].bleu_4, rows[0].cider)
         with atomic(out) as scratch:
             shutil.copyfile(trained, scratch)
@@ -87,6 +88,7 @@ def scst(
         checkpoint.keep_best(out)
     learn = load_split(cache, captions, "train", model.vocabulary, device)
     reinforce = Reinforce(model.decoder, learn, config, precision)
+    score = GreedyScores(reinforce.learnt, validate, model.vocabulary)
 
     def save() -> None:
         tensors, header = reinforce.save()
@@ -100,7 +102,7 @@ def scst(
         with checkpoint.steps(save) as after_step:
             learnt = reinforce.epoch(number, after_step)
         took = time.monotonic() - began
-        scores = greedy_scores(reinforce.learnt, validate, model.vocabulary)
+        scores = score()
         rows.append(Epoch(number, learnt.reward, learnt.cross_entropy, *scores))
         best = best_epoch(rows)
         if best == number:

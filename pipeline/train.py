@@ -17,7 +17,7 @@ from pipeline.config.train import TrainConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
 from pipeline.errors import InputError
 from pipeline.model.build import build_decoder
-from pipeline.model.captioning import greedy_scores
+from pipeline.model.captioning import GreedyScores
 from pipeline.model.decoder import DecoderConfig
 from pipeline.model.fit import Fit
 from pipeline.model.split import load_split
@@ -82,6 +82,7 @@ def train(
     decoder = build_decoder(decoder_config(config, learn.features.shape, len(words))).to(device)
     decoder.standardize_by(learn.features.mean, learn.features.std)
     fit = Fit(decoder, config, learn.captions, precision)
+    scores = GreedyScores(fit.learnt, validate, words)
     fingerprint = run_fingerprint(
         [config.model_dump(), str(precision)], [features, table, vocabulary], device.type
     )
@@ -106,7 +107,7 @@ def train(
             train_loss = fit.epoch(learn, number, after_step)
         trained = time.monotonic()
         val_loss = fit.loss(validate)
-        bleu_4, cider_mean = greedy_scores(fit.learnt, validate, words)
+        bleu_4, cider_mean = scores()
         rows.append(Epoch(number, learning_rate, train_loss, val_loss, bleu_4, cider_mean))
         best = best_epoch(rows, config)
         if best == number:

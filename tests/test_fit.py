@@ -114,7 +114,11 @@ def test_the_loss_and_its_gradient_are_of_the_words_alone(pictures: int, smoothi
     def gradient(loss: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(loss, list(learns.parameters())))
 
-    made = caption_loss(learns, features, batch, batch.inputs, smoothing, torch.float32)
+    made = caption_loss(
+        *(learns, features, batch.inputs, batch.targets, batch.kept),
+        smoothing=smoothing,
+        precision=torch.float32,
+    )
     says = learns(features, batch.inputs).flatten(0, 1)[batch.kept]
     targets = batch.targets.flatten()[batch.kept]
     expected = torch.nn.functional.cross_entropy(says, targets, label_smoothing=smoothing)
