@@ -119,6 +119,10 @@ def evaluate(
     write_lengths(lengths, made, split.references)
     write_metrics(metrics, content, beside=[captions, references, scores])
     log.info("%s, %s\n%s", content["split"], cache.recipe.label, score_table(content))
+    if content["cider"] < yardsticks[0]["cider"]:
+        log.warning(
+            "CIDEr is below the constant caption's: the model tells nothing of the pictures"
+        )
 
 
 def search_of(config: EvaluateConfig) -> Search:

@@ -15,7 +15,7 @@ import typer
 from pipeline.config import read
 from pipeline.config.scst import ScstConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
-from pipeline.model.captioning import greedy_scores
+from pipeline.model.captioning import greedy_scores, warn_below_constant
 from pipeline.model.reinforce import Reinforce
 from pipeline.model.split import load_split
 from pipeline.store.checkpoint import Checkpoint, acknowledge, run_fingerprint
@@ -115,19 +115,24 @@ def scst(
         )
     if len(rows) <= config.epochs:
         log.info("no better for %d epochs: stopped", config.patience)
-    log.info("kept epoch %d", best_epoch(rows))
+    best = best_epoch(rows)
+    log.info("kept epoch %d", best)
+    warn_below_constant(rows[best].cider, learn, validate)
     checkpoint.finish({"rows": [asdict(row) for row in rows]})
 
 
 def best_epoch(rows: list[Epoch]) -> int:
-    """The number of the best epoch so far; of equals, the first."""
-    return max(rows, key=lambda row: (row.cider, -row.epoch)).epoch
+    """The number of the best epoch so far; of equal CIDEr the one of the best BLEU-4."""
+    return max(rows, key=lambda row: (row.cider, row.bleu_4, -row.epoch)).epoch
 
 
 def ended(rows: list[Epoch], config: ScstConfig) -> bool:
-    """Whether all epochs are over, or none has been the best for `patience` of them."""
+    """Whether all epochs are over, or none has been the best for `patience` of them; while every
+    CIDEr is 0, nothing has been said that could get worse."""
     last = rows[-1].epoch
-    return last == config.epochs or last - best_epoch(rows) >= config.patience
+    if last == config.epochs:
+        return True
+    return any(row.cider > 0 for row in rows) and last - best_epoch(rows) >= config.patience
 
 
 def main(

@@ -17,7 +17,7 @@ from pipeline.config.train import TrainConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
 from pipeline.errors import InputError
 from pipeline.model.build import build_decoder
-from pipeline.model.captioning import greedy_scores
+from pipeline.model.captioning import greedy_scores, warn_below_constant
 from pipeline.model.decoder import DecoderConfig
 from pipeline.model.fit import Fit
 from pipeline.model.split import load_split
@@ -123,17 +123,21 @@ def train(
         )
     if len(rows) < config.epochs:
         log.info("no better for %d epochs: stopped", config.patience)
-    log.info("kept epoch %d", best_epoch(rows, config))
+    best = best_epoch(rows, config)
+    log.info("kept epoch %d", best)
+    warn_below_constant(rows[best - 1].cider, learn, validate)
     checkpoint.finish({"rows": [asdict(row) for row in rows]})
 
 
 def ended(rows: list[Epoch], config: TrainConfig) -> bool:
-    """Whether all epochs are over, or none has been the best for `patience` of them."""
-    if not rows:
-        return False
-    return (
-        len(rows) == config.epochs or rows[-1].epoch - best_epoch(rows, config) >= config.patience
-    )
+    """Whether all epochs are over, or none has been the best for `patience` of them.
+
+    While every score is 0, nothing has been said that could get worse.
+    """
+    if len(rows) in (0, config.epochs):
+        return len(rows) > 0
+    scores = any(getattr(row, config.select_by) > 0 for row in rows)
+    return scores and rows[-1].epoch - best_epoch(rows, config) >= config.patience
 
 
 def decoder_config(
@@ -154,8 +158,8 @@ def decoder_config(
 
 
 def best_epoch(rows: list[Epoch], config: TrainConfig) -> int:
-    """The number of the best epoch so far; of equals, the first."""
-    return max(rows, key=lambda row: (getattr(row, config.select_by), -row.epoch)).epoch
+    """The number of the best epoch so far; of equal scores the one of the lowest dev loss."""
+    return max(rows, key=lambda row: (getattr(row, config.select_by), -row.val_loss)).epoch
 
 
 def main(

@@ -1,5 +1,7 @@
 """Captions, as words, of any number of pictures, and what they score."""
 
+import logging
+
 from torch import Tensor
 
 from pipeline.model.decoder import Stepwise
@@ -8,7 +10,10 @@ from pipeline.model.search import Search, beam_search
 from pipeline.model.split import Split
 from pipeline.progress import bar
 from pipeline.scoring.metrics import bleu, cider
+from pipeline.scoring.yardsticks import best_constant
 from pipeline.store.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 
 def caption_features(
@@ -34,3 +39,16 @@ def greedy_scores(decoder: Stepwise, data: Split, vocabulary: Vocabulary) -> tup
     """BLEU-4 and CIDEr, x100, of greedy captions."""
     captions = caption_features(decoder, data.features, vocabulary, VALIDATION, batch_size=250)
     return bleu(captions, data.references)[3], cider(captions, data.references)[0]
+
+
+def warn_below_constant(score: float, learn: Split, data: Split) -> None:
+    """Say so where captions of `data` that score this CIDEr are worse than one said of all."""
+    captions = (caption for captions in learn.references for caption in captions)
+    constant = best_constant(captions, data.references)
+    mark = cider([constant] * len(data.references), data.references)[0]
+    if score < mark:
+        log.warning(
+            "the kept model's dev CIDEr, %.2f, is below the %.2f of one caption said of every "
+            "picture ('%s'): it tells nothing of them yet; it needs more epochs or more pictures",
+            *(score, mark, " ".join(constant)),
+        )
