@@ -68,11 +68,12 @@ def evaluate(
     everything = read_table(table, about)
     split = captions_of(everything, config.split)
 
+    search = search_of(config, max(model.max_length for model in trained))
     made = caption_features(
         decoder,
         PictureFeatures(cache, split.ids, device),
         trained[0].vocabulary,
-        search_of(config),
+        search,
         config.batch_size,
     )
     constant = best_constant(captions_of(everything, "train").captions, split.references)
@@ -100,6 +101,8 @@ def evaluate(
                 "references": sum(map(len, split.references)) / len(made),
                 "features": cache.recipe.label,
                 "models": len(models),
+                "max_length": search.max_length,
+                "at_max_length": sum(len(one) == search.max_length for one in made),
             }
         ],
     }
@@ -125,11 +128,15 @@ def evaluate(
         )
 
 
-def search_of(config: EvaluateConfig) -> Search:
+def search_of(config: EvaluateConfig, longest: int) -> Search:
+    """
+    Args:
+        longest: words of a caption where the params leave them to the model.
+    """
     return Search(
         beam=config.beam,
         length_penalty=config.length_penalty,
-        max_length=config.max_length,
+        max_length=longest if config.max_length == "auto" else config.max_length,
         block_ngram=config.block_ngram,
         allow_unk=config.allow_unk,
         groups=config.groups,

@@ -16,6 +16,7 @@ from pipeline.config import read
 from pipeline.config.scst import ScstConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
 from pipeline.model.captioning import greedy_scores, warn_below_constant
+from pipeline.model.decoder import Decoder
 from pipeline.model.reinforce import Reinforce
 from pipeline.model.split import load_split
 from pipeline.store.checkpoint import Checkpoint, acknowledge, run_fingerprint
@@ -70,12 +71,16 @@ def scst(
     checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
     captions = read_table(table, about)
     validate = load_split(cache, captions, "dev", model.vocabulary, device)
+
+    def scores_of(decoder: Decoder) -> tuple[float, float]:
+        return greedy_scores(decoder, validate, model.vocabulary, model.max_length)
+
     saved = checkpoint.load() if config.epochs else None
     if saved:
         rows = [Epoch(**row) for row in saved[1]["rows"]]
         checkpoint.give_back_best(out)
     else:
-        rows = [Epoch(0, None, None, *greedy_scores(model.decoder, validate, model.vocabulary))]
+        rows = [Epoch(0, None, None, *scores_of(model.decoder))]
         log.info("before: dev BLEU-4 %.2f, dev CIDEr %.2f", rows[0].bleu_4, rows[0].cider)
         with atomic(out) as scratch:
             shutil.copyfile(trained, scratch)
@@ -86,7 +91,7 @@ def scst(
     if not saved:
         checkpoint.keep_best(out)
     learn = load_split(cache, captions, "train", model.vocabulary, device)
-    reinforce = Reinforce(model.decoder, learn, config, precision)
+    reinforce = Reinforce(model.decoder, learn, config, precision, model.max_length)
 
     def save() -> None:
         tensors, header = reinforce.save()
@@ -100,7 +105,7 @@ def scst(
         with checkpoint.steps(save) as after_step:
             learnt = reinforce.epoch(number, after_step)
         took = time.monotonic() - began
-        scores = greedy_scores(reinforce.learnt, validate, model.vocabulary)
+        scores = scores_of(reinforce.learnt)
         rows.append(Epoch(number, learnt.reward, learnt.cross_entropy, *scores))
         best = best_epoch(rows)
         if best == number:

@@ -79,6 +79,12 @@ def train(
         "%d captions of %d pictures: %s, %s on %s",
         *(len(learn.captions), len(learn.references), cache.recipe.label, precision, device),
     )
+    longest = learn.max_length
+    longer = int((learn.captions.lengths - 2 > longest).sum())
+    log.info(
+        "captions of at most %d words; %d to learn from are longer, of %d at the most",
+        *(longest, longer, int(learn.captions.lengths.max()) - 2),
+    )
     decoder = build_decoder(decoder_config(config, learn.features.shape, len(words))).to(device)
     decoder.standardize_by(learn.features.mean, learn.features.std)
     fit = Fit(decoder, config, learn.captions, precision)
@@ -106,11 +112,12 @@ def train(
             train_loss = fit.epoch(learn, number, after_step)
         trained = time.monotonic()
         val_loss = fit.loss(validate)
-        bleu_4, cider_mean = greedy_scores(fit.learnt, validate, words)
+        bleu_4, cider_mean = greedy_scores(fit.learnt, validate, words, longest)
         rows.append(Epoch(number, learning_rate, train_loss, val_loss, bleu_4, cider_mean))
         best = best_epoch(rows, config)
         if best == number:
-            write_model(out, Model(fit.learnt, words, cache.recipe, about.split_digest))
+            model = Model(fit.learnt, words, cache.recipe, about.split_digest, longest)
+            write_model(out, model)
             checkpoint.keep_best(out)
         save()
         write_history(history, rows)

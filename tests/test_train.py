@@ -98,7 +98,8 @@ def test_it_stops_early_and_keeps_the_best_epoch(tiny: Artifacts, tmp_path: Path
         read_table(tiny.table, about),
     )
     dev = load_split(read_features(tiny.features), table, "dev", words, CPU)
-    kept = greedy_scores(read_model(model, CPU).decoder, dev, words)
+    made = read_model(model, CPU)
+    kept = greedy_scores(made.decoder, dev, words, made.max_length)
     assert kept[1] == pytest.approx(history["cider"][best], rel=1e-4)
 
 

@@ -34,8 +34,6 @@ from pipeline.progress import bar
 from pipeline.scoring.reward import BleuReward, CiderReward
 from pipeline.store.vocabulary import PAD
 
-MAX_LENGTH = 20  # words of a drawn caption
-
 
 @dataclass(frozen=True)
 class Learnt:
@@ -49,9 +47,19 @@ class Reinforce:
     """A trained decoder that goes on learning."""
 
     def __init__(
-        self, decoder: Decoder, split: Split, config: ScstConfig, precision: torch.dtype
+        self,
+        decoder: Decoder,
+        split: Split,
+        config: ScstConfig,
+        precision: torch.dtype,
+        max_length: int,
     ) -> None:
+        """
+        Args:
+            max_length: words of a drawn caption at the most.
+        """
         self.decoder, self.split, self.config, self.precision = decoder, split, config, precision
+        self._sampling = Sampling(config.temperature, max_length=max_length)
         self._average = Average(decoder, config.ema)
         references = references_of(split.captions, len(split.features))
         self._cider = CiderReward(references)
@@ -105,10 +113,9 @@ class Reinforce:
     def _step(self, group: Tensor) -> None:
         """Captions of these pictures (P,) are drawn, scored and learned from."""
         config, split = self.config, self.split
-        sampling = Sampling(config.temperature, max_length=MAX_LENGTH)
         features = split.features[group]  # (P, …)
         with without_dropout(self.decoder):
-            drawn = sample(self.decoder, features, config.samples, sampling, self._draw)
+            drawn = sample(self.decoder, features, config.samples, self._sampling, self._draw)
         values = self.rewards(group, drawn)  # (P, samples)
         with nullcontext() if config.dropout else without_dropout(self.decoder):
             loss = self._policy_loss(features, drawn, values)
