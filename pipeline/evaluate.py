@@ -29,7 +29,7 @@ from pipeline.store.results import (
     write_references,
     write_scores,
 )
-from pipeline.store.table import captions_of, read_summary, read_table
+from pipeline.store.table import captions_of, read_summary, read_table, warn_small
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ def evaluate(
         require_same_split(model, about.split_digest, where=str(path))
     everything = read_table(table, about)
     split = captions_of(everything, config.split)
+    warn_small(config.split, len(split.ids))
 
     search = search_of(config, max(model.max_length for model in trained))
     made = caption_features(

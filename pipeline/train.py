@@ -25,7 +25,7 @@ from pipeline.store.checkpoint import Checkpoint, acknowledge, run_fingerprint
 from pipeline.store.features import read_features
 from pipeline.store.model import Model, write_model
 from pipeline.store.results import write_history
-from pipeline.store.table import read_summary, read_table
+from pipeline.store.table import read_summary, read_table, warn_small
 from pipeline.store.vocabulary import read_vocabulary
 
 log = logging.getLogger(__name__)
@@ -76,9 +76,11 @@ def train(
         load_split(cache, captions, name, words, device) for name in ("train", "dev")
     )
     log.info(
-        "%d captions of %d pictures: %s, %s on %s",
-        *(len(learn.captions), len(learn.references), cache.recipe.label, precision, device),
+        "%d captions of %d pictures to learn from, %d pictures to validate by: %s, %s on %s",
+        *(len(learn.captions), len(learn.references), len(validate.references)),
+        *(cache.recipe.label, precision, device),
     )
+    warn_small("dev", len(validate.references))
     longest = learn.max_length
     longer = int((learn.captions.lengths - 2 > longest).sum())
     log.info(
