@@ -16,7 +16,7 @@ from pipeline.model.features import PictureFeatures
 from pipeline.model.search import Search
 from pipeline.scoring.bleu import COUNT_NAMES
 from pipeline.scoring.metrics import SCALE, bleu_counts, cider, each_bleu_4, headline, rouge_l
-from pipeline.scoring.variety import variety
+from pipeline.scoring.variety import repeats, variety
 from pipeline.scoring.yardsticks import best_constant, human_scores
 from pipeline.store.checkpoint import acknowledge
 from pipeline.store.features import read_features
@@ -32,6 +32,8 @@ from pipeline.store.results import (
 from pipeline.store.table import captions_of, read_summary, read_table, warn_small
 
 log = logging.getLogger(__name__)
+
+MANY = 0.2  # of captions, that do what is forbidden
 
 
 def evaluate(
@@ -77,7 +79,9 @@ def evaluate(
         search,
         config.batch_size,
     )
-    constant = best_constant(captions_of(everything, "train").captions, split.references)
+    learnt = captions_of(everything, "train").captions
+    warn_blocked(learnt, config.block_ngram)
+    constant = best_constant(learnt, split.references)
     yardsticks: list[dict[str, Any]] = [
         {
             "name": "constant",
@@ -126,6 +130,17 @@ def evaluate(
     if content["cider"] < yardsticks[0]["cider"]:
         log.warning(
             "CIDEr is below the constant caption's: the model tells nothing of the pictures"
+        )
+
+
+def warn_blocked(learnt: Sequence[Sequence[str]], order: int) -> None:
+    """Long captions say pairs of words twice as a matter of course."""
+    share = sum(repeats(caption, order) for caption in learnt) / len(learnt) if order else 0.0
+    if share > MANY:
+        log.warning(
+            "evaluate.block_ngram: %d forbids what %.0f %% of the training captions do: to say %d "
+            "words in a row twice; raise it, or set it to 0",
+            *(order, 100 * share, order),
         )
 
 

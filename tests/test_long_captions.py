@@ -92,3 +92,18 @@ def test_so_does_evaluation_unless_told_otherwise_and_it_counts_what_got_there(
     (about,) = json.loads((tmp_path / "metrics.json").read_text())["about"]
     assert about["max_length"] == longest
     assert about["at_max_length"] == (words == longest).sum()
+
+
+@pytest.mark.parametrize(("block_ngram", "warned"), [(2, True), (0, False)])
+def test_a_rule_that_most_captions_break_is_warned_of(
+    tiny: Artifacts, tmp_path: Path, caplog: Any, block_ngram: int, warned: bool
+) -> None:
+    """Paragraphs say pairs of words twice; so do the little world's captions, said twice."""
+    rows = pd.read_csv(tiny.table, dtype=str)
+    rows["tokens"] = [f"{words} and {words}" for words in rows["tokens"]]
+    table, summary = tiny.with_table(tmp_path, rows.to_csv(index=False))
+    params = write_params(tmp_path / "params.yaml", evaluate={"block_ngram": block_ngram})
+    tiny.evaluate(read(params, EvaluateConfig), tmp_path, table=table, summary=summary)
+    said = [one for one in caplog.messages if "evaluate.block_ngram: 2 forbids" in one]
+    assert bool(said) == warned
+    assert not warned or "100 % of the training captions" in said[0]
