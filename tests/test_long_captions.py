@@ -13,10 +13,12 @@ from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.scst import ScstConfig
 from pipeline.config.vocab import VocabConfig
+from pipeline.errors import InputError
 from pipeline.model import reinforce
 from pipeline.model.sample import sample
 from pipeline.scst import scst
 from pipeline.store.model import read_model
+from pipeline.store.tensors import read_tensors, write_tensors
 from pipeline.vocab import make_vocabulary
 from tests.conftest import Artifacts, command, write_params
 
@@ -107,3 +109,15 @@ def test_a_rule_that_most_captions_break_is_warned_of(
     said = [one for one in caplog.messages if "evaluate.block_ngram: 2 forbids" in one]
     assert bool(said) == warned
     assert not warned or "100 % of the training captions" in said[0]
+
+
+@pytest.mark.parametrize("claimed", [0, 10**9, "39", None])
+def test_a_model_that_claims_captions_of_any_length_is_refused(
+    long: Long, tmp_path: Path, claimed: Any
+) -> None:
+    """A search sets memory aside for the longest."""
+    tensors, header = read_tensors(long.model, made_by="train")
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, tensors, header | {"max_length": claimed})
+    with pytest.raises(InputError, match=r"model\.safetensors does not say what it learned from"):
+        read_model(path, CPU)
