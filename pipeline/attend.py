@@ -77,10 +77,11 @@ def main(
         raise InputError(
             f"the decoder of {model[0]} attends to no grid; train an attention decoder"
         )
+    search = Search(beam, length_penalty, captioner.max_length, block_ngram=2)
     taken: set[Path] = set()
     for path in pictures:
         views = captioner.prepare(path)
-        ((caption,),) = captioner.caption([views], Search(beam, length_penalty, block_ngram=2))
+        ((caption,),) = captioner.caption([views], search)
         weights = captioner.attention(views, caption.split())
         target = out / f"{path.name}.attention.png"
         if target in taken:

@@ -1,5 +1,7 @@
 """Captions, as words, of any number of pictures, and what they score."""
 
+import logging
+
 from torch import Tensor
 
 from pipeline.model.decoder import Decoder
@@ -8,10 +10,10 @@ from pipeline.model.search import BeamSearch, Search, best_of_groups
 from pipeline.model.split import Split
 from pipeline.progress import bar
 from pipeline.scoring.metrics import bleu, cider
+from pipeline.scoring.yardsticks import best_constant
 from pipeline.store.vocabulary import Vocabulary
 
-# Greedy: the best epoch by it is the best by beam search too, or next to it, at a fifth the time.
-VALIDATION = Search(beam=1, max_length=20)
+log = logging.getLogger(__name__)
 
 
 def caption_features(
@@ -29,14 +31,30 @@ def caption_features(
 
 
 class GreedyScores:
-    """BLEU-4 and CIDEr, x100, of a decoder's greedy captions of a split, whenever asked."""
+    """BLEU-4 and CIDEr, x100, of a decoder's greedy captions of a split, whenever asked: the best
+    epoch by them is the best by beam search too, or next to it, at a fifth the time."""
 
-    def __init__(self, decoder: Decoder, split: Split, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, decoder: Decoder, split: Split, vocabulary: Vocabulary, max_length: int
+    ) -> None:
         self._decoder, self._split, self._vocabulary = decoder, split, vocabulary
-        self._search = BeamSearch(decoder, VALIDATION)
+        self._search = BeamSearch(decoder, Search(beam=1, max_length=max_length))
 
     def __call__(self) -> tuple[float, float]:
         self._decoder.eval()
         features, references = self._split.features, self._split.references
         captions = caption_features(self._search, features, self._vocabulary, batch_size=250)
         return bleu(captions, references)[3], cider(captions, references)[0]
+
+
+def warn_below_constant(score: float, learn: Split, data: Split) -> None:
+    """Say so where captions of `data` that score this CIDEr are worse than one said of all."""
+    captions = (caption for captions in learn.references for caption in captions)
+    constant = best_constant(captions, data.references)
+    mark = cider([constant] * len(data.references), data.references)[0]
+    if score < mark:
+        log.warning(
+            "the kept model's dev CIDEr, %.2f, is below the %.2f of one caption said of every "
+            "picture ('%s'): it tells nothing of them yet; it needs more epochs or more pictures",
+            *(score, mark, " ".join(constant)),
+        )

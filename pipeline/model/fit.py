@@ -38,7 +38,10 @@ class Fit:
         Args:
             captions: what an epoch goes through; the schedule counts its steps.
         """
-        self.steps = count_batches(captions, config.batch_size, config.layer == "grid")
+        # A few hundred captions are a handful of batches: too few steps to learn in.
+        size = min(config.batch_size, max(1, len(captions) // config.min_epoch_steps))
+        config = config.model_copy(update={"batch_size": size})
+        self.steps = count_batches(captions, size, config.layer == "grid")
         self.decoder, self.config, self.precision = decoder, config, precision
         self.optimizer = adamw(decoder, config.learning_rate, config.weight_decay)
         self._step = 0  # of all epochs

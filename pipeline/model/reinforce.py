@@ -28,8 +28,6 @@ from pipeline.progress import bar
 from pipeline.scoring.reward import BleuReward, CiderReward, References
 from pipeline.store.vocabulary import PAD
 
-MAX_LENGTH = 20  # words of a drawn caption
-
 
 @dataclass(frozen=True)
 class Learnt:
@@ -43,9 +41,19 @@ class Reinforce:
     """A trained decoder that goes on learning."""
 
     def __init__(
-        self, decoder: Decoder, split: Split, config: ScstConfig, precision: torch.dtype
+        self,
+        decoder: Decoder,
+        split: Split,
+        config: ScstConfig,
+        precision: torch.dtype,
+        max_length: int,
     ) -> None:
+        """
+        Args:
+            max_length: words of a drawn caption at the most.
+        """
         self.decoder, self.split, self.config, self.precision = decoder, split, config, precision
+        self._sampling = Sampling(config.temperature, max_length=max_length)
         self._average = Average(decoder, config.ema)
         device = decoder.feature_mean.device
         references = References(
@@ -120,10 +128,9 @@ class Reinforce:
 
     def _drawn(self, features: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
         """Captions (P * samples, T) of these pictures (P,), and their rewards (P, samples)."""
-        config = self.config
-        sampling = Sampling(config.temperature, max_length=MAX_LENGTH)
+        samples, sampling = self.config.samples, self._sampling
         with without_dropout(self.decoder):
-            drawn = sample(self.decoder, features, config.samples, sampling, self._chance)
+            drawn = sample(self.decoder, features, samples, sampling, self._chance)
         return drawn, self.rewards(group, drawn)
 
     def _learn_from(
