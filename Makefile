@@ -31,7 +31,7 @@ compare: $(VENV)/installed  ## the demo at two commits, and whether it got worse
 
 page: $(VENV)/installed  ## build/report.html: this run's page with another's scores beside it; BASE=main
 	mkdir -p build
-	git show $(or $(BASE),HEAD):reports/metrics.json > build/base.json
+	git show $(or $(BASE),HEAD):./reports/metrics.json > build/base.json
 	$(BIN)/python -m pipeline $$($(BIN)/python -c 'import yaml; print(*yaml.safe_load(open("dvc.yaml"))["stages"]["report"]["cmd"].split()[3:])') \
 	  --base build/base.json --out build/report.html
 
