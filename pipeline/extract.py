@@ -43,7 +43,8 @@ PROBED = 64  # pictures that tell which precision will do
 def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> None:
     """Write the features of every picture in the archive `images` to `out`.
 
-    A run that was killed goes on where it stood, and ends with the same bytes.
+    A run that was killed goes on where it stood, and ends with the same bytes; where pictures have
+    changed since, before the first of them.
 
     Raises:
         InputError: a picture or the weights cannot be used, or a feature is not finite.
@@ -54,7 +55,7 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     recipe = make_recipe(backbones, config)
     batch = auto_batch(recipe, device) if config.batch_size == "auto" else config.batch_size
     with PictureArchive(images) as archive:
-        ids = archive.ids
+        ids, contents = archive.ids, archive.contents
         cnn = _frozen_cnn(backbones, recipe, device, config.precision, batch, archive)
     shape = cnn.feature_shape
     workers = auto_workers(device) if config.workers == "auto" else config.workers
@@ -63,10 +64,11 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     # differ in its last bits.
     versions = [version(name) for name in ("pillow", "torchvision")]
     fingerprint = run_fingerprint(
-        [config.model_dump(), str(cnn.precision), batch, versions], [images, weights], device.type
+        [config.model_dump(), str(cnn.precision), batch, versions], [weights], device.type
     )
     checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
-    with resume_features(out, ids, shape, config.dtype, recipe, checkpoint) as rows:
+    made_of = (ids, shape, config.dtype, recipe)
+    with resume_features(out, *made_of, checkpoint, contents, batch) as rows:
         began, left = time.monotonic(), ids[rows.done :]
         with bar(label="extract", total=len(ids), unit="picture", initial=rows.done) as progress:
             for features in features_of(images, left, cnn, batch, workers):

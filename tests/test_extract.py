@@ -13,9 +13,11 @@ import torch
 import torchvision
 from PIL import Image
 
+from pipeline.backbone import preprocessing_of
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.precision import fastest_faithful
 from pipeline.cnn.prepare import decode, prepare
+from pipeline.cnn.trunk import build_trunk
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.errors import InputError
@@ -122,6 +124,27 @@ def test_a_probe_takes_the_first_precision_that_keeps_the_features(
         batch=4,
     )
     assert cnn.precision is chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("inception_v3", 64, "64 px, its weights are made for 299; 75 px is the least"),
+        ("vit_b_32", 320, "320 px, its weights are made for 224; use that size"),
+        ("maxvit_t", 320, "320 px, its weights are made for 224; use that size"),
+    ],
+)
+def test_a_size_that_a_cnn_cannot_take_is_one_line_with_one_that_it_can(
+    tmp_path: Path, name: str, size: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pre = preprocessing_of(name, "DEFAULT")
+    backbone = Backbone(name, "random:0", pre, build_trunk(name).state_dict())
+    recipe = make_recipe([backbone], config(tmp_path, image_size=size))
+    with pytest.raises(InputError) as error:
+        FrozenCNN([backbone], recipe, CPU)
+    assert f"{name} cannot take pictures of {said}" in str(error.value)
+    assert f"(extract.image_size: {pre.size}, or null)" in str(error.value)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("framing", ["crop", "squash"])

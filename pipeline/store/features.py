@@ -152,7 +152,7 @@ def _lay_out(
     return Layout(len(ids), rows, row_size(shape, dtype), checksums)
 
 
-def _sealed_layout(file: BinaryIO) -> Layout | None:
+def sealed_layout(file: BinaryIO) -> Layout | None:
     """What `lay_out` wrote before HDF5's part, if that is as it was: the HDF5 library does not
     survive all that can happen to it."""
     try:
@@ -183,7 +183,7 @@ def read_features(path: Path) -> Features:
     if not path.is_file():
         raise InputError(f"{path} does not exist; the stage 'extract' makes it")
     with path.open("rb") as content:  # one handle: another run may put a new file in its place
-        layout = _sealed_layout(content)
+        layout = sealed_layout(content)
         if layout is None:
             raise InputError(
                 f"{path} is damaged or no feature cache of this version; run 'extract' again"

@@ -82,6 +82,13 @@ class PictureArchive:
         """All picture ids, sorted."""
         return sorted(self._members)
 
+    @property
+    def contents(self) -> list[str]:
+        """By picture, in the order of `ids`, what another name or content changes: the zip's
+        directory has it, so nothing is read."""
+        members = [(one, self._members[one]) for one in self.ids]
+        return [f"{one} {member.CRC:08x} {member.file_size}" for one, member in members]
+
     def content(self, image_id: str) -> bytes:
         """One picture's bytes as they are in the archive, its checksum verified.
 
