@@ -23,7 +23,7 @@ from pipeline.cnn.prepare import Prepared, prepare, stack
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.device import choose_device, fast_precisions, make_repeatable
-from pipeline.errors import InputError
+from pipeline.errors import InputError, counted
 from pipeline.progress import bar
 from pipeline.store.checkpoint import Checkpoint, run_fingerprint
 from pipeline.store.pictures import PictureArchive
@@ -82,8 +82,15 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
         return  # it was there already
     seconds = time.monotonic() - began
     log.info(
-        "%d pictures in %.0f s, %.1f a second: %s, %s on %s",
-        *(len(left), seconds, len(left) / seconds, recipe.label, cnn.precision, device),
+        "%s in %.0f s, %.1f a second: %s, %s on %s",
+        *(
+            counted(len(left), "picture"),
+            seconds,
+            len(left) / seconds,
+            recipe.label,
+            cnn.precision,
+            device,
+        ),
     )
 
 

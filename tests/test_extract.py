@@ -343,7 +343,7 @@ def test_rows_that_are_missing_changed_or_not_finite_are_said(
     cache = read_features(path)
     with pytest.raises(InputError, match="not finite"):
         PictureFeatures(cache, cache.ids, CPU)
-    with pytest.raises(InputError, match=r"lacks 1 pictures, 'other\.jpg'"):
+    with pytest.raises(InputError, match=r"lacks 1 picture, 'other\.jpg'"):
         PictureFeatures(cache, [cache.ids[0], "other.jpg"], CPU)
 
 

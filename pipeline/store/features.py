@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, counted
 from pipeline.store.recipe import FeatureRecipe
 
 MAGIC = b"showtell features 4\n"
@@ -52,7 +52,7 @@ class Features:
         missing = [image_id for image_id in ids if image_id not in row_of]
         if missing:
             raise InputError(
-                f"{self.path} lacks {len(missing)} pictures, {missing[0]!r} among them; "
+                f"{self.path} lacks {counted(len(missing), 'picture')}, {missing[0]!r} among them; "
                 "run the stage 'extract' again"
             )
         return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
