@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PINS := --constraint constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test bench kills fuzz reproducible experiments compare page install clean
+.PHONY: demo test newest newest-test bench kills fuzz reproducible experiments compare page install clean
 
 demo: $(VENV)/installed  ## the whole graph on a small data set made here, offline
 	$(BIN)/showtell demo
@@ -12,7 +14,14 @@ test: $(VENV)/installed  ## style, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+newest:  ## the tests on the newest release of every package, in an environment of its own
+	$(MAKE) install VENV=.venv-newest PINS=
+	$(MAKE) newest-test VENV=.venv-newest
+
+newest-test:
+	$(PYTEST) --ignore tests/test_install.py
 
 kills: $(VENV)/installed  ## runs killed at random moments and gone on with; KILLS='--count 40 --seed 0'
 	$(BIN)/python -m tests.kills $(KILLS)
@@ -31,7 +40,7 @@ compare: $(VENV)/installed  ## the demo at two commits, and whether it got worse
 
 page: $(VENV)/installed  ## build/report.html: this run's page with another's scores beside it; BASE=main
 	mkdir -p build
-	git show $(or $(BASE),HEAD):reports/metrics.json > build/base.json
+	git show $(or $(BASE),HEAD):./reports/metrics.json > build/base.json
 	$(BIN)/python -m pipeline $$($(BIN)/python -c 'import yaml; print(*yaml.safe_load(open("dvc.yaml"))["stages"]["report"]["cmd"].split()[3:])') \
 	  --base build/base.json --out build/report.html
 
@@ -45,8 +54,8 @@ experiments: $(VENV)/installed  ## what varies and the scores, best first; EXP=-
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "showtell needs Python 3.11 or later: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dvc,dev]'
+	$(BIN)/python -m pip install --quiet $(PINS) --editable '.[dvc,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) .venv-newest .demo build *.egg-info

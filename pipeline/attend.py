@@ -1,5 +1,6 @@
 """`showtell attend`: where an attention decoder looked, word by word, as pictures."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +52,7 @@ def attention_sheet(picture: Tensor, words: Sequence[str], weights: Tensor) -> I
 
 def main(
     photos: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO", help="Pictures, or folders of pictures.")
+        list[str], typer.Argument(metavar="PHOTO", help="Pictures, or folders of pictures.")
     ],
     out: Annotated[Path, typer.Option(help="The folder for a PNG a picture.")] = Path("attention"),
     model: Annotated[list[Path], typer.Option(help="The trained model.")] = [  # noqa: B006
@@ -78,15 +79,22 @@ def main(
             f"the decoder of {model[0]} attends to no grid; train an attention decoder"
         )
     search = Search(beam, length_penalty, captioner.max_length, block_ngram=2)
-    taken: set[Path] = set()
+    names = [path.name for path in pictures]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two pictures are named {twice[0]}; draw them to two folders")
+    failed = False
     for path in pictures:
-        views = captioner.prepare(path)
+        try:
+            views = captioner.prepare(path)
+        except InputError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            failed = True
+            continue
         ((caption,),) = captioner.caption([views], search)
         weights = captioner.attention(views, caption.split())
         target = out / f"{path.name}.attention.png"
-        if target in taken:
-            raise InputError(f"two pictures are named {path.name}; draw them to two folders")
-        taken.add(target)
         with atomic(target) as scratch:
             attention_sheet(views[0], caption.split(), weights).save(scratch, "PNG")
         print(f"{printable(str(target))}\t{caption}", flush=True)
+    if failed:
+        raise SystemExit(1)

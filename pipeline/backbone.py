@@ -2,7 +2,6 @@
 
 import http.client
 import logging
-import os
 import ssl
 import sys
 import urllib.error
@@ -22,6 +21,7 @@ from pipeline.cnn.trunk import build_trunk, check_name
 from pipeline.config import read
 from pipeline.config.backbone import BackboneConfig
 from pipeline.errors import InputError
+from pipeline.store.files import named_file
 from pipeline.store.recipe import Preprocessing
 from pipeline.store.weights import Backbone, write_backbones
 
@@ -114,9 +114,7 @@ def _from_torchvision(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def _local(weights: str) -> dict[str, Tensor]:
-    path = Path(os.path.expanduser(weights))  # noqa: PTH111  Path's own raises of unknown users
-    if not path.is_file():
-        raise InputError(f"backbone.weights names {path}, which is no file; check the path")
+    path = named_file(weights, "backbone.weights")
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)

@@ -14,12 +14,13 @@ from torch import Tensor
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.prepare import Prepared, prepare, stack
 from pipeline.device import DeviceName, choose_device, make_repeatable
-from pipeline.errors import InputError, printable
+from pipeline.errors import InputError, counted, printable
 from pipeline.model.decoder import Decoder
 from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.sample import Sampling, sample
 from pipeline.model.search import Search, diverse_search
-from pipeline.store.pictures import EXTENSIONS, read_picture
+from pipeline.store.names import EXTENSIONS, is_picture, some
+from pipeline.store.pictures import read_picture
 from pipeline.store.vocabulary import END, PAD, START
 from pipeline.store.weights import read_backbones
 
@@ -100,26 +101,50 @@ def named_device(name: str) -> torch.device:
     return choose_device(name)  # type: ignore[arg-type]
 
 
-def find_pictures(paths: list[Path]) -> list[Path]:
-    """The files themselves, and the pictures in the folders, sorted.
+def find_pictures(photos: Sequence[str]) -> list[Path]:
+    """The files themselves, and the pictures in the folders and theirs, sorted; each once.
+
+    What else lies in a folder is passed over, and the log says so.
 
     Raises:
-        InputError: a path does not exist, or a folder has no pictures.
+        InputError: a path does not exist or is an address, or a folder has no pictures.
     """
     found: list[Path] = []
-    for path in paths:
+    for photo in photos:
+        path = Path(photo)
         if path.is_dir():
-            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in EXTENSIONS)
-            if not inside:
-                raise InputError(
-                    f"the folder {path} holds no pictures ({' '.join(sorted(EXTENSIONS))})"
-                )
-            found += inside
+            found += _pictures_in(path)
         elif path.exists():
             found.append(path)
+        elif "://" in photo:
+            raise InputError(f"{photo} is an address; fetch the picture and name the file")
         else:
-            raise InputError(f"the picture {path} does not exist; check the path")
-    return found
+            raise InputError(f"the picture {photo} does not exist; check the path")
+    return list(dict.fromkeys(found))
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """In it and in the folders in it, but for what is hidden."""
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    ]
+    pictures = [path for path in files if is_picture(path.name)]
+    if others := [str(path.relative_to(folder)) for path in files if not is_picture(path.name)]:
+        log.warning(
+            "passed over in %s: %s of kinds that are not read: %s",
+            *(folder, counted(len(others), "file"), some(others)),
+        )
+    if not pictures:
+        raise InputError(f"the folder {folder} holds no pictures ({' '.join(sorted(EXTENSIONS))})")
+    return pictures
+
+
+def ids_of(pictures: Sequence[Path]) -> list[str]:
+    """By which results tell pictures apart: their names, or their paths where two have one name."""
+    names = [path.name for path in pictures]
+    return names if len(set(names)) == len(names) else [path.as_posix() for path in pictures]
 
 
 def caption_all(
@@ -143,7 +168,7 @@ def caption_all(
 
 def main(
     photos: Annotated[
-        list[Path], typer.Argument(metavar="PHOTO", help="Pictures, or folders of pictures.")
+        list[str], typer.Argument(metavar="PHOTO", help="Pictures, or folders of pictures.")
     ],
     model: Annotated[
         list[Path], typer.Option(help="The trained model; several speak as an ensemble.")
@@ -202,16 +227,17 @@ def main(
         return captioner.caption(prepared, search)
 
     results, failed = [], 0
-    for path, outcome in caption_all(captioner, pictures, say):
+    outcomes = caption_all(captioner, pictures, say)
+    for image_id, (path, outcome) in zip(ids_of(pictures), outcomes, strict=True):
         if isinstance(outcome, InputError):
             print(f"error: {printable(str(outcome))}", file=sys.stderr)
             failed += 1
         elif as_json:
-            results += [{"image_id": path.name, "caption": caption} for caption in outcome]
+            results += [{"image_id": image_id, "caption": caption} for caption in outcome]
         else:
             for caption in outcome:
                 print(f"{printable(str(path))}\t{caption}", flush=True)
     if as_json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
+        print(json.dumps(results, indent=2))  # in ASCII, which any terminal and program takes
     if failed:
         raise SystemExit(1)

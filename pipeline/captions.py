@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,13 @@ from pipeline.store.text import STRAY, TextArchive, read_text_archive
 
 log = logging.getLogger(__name__)
 
+# Letters of scripts that write no spaces between words: Thai, Lao, Burmese, Khmer, Japanese,
+# Chinese.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+"
+)
+LONGEST_MEAN = 6.0  # letters a word, in those; a sentence has more, words of any of them fewer
+
 
 def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig) -> None:
     """Write the table of captions and the summary of where they came from.
@@ -35,13 +43,16 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
     archive = read_text_archive(text)
     split_of = assign_splits(archive, config)
     written = empty = 0
+    unspaced = letters = 0  # words of such scripts
 
     def rows() -> Iterator[tuple[str, str, str, list[str]]]:  # one at a time: tokens are large
-        nonlocal written, empty
+        nonlocal written, empty, unspaced, letters
         for image_id in sorted(split_of):
             before = written
             for caption in archive.captions.get(image_id, []):
                 tokens = tokenize(caption)
+                for found in filter(None, map(UNSPACED.findall, tokens)):
+                    unspaced, letters = unspaced + 1, letters + len("".join(found))
                 if tokens:
                     yield image_id, split_of[image_id], caption, tokens
                     written += 1
@@ -59,6 +70,12 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
     )
     for name in ("dev", "test"):
         warn_small(name, pictures[name])
+    if letters > LONGEST_MEAN * unspaced:
+        log.warning(
+            "%d words of scripts without spaces have %.1f letters on average: whole sentences are "
+            "taken for words; put spaces between the words first (docs/params.md says how)",
+            *(unspaced, letters / unspaced),
+        )
     digest = split_digest(split_of)
     origin = "hash, not official" if archive.splits is None else "lists"
     write_summary(

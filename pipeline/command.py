@@ -1,18 +1,19 @@
 """The edge of every command: arguments in, one clear line out when something is wrong."""
 
 import errno
+import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from pipeline.errors import InputError, printable
+from pipeline.store.files import in_experiment
 
 INTERRUPTED = "interrupted; nothing finished was lost, run the same command to go on"
 DROPPED = "interrupted; DVC drops what a --temp or queued experiment had begun, so start it again"
@@ -45,6 +46,8 @@ def one_line_errors() -> Iterator[None]:
             handler = logging.StreamHandler(sys.stderr)
             handler.setFormatter(_Printable())
             logging.basicConfig(level=logging.INFO, handlers=[handler])
+            if isinstance(sys.stdout, io.TextIOWrapper):  # an escape rather than an end, in ASCII
+                sys.stdout.reconfigure(errors="backslashreplace")
             yield
     except InputError as error:
         fail(str(error))
@@ -103,7 +106,7 @@ def _interrupts() -> Iterator[None]:
 
 
 def _interrupted() -> str:
-    return DROPPED if ".dvc/tmp/exps" in Path.cwd().as_posix() else INTERRUPTED
+    return DROPPED if in_experiment() else INTERRUPTED
 
 
 def _out_of_memory(what: str) -> str:

@@ -50,7 +50,7 @@ class CudaGraphs:
         self._function, self._generators = function, generators
         self._graphs: dict[Key, _Captured] = {}
         self._calls: Counter[Key] = Counter()
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
         self._failed = False
 
     def __call__(self, *inputs: Tensor) -> Any:

@@ -6,24 +6,30 @@ dvc.yaml keeps DVC from deleting it), so a change of another param costs nothing
 
 import logging
 import os
+import shlex
 import shutil
 import urllib.parse
 import zipfile
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
 
 from pipeline.config import read
 from pipeline.config.download import DownloadConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, counted
 from pipeline.progress import bar
+from pipeline.store.archive import open_zip
 from pipeline.store.fetch import fetch
-from pipeline.store.files import atomic, file_digest
-from pipeline.store.pictures import PictureArchive, open_zip
-from pipeline.store.text import KAGGLE, STRAY, TextArchive, kaggle_member, read_text_archive
+from pipeline.store.files import atomic, file_digest, named_file
+from pipeline.store.names import SHOWN, alike, some
+from pipeline.store.pictures import PictureArchive, decode_picture
+from pipeline.store.text import KAGGLE, STRAY, TABLES, TextArchive, kaggle_member, read_text_archive
 
 log = logging.getLogger(__name__)
+
+LOOSE = (".csv", ".tsv", ".txt", ".json")  # captions that are in no zip
 
 
 def download(images: Path, text: Path, config: DownloadConfig) -> None:
@@ -38,7 +44,7 @@ def download(images: Path, text: Path, config: DownloadConfig) -> None:
         _text_from_kaggle(images, text)
     else:
         obtain(config.text, text, config.text_md5, config, key="text")
-    check_content(images, text, verify_checksums=config.images_md5 is None)
+    check_content(images, text, decode=config.images_md5 is None)
 
 
 def obtain(source: str, out: Path, md5: str | None, config: DownloadConfig, key: str) -> None:
@@ -53,9 +59,7 @@ def obtain(source: str, out: Path, md5: str | None, config: DownloadConfig, key:
     if address.scheme in ("http", "https"):
         fetch(source, out, md5, retries=config.retries, timeout=config.timeout)
         return
-    path = _local_path(source, address)
-    if not path.is_file():
-        raise InputError(f"download.{key} names {path}, which is no file; check the path")
+    path = _local_path(source, address, f"download.{key}")
     if md5 is not None and (found := file_digest(path)) != md5:
         raise InputError(
             f"{path} has MD5 {found}, but download.{key}_md5 is {md5}; "
@@ -65,14 +69,25 @@ def obtain(source: str, out: Path, md5: str | None, config: DownloadConfig, key:
         shutil.copyfile(path, scratch)
 
 
-def _local_path(source: str, address: urllib.parse.SplitResult) -> Path:
+def _local_path(source: str, address: urllib.parse.SplitResult, key: str) -> Path:
+    """
+    Raises:
+        InputError: there is no such file, or none that is a zip could be.
+    """
     if address.scheme == "file":
-        return Path(urllib.parse.unquote(address.path))
-    if "://" in source:
+        source = urllib.parse.unquote(address.path)
+    elif "://" in source:
         raise InputError(
             f"cannot fetch {source}: give an http://, https:// or file:// address, or a path"
         )
-    return Path(os.path.expanduser(source))  # noqa: PTH111  Path's own raises of unknown users
+    path = Path(os.path.expanduser(source))  # noqa: PTH111  Path's own raises of unknown users
+    if path.is_dir() or path.suffix.lower() in LOOSE:
+        what = "a folder" if path.is_dir() else "no zip"
+        raise InputError(
+            f"{key} names {source}, which is {what}; make a zip of it and name that: "
+            f"python -m zipfile -c {path.stem}.zip {shlex.quote(source)}"
+        )
+    return named_file(source, key)
 
 
 def _text_from_kaggle(images: Path, text: Path) -> None:
@@ -80,35 +95,103 @@ def _text_from_kaggle(images: Path, text: Path) -> None:
     captions = kaggle_member(images)
     if captions is None:
         raise InputError(
-            f"download.text is null, but {images} holds no {KAGGLE}; name the text archive"
+            f"download.text is null, but {images} holds no captions ({' or '.join(TABLES)}); "
+            "name the text archive"
         )
     with atomic(text) as scratch, zipfile.ZipFile(scratch, "w") as archive:
         archive.writestr(zipfile.ZipInfo(KAGGLE), captions, zipfile.ZIP_DEFLATED)
 
 
-def check_content(images: Path, text: Path, verify_checksums: bool) -> None:
+def check_content(images: Path, text: Path, decode: bool) -> None:
     """Every picture of a split is there and has captions; what else does not match is named.
 
     Args:
-        verify_checksums: also unpack every picture, for archives whose digest nobody vouched for.
+        decode: also unpack and decode every picture, of archives whose digest nobody vouched for.
     """
     captions = read_text_archive(text)
     with PictureArchive(images) as archive:
         present = set(archive.ids)
-        for image_id in needed_ids(captions):
-            if image_id not in present:
-                raise InputError(f"{text} needs the picture {image_id!r}, which {images} lacks")
-            if not captions.captions.get(image_id):
-                raise InputError(f"{text} has no captions for {image_id!r}, which is in a split")
-        for image_id in sorted(present - captions.captions.keys()):
-            log.warning("passed over: %s has no captions", image_id)
-        for image_id in sorted(captions.captions.keys() - present - STRAY):
-            log.warning("passed over: captions of %s, which has no picture", image_id)
-        if verify_checksums:
-            for image_id in bar(archive.ids, label="check", unit="picture"):
-                if not archive.content(image_id):
-                    raise InputError(f"{images}: the picture {image_id} is empty")
-    log.info("%d pictures, %d with captions", len(present), len(present & captions.captions.keys()))
+        needed = needed_ids(captions)
+        if missing := [one for one in needed if one not in present]:
+            raise InputError(f"{text} needs {_missing(missing, archive)}")
+        if silent := [one for one in needed if not captions.captions.get(one)]:
+            raise InputError(
+                f"{text} has no captions for {counted(len(silent), 'picture')} of a split: "
+                f"{some(silent)}; add some, or take them out of the list"
+            )
+        if without := sorted(present - captions.captions.keys()):
+            log.warning(
+                "passed over: %s without captions: %s",
+                *(counted(len(without), "picture"), some(without)),
+            )
+        if lost := sorted(captions.captions.keys() - present - STRAY):
+            log.warning(
+                "passed over: captions of %s that %s not there: %s",
+                *(counted(len(lost), "picture"), "is" if len(lost) == 1 else "are", some(lost)),
+            )
+        if decode:
+            _check_pictures(archive)
+    log.info(
+        "%s, %d with captions",
+        *(counted(len(present), "picture"), len(present & captions.captions.keys())),
+    )
+
+
+def _missing(missing: list[str], archive: PictureArchive) -> str:
+    """Which pictures, and why they may be missing."""
+    if unread := [one for one in missing if one in archive.others]:
+        kinds = ", ".join(sorted({PurePosixPath(one).suffix or "no suffix" for one in unread}))
+        return (
+            f"{counted(len(unread), 'picture')} of a kind that is not read ({kinds}), which "
+            f"{archive.path} has: {some(unread)}; convert them to JPEG, or take their captions out"
+        )
+    meant = alike(missing, archive.ids)
+    shown = sorted(missing, key=lambda one: one not in meant)[:SHOWN]
+    hints = [f"{one!r} is called {meant[one]!r} there" for one in shown if one in meant]
+    hint = f"{'; '.join(hints)}: call both the same" if hints else "add them, or take them out"
+    return f"{counted(len(missing), 'picture')} that {archive.path} lacks: {some(missing)}; {hint}"
+
+
+def _check_pictures(archive: PictureArchive) -> None:
+    """All that cannot be used are named at once: found one by one, each would cost a run.
+
+    Raises:
+        InputError: some cannot.
+    """
+    bad: dict[str, str] = {}
+    ids, workers = archive.ids, os.cpu_count() or 1
+    with (
+        ThreadPoolExecutor(workers) as pool,  # Pillow decodes outside Python's lock
+        bar(label="check", total=len(ids), unit="picture") as progress,
+    ):
+        for begin in range(0, len(ids), 4 * workers):
+            part = ids[begin : begin + 4 * workers]
+            decoded: list[tuple[str, Future[None] | InputError]] = []
+            for one in part:
+                try:  # read here: the zip's handle is not shared
+                    decoded.append((one, pool.submit(_decode, archive.content(one), one)))
+                except InputError as error:
+                    decoded.append((one, error))
+            for one, outcome in decoded:
+                why = outcome if isinstance(outcome, InputError) else outcome.exception()
+                if isinstance(why, InputError):
+                    bad[one] = str(why)
+                elif why is not None:
+                    raise why
+            progress.update(len(part))
+    if len(bad) == 1:
+        raise InputError(f"{archive.path}: {next(iter(bad.values()))}")
+    if bad:
+        for reason in bad.values():
+            log.warning("%s", reason)
+        raise InputError(
+            f"{len(bad):,} of {len(ids):,} pictures in {archive.path} cannot be used: "
+            f"{some(list(bad))}; the lines above say why, mend them all at once"
+        )
+
+
+def _decode(content: bytes, name: str) -> None:
+    decode_picture(content, name)  # and let go of it: it may be a gigabyte
 
 
 def needed_ids(text: TextArchive) -> list[str]:

@@ -15,3 +15,8 @@ def printable(text: str) -> str:
     Names and captions come from strangers.
     """
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 picture`, `2,000 pictures`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -20,7 +20,7 @@ from pipeline.cnn.stream import Rows, features_of
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.device import choose_device, fast_precisions, make_repeatable
-from pipeline.errors import InputError
+from pipeline.errors import InputError, counted
 from pipeline.progress import bar
 from pipeline.store.checkpoint import Checkpoint, run_fingerprint
 from pipeline.store.pictures import PictureArchive
@@ -37,7 +37,8 @@ PROBED = 64  # pictures that tell which precision will do
 def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> None:
     """Write the features of every picture in the archive `images` to `out`.
 
-    A run that was killed goes on where it stood, and ends with the same bytes.
+    A run that was killed goes on where it stood, and ends with the same bytes; where pictures have
+    changed since, before the first of them.
 
     Raises:
         InputError: a picture or the weights cannot be used, or a feature is not finite.
@@ -48,7 +49,7 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     recipe = make_recipe(backbones, config)
     batch = auto_batch(recipe, device) if config.batch_size == "auto" else config.batch_size
     with PictureArchive(images) as archive:
-        ids = archive.ids
+        ids, contents = archive.ids, archive.contents
         cnn = _frozen_cnn(backbones, recipe, device, config.precision, batch, archive)
         recipe = cnn.recipe = _with_jpeg_decoder(cnn, config.jpeg_decoder, batch, archive)
     shape = cnn.feature_shape
@@ -59,11 +60,12 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     versions = [version(name) for name in ("pillow", "torchvision")]
     fingerprint = run_fingerprint(
         [config.model_dump(), str(cnn.precision), recipe.jpeg_decoder, batch, versions],
-        [images, weights],
+        [weights],
         device.type,
     )
     checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
-    with resume_features(out, ids, shape, config.dtype, recipe, checkpoint) as rows:
+    made_of = (ids, shape, config.dtype, recipe)
+    with resume_features(out, *made_of, checkpoint, contents, batch) as rows:
         began, left = time.monotonic(), ids[rows.done :]
         with bar(label="extract", total=len(ids), unit="picture", initial=rows.done) as progress:
             dtype = getattr(torch, config.dtype)
@@ -77,8 +79,15 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
         return  # it was there already
     seconds = time.monotonic() - began
     log.info(
-        "%d pictures in %.0f s, %.1f a second: %s, %s on %s",
-        *(len(left), seconds, len(left) / seconds, recipe.label, cnn.precision, device),
+        "%s in %.0f s, %.1f a second: %s, %s on %s",
+        *(
+            counted(len(left), "picture"),
+            seconds,
+            len(left) / seconds,
+            recipe.label,
+            cnn.precision,
+            device,
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from pipeline.config.report import ReportConfig
 from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
 from pipeline.config.vocab import VocabConfig
+from pipeline.errors import counted
 from pipeline.page.evaluation import Picture, read_base, read_evaluation
 from pipeline.page.figures import (
     length_figure,
@@ -101,7 +102,7 @@ def report(inputs: Inputs, out: Path, params: Sequence[Config], config: ReportCo
     )
     with atomic(out) as scratch:
         scratch.write_bytes(page)
-    log.info("%s: %d pictures, %.1f MB", out, len(shown), len(page) / 1e6)
+    log.info("%s: %s, %.1f MB", out, counted(len(shown), "picture"), len(page) / 1e6)
 
 
 def spread(pictures: Sequence[Picture], most: int) -> list[Picture]:

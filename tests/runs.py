@@ -32,13 +32,17 @@ BOTH = ("--fail-on", "tolerance", "--fail-on", "noise")
 class Runs:
     """Git, DVC's folder, and as many revisions as a test commits."""
 
-    def __init__(self, folder: Path, pictures: int = 60) -> None:
+    def __init__(self, folder: Path, pictures: int = 60, top: Path | None = None) -> None:
+        """
+        Args:
+            top: git's root, where it lies above the project.
+        """
         self.folder = folder
         (folder / "reports").mkdir(parents=True)
         (folder / ".dvc").mkdir()
         shutil.copyfile(ROOT / ".dvc/config", folder / ".dvc/config")
         shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
-        self.git("init", "--quiet")
+        self.git("init", "--quiet", str(top or folder))
         chance = random.Random(0)
         self.ids = [f"{number:03}.jpg" for number in range(pictures)]
         self.references = [

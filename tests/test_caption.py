@@ -1,6 +1,7 @@
 """`showtell caption`: one's own pictures, seen as the training pictures were."""
 
 import json
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from pipeline.device import choose_device
 from pipeline.errors import InputError
 from pipeline.model.search import Search
 from pipeline.store.weights import Backbone, read_backbones, write_backbones
-from tests.conftest import Artifacts, command, one_line
+from tests.conftest import SHARED, Artifacts, command, one_line, showtell
+
+CASES = SHARED / "cases"
 
 
 @pytest.fixture
@@ -81,6 +84,7 @@ def test_odd_kinds_of_pictures_are_captioned(tiny: Artifacts, tmp_path: Path) ->
     ("arguments", "said"),
     [
         (["nowhere.jpg"], "nowhere.jpg does not exist; check the path"),
+        (["https://example.com/a.jpg"], "https://example.com/a.jpg is an address; fetch the"),
         (["{folder}"], "holds no pictures"),
         (["{folder}/x", "--device", "tpu"], "must be auto, cpu or cuda"),
     ],
@@ -136,3 +140,76 @@ def test_every_group_of_beams_says_its_own(tiny: Artifacts, photos: Path) -> Non
     assert len(lines) == len(set(lines)) == 4
     refused = command(*caption(tiny, photo, "--beam", 5, "--groups", 2))
     assert "--beam 5 is no multiple of --groups 2" in one_line(refused)
+
+
+def test_a_folder_is_read_with_those_in_it_and_what_is_passed_over_is_said(
+    tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("b.JPG", "deep/er/a.ppm", ".thumbnails/c.png", "x.jfif", ".d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        kind = {".ppm": "PPM", ".png": "PNG"}.get(Path(name).suffix, "JPEG")
+        Image.new("RGB", (20, 20), "red").save(tmp_path / name, kind)
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"ftypheic")
+    (tmp_path / "deep/notes.txt").write_text("notes")
+    result = command(*caption(tiny, tmp_path))
+    assert result.returncode == 0, result.stderr
+    said = [Path(line.split("\t")[0]) for line in result.stdout.splitlines()]
+    assert said == [tmp_path / name for name in ("b.JPG", "deep/er/a.ppm", "x.jfif")]
+    assert f"passed over in {tmp_path}: 2 files of kinds that are not read" in result.stderr
+    assert "'IMG_1.HEIC', 'deep/notes.txt'" in result.stderr
+
+
+def test_results_have_one_id_a_picture(tiny: Artifacts, photos: Path, tmp_path: Path) -> None:
+    """The file's name; the path where two have one name; and each picture once."""
+    (first, *_) = sorted(photos.iterdir())
+    other = tmp_path / "other" / first.name
+    other.parent.mkdir()
+    other.write_bytes(first.read_bytes())
+
+    def ids(*arguments: object) -> list[str]:
+        result = command(*caption(tiny, *arguments, "--json"))
+        return [one["image_id"] for one in json.loads(result.stdout)]
+
+    assert ids(first, first) == [first.name]
+    assert ids(first, other) == [first.as_posix(), other.as_posix()]
+
+
+def test_a_terminal_of_ascii_gets_escapes_and_every_caption(
+    tiny: Artifacts, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, second, *_) = sorted(photos.iterdir())
+    odd = first.rename(photos / "été.jpg")
+    as_json = command(*caption(tiny, odd, "--json")).stdout
+    assert as_json.isascii()
+    assert json.loads(as_json)[0]["image_id"] == "été.jpg"
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = showtell(*caption(tiny, odd, second))
+    assert result.returncode == 0, result.stderr
+    assert [Path(line.split("\t")[0]).name for line in result.stdout.splitlines()] == [
+        r"\xe9t\xe9.jpg",
+        second.name,
+    ]
+
+
+def test_a_picture_with_a_faulty_exif_is_captioned_and_named(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # five entries, it says, and breaks off
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "odd.jpg", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none is shown as Pillow has it
+        result = command(*caption(tiny, tmp_path / "odd.jpg"))
+    assert result.returncode == 0, result.stderr
+    (line,) = (one for one in result.stderr.splitlines() if "odd.jpg" in one)
+    assert "odd.jpg has a fault and is read all the same: " in line
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases")
+def test_the_photos_of_the_cases(tiny: Artifacts) -> None:
+    result = command(*caption(tiny, CASES / "photos_folder"))
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 4
+    assert "'IMG_1.HEIC', 'svg.svg'" in result.stderr
+    result = command(*caption(tiny, CASES / "pictures"))
+    assert len(result.stdout.splitlines()) == 4
+    assert "badexif.jpg has a fault" in result.stderr

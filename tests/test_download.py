@@ -14,6 +14,8 @@ from pipeline.errors import InputError
 from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
 from tests.server import serving
 
+PICTURE = "P6 1 1 255\nred"  # a whole picture of one pixel, as text
+
 
 def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
@@ -26,7 +28,7 @@ def config(folder: Path, **download: object) -> DownloadConfig:
 
 def flickr(folder: Path, **changes: str) -> tuple[Path, Path]:
     """A tiny Flickr8k whose files can be changed; a file changed to '' is left out."""
-    images = {f"Flicker8k_Dataset/{name}.jpg": "jpeg" for name in "abc"}
+    images = {f"Flicker8k_Dataset/{name}.jpg": PICTURE for name in "abc"}
     images |= {"__MACOSX/Flicker8k_Dataset/._a.jpg": "junk", "Flicker8k_Dataset/": ""}
     text = {
         "Flickr8k.token.txt": "".join(
@@ -86,17 +88,23 @@ def test_the_stray_id_and_macos_clutter_are_passed_over_in_silence(
 def test_what_else_does_not_match_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images, text = flickr(tmp_path, **{"Flicker8k_Dataset/extra.jpg": "jpeg"})
+    images, text = flickr(tmp_path, **{"Flicker8k_Dataset/extra.jpg": PICTURE})
     run(tmp_path, images, text)
-    assert "passed over: extra.jpg has no captions" in caplog.messages
+    assert "passed over: 1 picture without captions: 'extra.jpg'" in caplog.messages
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"Flicker8k_Dataset/b.jpg": ""}, r"needs the picture 'b\.jpg'"),
-        ({"Flickr_8k.testImages.txt": "c.jpg\nd.jpg\n"}, r"needs the picture 'd\.jpg'"),
-        ({"Flickr8k.token.txt": "a.jpg#0\tA dog .\n"}, r"no captions for 'b\.jpg'"),
+        ({"Flicker8k_Dataset/b.jpg": ""}, r"needs 1 picture that .* lacks: 'b\.jpg'"),
+        (
+            {"Flickr_8k.testImages.txt": "c.jpg\nd.jpg\n"},
+            r"1 picture that .* lacks: 'd\.jpg'",
+        ),
+        (
+            {"Flickr8k.token.txt": "a.jpg#0\tA dog .\n"},
+            r"for 2 pictures of a split: 'b\.jpg', ",
+        ),
         ({"Flickr8k.token.txt": "a.jpg A dog .\n"}, r"token\.txt, line 1"),
         ({"Flickr8k.token.txt": "a.jpg#0\tx\n\nb.jpg#x\ty\n"}, r"token\.txt, line 3"),
         (
@@ -110,7 +118,7 @@ def test_what_else_does_not_match_is_named(
         ({"Flickr_8k.devImages.txt": "b.jpg\nb.jpg"}, r"names 'b\.jpg' twice"),
         ({"Flickr_8k.devImages.txt": "a.jpg"}, r"'a\.jpg' is in two split lists"),
         ({"Flickr_8k.devImages.txt": "\n"}, "is empty"),
-        ({"other/a.jpg": "jpeg"}, r"two pictures named 'a\.jpg'"),
+        ({"other/a.jpg": PICTURE}, r"two pictures named 'a\.jpg'"),
     ],
 )
 def test_content_that_does_not_fit_together_is_said(
@@ -129,7 +137,7 @@ def test_captions_that_are_no_utf8_are_said(tmp_path: Path) -> None:
 
 
 def test_kaggles_single_zip(tmp_path: Path) -> None:
-    members: dict[str, bytes | str] = {f"Images/{n}.jpg": "jpeg" for n in range(8)}
+    members: dict[str, bytes | str] = {f"Images/{n}.jpg": PICTURE for n in range(8)}
     rows = "".join(f'{n}.jpg,"A dog, ""Rex"", runs ."\n{n}.jpg,A cat .\n' for n in range(8))
     archive = make_zip(
         tmp_path / "kaggle.zip", members | {"captions.txt": "image,caption\n" + rows}
@@ -143,7 +151,7 @@ def test_kaggles_single_zip(tmp_path: Path) -> None:
 def test_a_damaged_picture_is_found_where_no_digest_vouches(tmp_path: Path) -> None:
     images, text = flickr(tmp_path)
     content = images.read_bytes()
-    images.write_bytes(content.replace(b"jpeg", b"jpEg", 1))
+    images.write_bytes(content.replace(b"red", b"rEd", 1))
     with pytest.raises(InputError, match=r"a\.jpg' cannot be unpacked"):
         run(tmp_path, images, text)
 

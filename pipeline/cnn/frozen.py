@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.cnn.fuse import fuse
-from pipeline.cnn.trunk import build_trunk, pool
+from pipeline.cnn.trunk import pool, trunk_for
 from pipeline.cuda_graphs import CudaGraphs
 from pipeline.errors import InputError
 from pipeline.store.recipe import FeatureRecipe, View
@@ -98,13 +98,7 @@ class _ViewCNN:
         batch: int,
     ) -> None:
         pre = view.preprocessing
-        trunk = build_trunk(backbone.name, input_size=pre.size)
-        try:
-            trunk.load_state_dict(backbone.tensors)
-        except RuntimeError as error:
-            raise InputError(
-                f"the weights do not fit {backbone.name} at {pre.size} px ({error})"
-            ) from None
+        trunk = trunk_for(pre.size, backbone.name, backbone.tensors, backbone.preprocessing.size)
         trunk = trunk.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.zeros(batch, 3, pre.size, pre.size, dtype=precision, device=device)
         self._trunk = fuse(trunk, example.to(memory_format=torch.channels_last))

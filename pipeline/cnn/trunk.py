@@ -123,6 +123,34 @@ def build_trunk(name: str, input_size: int | None = None) -> nn.Module:
     return cut(model, name).eval().requires_grad_(False)
 
 
+def trunk_for(size: int, name: str, tensors: dict[str, Tensor], own_size: int) -> nn.Module:
+    """The trunk with these weights, for pictures of `size` pixels a side.
+
+    Args:
+        own_size: of the pictures that the weights are made for.
+
+    Raises:
+        InputError: the weights are of another model, or the model cannot take such pictures.
+    """
+    check_name(name)
+    try:
+        trunk = build_trunk(name, input_size=size)
+        trunk.load_state_dict(tensors)
+        if size < own_size:  # too small a grid shows only when it is computed
+            with torch.inference_mode():
+                trunk(torch.zeros(1, 3, size, size))
+    except (InputError, RuntimeError, AssertionError) as error:  # torchvision's own kinds
+        if size == own_size:
+            raise InputError(f"the weights do not fit {name} ({error})") from None
+        (least, *_) = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"]
+        from_to = f"{least} px is the least" if size < least < own_size else "use that size"
+        raise InputError(
+            f"{name} cannot take pictures of {size} px, its weights are made for {own_size}; "
+            f"{from_to} (extract.image_size: {own_size}, or null)"
+        ) from None
+    return trunk
+
+
 def cut(model: nn.Module, name: str) -> nn.Module:
     """Cut a classifier before its pooling."""
     family = type(model).__name__

@@ -1,5 +1,7 @@
 """Files of a revision through DVC, or of a folder; nothing is checked out."""
 
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +23,7 @@ class Revision:
 
     name: str  # as the user named it
     identity: str  # the commit, or the folder: two names may be of one
-    read: Callable[[str], bytes]  # a file's content by its path from the repository's root
+    read: Callable[[str], bytes]  # a file's content by its path from the project's root
 
 
 def revision_of(name: str) -> Revision:
@@ -33,27 +35,52 @@ def revision_of(name: str) -> Revision:
     """
     if name[0] in "./~":
         folder = Path(name).expanduser()
-        return Revision(name, str(folder.resolve()), _in_folder(folder))
-    from dvc.api import DVCFileSystem  # late: it takes a second
-    from dvc.repo import Repo
-    from dvc.scm import NoSCM, RevError, resolve_rev
-
+        hint = "name a folder in which a run ended"
+        return Revision(name, str(folder.resolve()), partial(_read, folder, str(folder), hint))
     root = repository_root()
     if name == WORKSPACE:
-        return Revision(name, str(root), partial(_read, DVCFileSystem(str(root)), name))
-    with Repo(str(root)) as repository:
-        if isinstance(repository.scm, NoSCM):
-            raise InputError(
-                f"{root} is not in git, so it has no '{name}'; name folders: ./one ../other"
-            )
-        try:
-            commit = resolve_rev(repository.scm, name)
-        except RevError:
-            raise InputError(
-                f"there is no commit, branch, tag or experiment '{name}' here; 'dvc exp show' "
-                "and 'git log' list them (in a shallow clone, 'git fetch' it first)"
-            ) from None
-    return Revision(name, commit, partial(_read, DVCFileSystem(str(root), rev=commit), name))
+        return Revision(name, str(root), partial(_read, root, name, "'dvc repro' makes it"))
+    from dvc.api import DVCFileSystem  # late: it takes a second
+
+    top, commit = _commit(root, name)
+    # Of a revision DVC's paths begin at git's root, which may lie above DVC's.
+    files = DVCFileSystem(str(top), rev=commit, subrepos=True)
+    folder = root.relative_to(top)
+    return Revision(name, commit, partial(_read_committed, files, folder, name))
+
+
+def _commit(root: Path, name: str) -> tuple[Path, str]:
+    """Git's root and the commit of a revision.
+
+    Raises:
+        InputError: no git that this user may read, or no such revision in it.
+    """
+    from dvc.repo import Repo
+    from dvc.scm import NoSCM, RevError, SCMError, resolve_rev
+    from pygit2 import GitError
+
+    try:
+        with Repo(str(root)) as repository:
+            if isinstance(repository.scm, NoSCM):
+                raise SCMError("no_scm")
+            return Path(repository.scm.root_dir).resolve(), resolve_rev(repository.scm, name)
+    except RevError:
+        raise InputError(
+            f"there is no commit, branch, tag or experiment '{name}' here; 'dvc exp show' "
+            "and 'git log' list them (in a shallow clone, 'git fetch' it first)"
+        ) from None
+    except SCMError:
+        raise InputError(
+            f"{root} is not in git, so it has no '{name}'; name folders (./one ../other), or "
+            "begin a history: git init"
+        ) from None
+    except GitError as error:
+        if not (owned := re.search("path '(.*)' is not owned", str(error))):
+            raise InputError(f"git cannot read {root} ({error}); try 'git status' there") from None
+        raise InputError(
+            f"{owned[1]} belongs to another user, so git does not trust it; if you do: "
+            f"git config --global --add safe.directory {shlex.quote(owned[1])}"
+        ) from None
 
 
 def repository_root() -> Path:
@@ -65,28 +92,23 @@ def repository_root() -> Path:
     from dvc.repo import Repo
 
     try:
-        return Path(Repo.find_root())
+        return Path(Repo.find_root()).resolve()
     except NotDvcRepoError:
         raise InputError("this is no DVC repository; run it in the project's folder") from None
 
 
-def _in_folder(folder: Path) -> Callable[[str], bytes]:
-    def read(path: str) -> bytes:
-        try:
-            return (folder / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise AbsentError(
-                f"{folder} has no {path}; name a folder in which a run ended"
-            ) from None
-
-    return read
+def _read(folder: Path, name: str, hint: str, path: str) -> bytes:
+    try:
+        return (folder / path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise AbsentError(f"{name} has no {path}; {hint}") from None
 
 
-def _read(files: Any, revision: str, path: str) -> bytes:
+def _read_committed(files: Any, folder: Path, revision: str, path: str) -> bytes:
     from dvc.exceptions import DvcException
 
     try:
-        return bytes(files.read_bytes(path))
+        return bytes(files.read_bytes((folder / path).as_posix()))
     except (FileNotFoundError, DvcException):
         raise AbsentError(
             f"{revision} has no {path}; commit the reports and dvc.lock of a run there"

@@ -84,7 +84,7 @@
     more.textContent = `Show ${Math.min(left, AT_ONCE)} more`;
     found.textContent =
       (terms.length ? `${number.format(matches.length)} of ` : "") +
-      `${number.format(pictures.length)} pictures` +
+      `${number.format(pictures.length)} picture${pictures.length === 1 ? "" : "s"}` +
       (terms.length ? " match" : "") +
       (matches.length ? "" : ": words are found by how they begin, phrases in quotes") +
       (left ? `, ${number.format(shown)} shown` : "");

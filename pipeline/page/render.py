@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.errors import counted
 from pipeline.page.evaluation import Picture
 from pipeline.page.thumbnails import Thumbnail
 
@@ -46,6 +47,7 @@ def page_of(pictures: str, **content: Any) -> bytes:
         policy=policy,
         style=Markup(style),  # ours
         script=Markup(script),
+        counted=counted,
         pictures_json=Markup(pictures),  # escaped by `for_script`
         **content,
     )

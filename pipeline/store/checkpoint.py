@@ -69,17 +69,20 @@ class Checkpoint:
                 self._best = header.pop("best")
                 self._require_best()
                 self.finished = header.pop("finished", False)
-                if self.finished:
-                    log.info(
-                        "a run of the same params, inputs, code and versions has ended before: "
-                        "this is what it made (remove %s to make it anew)",
-                        self.folder,
-                    )
+                if self.finished and "contents" not in header:  # else `rows` has more to compare
+                    self.say_ended()
                 return tensors, header
         except InputError:
             log.info("what an interrupted run left in %s is damaged: starting afresh", self.folder)
         self._clear()
         return None
+
+    def say_ended(self) -> None:
+        log.info(
+            "a run of the same params, inputs, code and versions has ended before: this is what it "
+            "made (remove %s to make it anew)",
+            self.folder,
+        )
 
     def _hold(self) -> None:
         """A lock that ends with this process, however it ends."""

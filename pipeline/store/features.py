@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, counted
 from pipeline.store.recipe import FeatureRecipe
 
 MAGIC = b"showtell features 4\n"
@@ -52,7 +52,7 @@ class Features:
         missing = [image_id for image_id in ids if image_id not in row_of]
         if missing:
             raise InputError(
-                f"{self.path} lacks {len(missing)} pictures, {missing[0]!r} among them; "
+                f"{self.path} lacks {counted(len(missing), 'picture')}, {missing[0]!r} among them; "
                 "run the stage 'extract' again"
             )
         return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
@@ -152,7 +152,7 @@ def _lay_out(
     return Layout(len(ids), rows, row_size(shape, dtype), checksums)
 
 
-def _sealed_layout(file: BinaryIO) -> Layout | None:
+def sealed_layout(file: BinaryIO) -> Layout | None:
     """What `lay_out` wrote before HDF5's part, if that is as it was: the HDF5 library does not
     survive all that can happen to it."""
     try:
@@ -183,7 +183,7 @@ def read_features(path: Path) -> Features:
     if not path.is_file():
         raise InputError(f"{path} does not exist; the stage 'extract' makes it")
     with path.open("rb") as content:  # one handle: another run may put a new file in its place
-        layout = _sealed_layout(content)
+        layout = sealed_layout(content)
         if layout is None:
             raise InputError(
                 f"{path} is damaged or no feature cache of this version; run 'extract' again"

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.progress import bar
+from pipeline.store.archive import open_zip, read_member
 from pipeline.store.files import file_digest, move
-from pipeline.store.pictures import MAX_BYTES, open_zip, read_member
+from pipeline.store.pictures import MAX_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,31 @@ from typing import Any
 from pipeline.errors import InputError
 
 
+def named_file(text: str, key: str) -> Path:
+    """The file that the param `key` names.
+
+    Raises:
+        InputError: there is none; the line says where it was looked for.
+    """
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  Path's own raises of unknown users
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"{key} names {text}, which is a folder; name a file")
+    if path.is_absolute():
+        raise InputError(f"{key} names {text}, which is no file; check the path")
+    why = "check the path"
+    if in_experiment():
+        why = "experiments of --temp and the queue run in a copy of the repository, so give a path "
+        why += "that begins with /"
+    raise InputError(f"{key} names {text}, but {path.absolute()} is no file; {why}")
+
+
+def in_experiment() -> bool:
+    """Whether this runs in one of the folders that DVC makes for experiments and removes again."""
+    return ".dvc/tmp/exps" in Path.cwd().as_posix()
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A path to write to, moved to `path` once it is whole and on the disk.

@@ -1,32 +1,41 @@
 """Pictures: in their archive, a zip that is read in place and never unpacked, and as files."""
 
 import io
+import logging
 import os
-import struct
+import re
+import threading
+import warnings
 import zipfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import InputError
+from pipeline.store.archive import is_clutter, open_zip, path_of, read_member
+from pipeline.store.names import EXTENSIONS, check_id, is_picture, picture_id
+from pipeline.store.rgb import scale_transparent_level, to_rgb
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+log = logging.getLogger(__name__)
 
 # What Pillow decodes by itself: it would hand EPS to Ghostscript, which runs programs. What phones
 # call MPO begins as JPEG and is opened as such.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 
+JPEG_END = b"\xff\xd9"
+
 # Larger than any camera's picture: past this it is a mistake or a decompression bomb.
 MAX_PIXELS = 200_000_000
 MAX_ASPECT = 50  # resized by its shorter side, a line of pixels would become gigabytes
 MAX_BYTES = 128 << 20  # of one picture's file
-MAX_NAME = 255  # bytes, as file systems have it: the cache keeps room for the longest for each
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, and warns without a picture's name
 
 
 class PictureArchive:
-    """Pictures of a zip by id, which is the file's name without its folders.
+    """Pictures of a zip by id (`pipeline.store.names`).
 
     Each worker opens its own: the handle is not shared.
 
@@ -38,17 +47,22 @@ class PictureArchive:
         self.path = path
         self._zip = open_zip(path)
         self._members: dict[str, zipfile.ZipInfo] = {}
+        self.others: set[str] = set()  # names of the files that are no pictures that are read
         for member in self._zip.infolist():
-            name = PurePosixPath(member.filename)
-            if is_clutter(member) or name.suffix.lower() not in EXTENSIONS:
+            place = path_of(member)
+            image_id = picture_id(place)
+            if is_clutter(place):
                 continue
-            check_id(name.name, where=str(path))
-            if name.name in self._members:
+            if not is_picture(image_id):
+                self.others.add(image_id)
+                continue
+            check_id(image_id, where=str(path))
+            if image_id in self._members:
                 raise InputError(
-                    f"{path} holds two pictures named {name.name!r} "
-                    f"({self._members[name.name].filename} and {member.filename}); keep one"
+                    f"{path} holds two pictures named {image_id!r} "
+                    f"({path_of(self._members[image_id])} and {place}); keep one, or rename one"
                 )
-            self._members[name.name] = member
+            self._members[image_id] = member
         if not self._members:
             raise InputError(f"{path} holds no pictures; expected {' '.join(sorted(EXTENSIONS))}")
 
@@ -68,6 +82,13 @@ class PictureArchive:
         """All picture ids, sorted."""
         return sorted(self._members)
 
+    @property
+    def contents(self) -> list[str]:
+        """By picture, in the order of `ids`, what another name or content changes: the zip's
+        directory has it, so nothing is read."""
+        members = [(one, self._members[one]) for one in self.ids]
+        return [f"{one} {member.CRC:08x} {member.file_size}" for one, member in members]
+
     def content(self, image_id: str) -> bytes:
         """One picture's bytes as they are in the archive, its checksum verified.
 
@@ -77,43 +98,6 @@ class PictureArchive:
         if image_id not in self._members:
             raise InputError(f"{self.path} holds no picture {image_id!r}")
         return read_member(self._zip, self._members[image_id], MAX_BYTES)
-
-
-def check_id(image_id: str, where: str) -> None:
-    """
-    Raises:
-        InputError: the id would do something where it is shown: move a terminal's cursor, say, or
-            be computed by a spreadsheet.
-    """
-    if len(image_id.encode("utf-8", "surrogatepass")) > MAX_NAME:
-        raise InputError(
-            f"{where}: a picture is called {image_id[:40]!r}… and on; {MAX_NAME} bytes may do"
-        )
-    if not image_id.isprintable() or image_id.startswith(("=", "+", "-", "@")):
-        raise InputError(
-            f"{where}: a picture may not be called {image_id!r}; names are printable and do not "
-            "begin with = + - @"
-        )
-
-
-def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
-    """A file of a zip, its checksum verified.
-
-    Args:
-        most: bytes that it may have; zipfile unpacks no more than the zip says that it has.
-
-    Raises:
-        InputError: it is damaged, encrypted, or larger.
-    """
-    where = f"{archive.filename}: {member.filename!r}"
-    if member.file_size > most:
-        raise InputError(f"{where} has {member.file_size} bytes, more than {most}; is it a bomb?")
-    try:
-        return archive.read(member)
-    except MemoryError:
-        raise
-    except Exception as error:  # zlib, lzma, bz2 and zipfile raise their own kinds
-        raise InputError(f"{where} cannot be unpacked ({error}); fetch the archive again") from None
 
 
 def read_picture(path: Path) -> bytes:
@@ -143,7 +127,9 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
     if not content:
         raise InputError(f"the picture {name} is empty; replace or remove it")
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        said: list[str] = []
+        with _heard(said):
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise InputError(
@@ -156,8 +142,13 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
                 "the other; crop it or remove it"
             )
         picture.load()
+        with _heard(said):
+            picture.getexif()
+        for one in dict.fromkeys(said):
+            log.warning("the picture %s has a fault and is read all the same: %s", name, one)
+        scale_transparent_level(picture, content)
         ImageOps.exif_transpose(picture, in_place=True)
-        return _to_rgb(picture)
+        return to_rgb(picture, name)
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -166,48 +157,54 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
             "convert or remove it"
         ) from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        if ended := _with_end(content):
+            log.warning("the picture %s has no end marker and is read all the same", name)
+            return decode_picture(ended, name)
         raise InputError(
             f"the picture {name} cannot be decoded ({error}); replace or remove it"
         ) from None
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits a pixel and more: Pillow would clip, not scale
-        picture = picture.convert("I").point(lambda value: value / 257).convert("L")
-    if picture.has_transparency_data:
-        # No copy that is not needed: each may be a gigabyte.
-        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture)
-        return white
-    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which copies
+_one_at_a_time = threading.Lock()
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip, saying what it is where it is none.
+@contextmanager
+def _heard(said: list[str]) -> Iterator[None]:
+    """Collect Pillow's warnings, which do not say which picture they are of.
 
-    Raises:
-        InputError: the file is absent, a web page, or no whole zip.
+    What Python has for that is one for all threads, so only what reads the header is done in here.
     """
+    with _one_at_a_time, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    said += [" ".join(str(one.message).split()) for one in caught if "PIL" in one.filename]
+
+
+def _with_end(content: bytes) -> bytes | None:
+    """A JPEG that lacks its end marker and nothing else, with one; else None.
+
+    What lacks more is decoded from whatever follows: then two ends give two pictures.
+    """
+    if not content.startswith(b"\xff\xd8"):
+        return None
+    first, second = (content + more + JPEG_END for more in (b"", b"\x55" * 64))
     try:
-        return zipfile.ZipFile(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the stage 'download' makes it") from None
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
-        with path.open("rb") as content:
-            begin = content.read(512).lstrip().lower()
-        if begin.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-            what = "a web page, not a zip: the address leads to a page about the file"
-        elif not begin:
-            what = "empty"
-        elif begin.startswith(b"pk"):
-            what = "a truncated or damaged zip"
-        else:
-            what = "no zip"
-        raise InputError(f"{path} is {what}; check the address and fetch it again") from None
+        pictures = [Image.open(io.BytesIO(one), formats=["JPEG"]) for one in (first, second)]
+        whole = "progressive" not in pictures[0].info or _has_all_scans(content)
+        return first if whole and pictures[0].tobytes() == pictures[1].tobytes() else None
+    except Exception:  # as below
+        return None
 
 
-def is_clutter(member: zipfile.ZipInfo) -> bool:
-    """Folders and what macOS adds to a zip."""
-    parts = PurePosixPath(member.filename).parts
-    return not parts or member.is_dir() or "__MACOSX" in parts or parts[-1].startswith("._")
+def _has_all_scans(content: bytes) -> bool:
+    """Whether a progressive JPEG's scans come down to the last bit of every coefficient."""
+    frame = content.rfind(b"\xff\xc2")  # behind a thumbnail, which may have scans of its own
+    components, fine = set[int](), set[tuple[int, int]]()
+    for scan in re.finditer(rb"\xff\xda..", content[frame:], re.DOTALL):
+        header = content[frame + scan.end() :]
+        named = header[1 : 1 + 2 * header[0] : 2]
+        first, last, bits = header[1 + 2 * header[0] : 4 + 2 * header[0]]
+        components |= set(named)
+        if bits & 15 == 0:
+            fine |= {(one, place) for one in named for place in range(first, last + 1)}
+    return len(fine) == 64 * len(components)

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,24 @@ from pipeline.store.features import (
     checksums_of,
     lay_out,
     row_size,
+    sealed_layout,
 )
 from pipeline.store.files import atomic, move
 from pipeline.store.recipe import FeatureRecipe
 
 log = logging.getLogger(__name__)
 
+BLOCK = 1 << 20  # bytes
+
 
 class RowWriter:
     """Appends rows, in the order of the ids."""
 
-    def __init__(self, file: FileIO, layout: Layout, dtype: str) -> None:
+    def __init__(
+        self, file: FileIO, layout: Layout, dtype: str, contents: Sequence[str] = ()
+    ) -> None:
         self._file, self._layout, self._dtype = file, layout, dtype
+        self._contents = list(contents)  # by row, what tells whether it is still right
         self.done = 0  # rows that are written
 
     def append(self, rows: NDArray[Any], checksums: NDArray[np.uint32] | None = None) -> None:
@@ -61,7 +68,7 @@ class RowWriter:
     def save(self, checkpoint: Checkpoint) -> None:
         """Make what is written last, whatever happens to this process or to the power."""
         os.fsync(self._file.fileno())
-        checkpoint.save({}, {"rows": self.done})
+        checkpoint.save({}, {"rows": self.done, "contents": self._contents})
 
     def resume(self, rows: int) -> bool:
         """Go on behind so many rows, if they are as they were written."""
@@ -96,17 +103,34 @@ def resume_features(
     dtype: str,
     recipe: FeatureRecipe,
     checkpoint: Checkpoint,
+    contents: Sequence[str],
+    batch: int,
 ) -> Iterator[RowWriter]:
     """The same, in the checkpoint's folder: a run that was interrupted is gone on with.
 
     What is interrupted in here, by Ctrl-C, an error or a full disk, leaves all that was appended.
+
+    Args:
+        contents: by row, a text that changes with its picture.
+        batch: how many rows come at a time; what else came with a row may touch its last bits.
     """
     saved = checkpoint.load()
     scratch = checkpoint.folder / "rows.h5"
+    done = saved[1].get("rows", 0) if saved else 0
+    if saved and saved[1]["contents"] != list(contents):
+        pairs = zip(saved[1]["contents"][:done], contents, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        done = same // batch * batch
+        log.info("other pictures than before: %d of %d rows are still right", done, len(ids))
+        checkpoint.finished = False
+        if not _keep(scratch, done, (ids, shape, dtype, recipe)):
+            scratch.unlink(missing_ok=True)
+            saved = None
     if checkpoint.finished:
+        checkpoint.say_ended()
         if whole := _read_again(scratch, ids, shape, dtype, recipe):
             yield whole
-            _hand_out(scratch, path, checkpoint)
+            _hand_out(scratch, path, checkpoint, contents)
             return
         log.info("the features of an ended run are gone or damaged: starting afresh")
         scratch.unlink(missing_ok=True)
@@ -120,9 +144,9 @@ def resume_features(
     # Laid out anew either way, so that only rows have to be trusted.
     layout = _lay_out_around(scratch, ids, shape, dtype, recipe)
     with scratch.open("r+b", buffering=0) as file:
-        rows = RowWriter(file, layout, dtype)
-        if saved:
-            if rows.resume(saved[1]["rows"]):
+        rows = RowWriter(file, layout, dtype, contents)
+        if saved and done:
+            if rows.resume(done):
                 log.info("going on after %d of %d pictures", rows.done, len(ids))
             else:
                 log.info("the rows of an interrupted run are damaged: starting afresh")
@@ -133,15 +157,41 @@ def resume_features(
                 rows.save(checkpoint)
             raise
         os.fsync(file.fileno())
-    _hand_out(scratch, path, checkpoint)
+    _hand_out(scratch, path, checkpoint, contents)
 
 
-def _hand_out(scratch: Path, path: Path, checkpoint: Checkpoint) -> None:
+def _keep(
+    path: Path, rows: int, made_of: tuple[Sequence[str], Sequence[int], str, FeatureRecipe]
+) -> bool:
+    """Another file in this one's place, for other pictures, with its first rows.
+
+    DVC's cache may hold the same file, so it is left as it is.
+    """
+    fresh = path.with_name("layout.h5")
+    layout = lay_out(fresh, *made_of)
+    with suppress(FileNotFoundError), path.open("rb") as source, fresh.open("r+b") as target:
+        before = sealed_layout(source)
+        if before is None or before.row_size != layout.row_size:
+            return False
+        for begin, to, size in (
+            (before.rows, layout.rows, rows * layout.row_size),
+            (before.checksums, layout.checksums, rows * np.dtype(CHECKSUM).itemsize),
+        ):
+            source.seek(begin)
+            target.seek(to)
+            for left in range(size, 0, -BLOCK):
+                target.write(source.read(min(left, BLOCK)))
+    fresh.replace(path)
+    return True
+
+
+def _hand_out(scratch: Path, path: Path, checkpoint: Checkpoint, contents: Sequence[str]) -> None:
     """Under another name too, so that DVC can take that one away."""
     other = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         # First: a file that has gone out under its other name is not written to again.
-        checkpoint.save({}, {"finished": True})
+        ended = {"finished": True, "rows": len(contents), "contents": list(contents)}
+        checkpoint.save({}, ended)
         os.link(scratch, other)
     except OSError:  # no room for the state, or a file system where a file has one name
         move(scratch, path)

@@ -1,7 +1,6 @@
 """The text archive: captions and split lists, as Flickr8k or as Kaggle lays them out."""
 
 import codecs
-import csv
 import io
 import re
 import zipfile
@@ -10,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError
-from pipeline.store.pictures import check_id, is_clutter, open_zip, read_member
+from pipeline.store.archive import is_clutter, open_zip, path_of, read_member
+from pipeline.store.caption_rows import read_rows
+from pipeline.store.names import check_id, picture_id, slashes, some
 
 TOKENS = "Flickr8k.token.txt"
 SPLITS = {
@@ -19,6 +20,7 @@ SPLITS = {
     "test": "Flickr_8k.testImages.txt",
 }
 KAGGLE = "captions.txt"
+TABLES = (KAGGLE, "captions.csv", "results.csv")  # Flickr8k, Flickr30k, and other people's
 # Of a text file, each more than COCO's 600,000 captions need. A line costs many times its length
 # once it is read, so their number has a limit of its own.
 MAX_BYTES = 64 << 20
@@ -29,6 +31,8 @@ MAX_CAPTION = 10_000  # characters
 # Control characters but the tab, and Unicode's own line ends: not all that read a table agree that
 # a row goes on after one.
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+
+TEXT = re.compile(r"(?i)\.(txt|csv|tsv|json)$")
 
 # In Flickr8k's own caption file, without a picture anywhere.
 STRAY = frozenset({"2258277193_586949ec62.jpg.1"})
@@ -43,7 +47,7 @@ class TextArchive:
 
 
 def read_text_archive(path: Path) -> TextArchive:
-    """Read `Flickr8k.token.txt` and its three lists, or Kaggle's `captions.txt`.
+    """Read `Flickr8k.token.txt` and its three lists, or a table (`pipeline.store.caption_rows`).
 
     Raises:
         InputError: the zip, a file in it or a line of one is not what it should be.
@@ -64,17 +68,27 @@ def read_text_archive(path: Path) -> TextArchive:
                 splits[split] = _parse_list(_lines(archive, members[name], where), where)
             _check_disjoint(splits, path)
             return TextArchive(captions, splits)
-        if KAGGLE in members:
-            where = f"{path}: {KAGGLE}"
-            return TextArchive(_parse_kaggle(_lines(archive, members[KAGGLE], where), where), None)
-    raise InputError(f"{path} holds no captions: expected {TOKENS} or {KAGGLE}")
+        if table := _table(members, path):
+            where = f"{path}: {table}"
+            return TextArchive(_parse_table(_lines(archive, members[table], where), where), None)
+        texts = [name for member in archive.infolist() if TEXT.search(name := path_of(member))]
+    found = f"; it has {some(texts)}" if texts else ""
+    raise InputError(f"{path} holds no captions: expected {TOKENS} or {' or '.join(TABLES)}{found}")
 
 
 def kaggle_member(path: Path) -> bytes | None:
-    """The bytes of a Kaggle zip's `captions.txt`, or None where it has none."""
+    """The bytes of a Kaggle zip's `captions.txt`, however it is called, or None without one."""
     with open_zip(path) as archive:
-        member = _members(archive).get(KAGGLE)
-        return None if member is None else read_member(archive, member, MAX_BYTES)
+        members = _members(archive)
+        table = _table(members, path)
+        return None if table is None else read_member(archive, members[table], MAX_BYTES)
+
+
+def _table(members: dict[str, zipfile.ZipInfo], path: Path) -> str | None:
+    tables = [name for name in TABLES if name in members]
+    if len(tables) > 1:
+        raise InputError(f"{path} holds captions twice, {some(tables)}; keep one")
+    return tables[0] if tables else None
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -85,13 +99,14 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """
     found: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
-        name = PurePosixPath(member.filename).name
-        if name not in (TOKENS, KAGGLE, *SPLITS.values()) or is_clutter(member):
+        place = path_of(member)
+        name = PurePosixPath(place).name
+        if name not in (TOKENS, *TABLES, *SPLITS.values()) or is_clutter(place):
             continue
         if name in found:
             raise InputError(
                 f"{archive.filename} holds two files {name} "
-                f"({found[name].filename!r} and {member.filename!r}); keep one"
+                f"({path_of(found[name])!r} and {place!r}); keep one"
             )
         found[name] = member
     return found
@@ -120,54 +135,56 @@ def _lines(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Ite
 
 def _parse_tokens(lines: Iterator[str], where: str) -> dict[str, list[str]]:
     """Lines `name.jpg#0<TAB>caption`; the caption is all that follows the first tab."""
-    captions: dict[str, list[str]] = {}
+    captions = _Captions()
     keys = set[str]()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         key, tab, caption = line.partition("\t")
-        image_id, mark, index = key.rpartition("#")
-        if not (tab and mark and image_id and index.isdigit()):
+        name, mark, index = key.strip().rpartition("#")
+        if not (tab and mark and name and index.isdigit()):
             raise InputError(f"{where}, line {number}: expected 'name.jpg#0<TAB>caption'")
         if key in keys:
             raise InputError(f"{where}, line {number}: {key!r} is there already; keep one of them")
         keys.add(key)
-        _add(captions, image_id, caption, f"{where}, line {number}")
-    return captions
+        captions.add(name, caption, f"{where}, line {number}")
+    return captions.by_id
 
 
-def _parse_kaggle(lines: Iterator[str], where: str) -> dict[str, list[str]]:
-    """A CSV with the header `image,caption`."""
-    # To csv a carriage return inside a line would end the row.
-    rows = csv.reader((line.replace("\r", " ") + "\n" for line in lines), strict=True)
-    captions: dict[str, list[str]] = {}
-    try:
-        if [name.strip() for name in next(rows, [])] != ["image", "caption"]:
-            raise InputError(f"{where}: expected the header 'image,caption'")
-        for row in rows:
-            if not row:
-                continue
-            if len(row) < 2:
-                raise InputError(f"{where}, line {rows.line_num}: expected 'image,caption'")
-            # An unquoted comma belongs to the caption.
-            _add(captions, row[0], ",".join(row[1:]), f"{where}, line {rows.line_num}")
-    except csv.Error as error:
-        raise InputError(f"{where}, line {rows.line_num}: {error}") from None
-    return captions
+def _parse_table(lines: Iterator[str], where: str) -> dict[str, list[str]]:
+    captions = _Captions()
+    for name, caption, place in read_rows(lines, where):
+        captions.add(name, caption, place)
+    return captions.by_id
 
 
-def _add(captions: dict[str, list[str]], image_id: str, caption: str, where: str) -> None:
-    if image_id not in captions:
-        check_id(image_id, where)
-    if len(caption) > MAX_CAPTION:
-        raise InputError(
-            f"{where}: a caption of {len(caption)} characters, more than {MAX_CAPTION}; shorten it"
-        )
-    captions.setdefault(image_id, []).append(CONTROL.sub(" ", caption))
+class _Captions:
+    """Captions by picture id, while they are read."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, list[str]] = {}
+        self._folders: dict[str, str] = {}  # of the pictures that are named with one
+
+    def add(self, name: str, caption: str, where: str) -> None:
+        image_id = picture_id(name)
+        if image_id not in self.by_id:
+            check_id(image_id, where)
+        folder = slashes(name).rpartition("/")[0]
+        if folder and self._folders.setdefault(image_id, folder) != folder:
+            raise InputError(
+                f"{where}: {name!r} is another picture than {image_id!r} in "
+                f"{self._folders[image_id]!r}, but folders do not count; rename one of the two"
+            )
+        if len(caption) > MAX_CAPTION:
+            raise InputError(
+                f"{where}: a caption of {len(caption)} characters, more than {MAX_CAPTION}; "
+                "shorten it"
+            )
+        self.by_id.setdefault(image_id, []).append(CONTROL.sub(" ", caption))
 
 
 def _parse_list(lines: Iterator[str], where: str) -> list[str]:
-    ids = [line.strip() for line in lines if line.strip()]
+    ids = [picture_id(line.strip()) for line in lines if line.strip()]
     if not ids:
         raise InputError(f"{where} is empty")
     if len(set(ids)) != len(ids):

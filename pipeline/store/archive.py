@@ -1,0 +1,73 @@
+"""Zips: opened, told from what is none, and read member by member, never unpacked."""
+
+import struct
+import zipfile
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import InputError
+from pipeline.store.names import slashes
+
+UTF8 = 0x800  # of a member's flags: its name is UTF-8
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open a zip, saying what it is where it is none.
+
+    Raises:
+        InputError: the file is absent, a web page, or no whole zip.
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the stage 'download' makes it") from None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
+        with path.open("rb") as content:
+            begin = content.read(512).lstrip().lower()
+        if begin.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+            what = "a web page, not a zip: the address leads to a page about the file"
+        elif not begin:
+            what = "empty"
+        elif begin.startswith(b"pk"):
+            what = "a truncated or damaged zip"
+        else:
+            what = "no zip"
+        raise InputError(f"{path} is {what}; check the address and fetch it again") from None
+
+
+def path_of(member: zipfile.ZipInfo) -> str:
+    """A member's path, with `/` between folders.
+
+    macOS's Finder writes UTF-8 and does not say so; then Python takes it for DOS's letters.
+    """
+    name = member.filename
+    if not member.flag_bits & UTF8:
+        with suppress(UnicodeError):  # DOS's letters they are
+            name = name.encode("cp437").decode("utf-8")
+    return slashes(name)
+
+
+def is_clutter(path: str) -> bool:
+    """Folders and what macOS adds to a zip."""
+    parts = PurePosixPath(path).parts
+    return not parts or path.endswith("/") or "__MACOSX" in parts or parts[-1].startswith("._")
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
+    """A file of a zip, its checksum verified.
+
+    Args:
+        most: bytes that it may have; zipfile unpacks no more than the zip says that it has.
+
+    Raises:
+        InputError: it is damaged, encrypted, or larger.
+    """
+    where = f"{archive.filename}: {member.filename!r}"
+    if member.file_size > most:
+        raise InputError(f"{where} has {member.file_size} bytes, more than {most}; is it a bomb?")
+    try:
+        return archive.read(member)
+    except MemoryError:
+        raise
+    except Exception as error:  # zlib, lzma, bz2 and zipfile raise their own kinds
+        raise InputError(f"{where} cannot be unpacked ({error}); fetch the archive again") from None
