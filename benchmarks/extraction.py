@@ -20,9 +20,10 @@ from benchmarks.timing import Row, interleaved
 from pipeline.backbone import preprocessing_of
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.prepare import decode
+from pipeline.cnn.stream import features_of
 from pipeline.cnn.trunk import build_trunk, pool
 from pipeline.config.extract import ExtractConfig
-from pipeline.extract import auto_batch, auto_workers, features_of, make_recipe
+from pipeline.extract import auto_batch, auto_workers, make_recipe
 from pipeline.store.pictures import PictureArchive
 from pipeline.store.rows import create_features
 from pipeline.store.weights import Backbone
@@ -39,6 +40,7 @@ CONFIG = ExtractConfig(
     dtype="float16",
     batch_size="auto",
     workers="auto",
+    jpeg_decoder="auto",
     device="auto",
     precision="auto",
     checkpoint_seconds=60,
@@ -203,8 +205,8 @@ def _rows(
 
         def ours() -> int:
             with create_features(Path(scratch, "f.h5"), ids, shape, "float16", recipe) as out:
-                for features in features_of(images, ids, cnn, batch, workers):
-                    out.append(features.half().numpy())
+                for made in features_of(images, ids, cnn, batch, workers, torch.float16):
+                    out.append(made.values, made.checksums)
             return len(ids)
 
         contenders = {

@@ -9,7 +9,7 @@ from benchmarks.timing import Row, interleaved
 from benchmarks.training import VECTOR, WORDS, made_up_references
 from pipeline.config.train import TrainConfig
 from pipeline.model.build import build_decoder
-from pipeline.model.search import Search, beam_search
+from pipeline.model.search import BeamSearch, Search
 from pipeline.scoring.metrics import bleu, cider, rouge_l
 from pipeline.train import decoder_config
 
@@ -22,16 +22,16 @@ def rows(config: TrainConfig, device: torch.device, repeats: int) -> list[Row]:
     decoder = build_decoder(decoder_config(config, VECTOR, WORDS)).to(device).eval()
     features = torch.rand(PICTURES, *VECTOR, device=device)
     # Untrained, it hardly ever ends a caption by itself: all get as long as Flickr8k's are.
-    search = Search(beam=5, length_penalty=0.7, max_length=11)
+    search = BeamSearch(decoder, Search(beam=5, length_penalty=0.7, max_length=11))
 
     def batched() -> int:
         for part in features.split(BATCH):
-            beam_search(decoder, part, search)
+            search(part)
         return PICTURES
 
     def alone() -> int:
         for picture in features[:ALONE].split(1):
-            beam_search(decoder, picture, search)
+            search(picture)
         return ALONE
 
     rates = interleaved({"batched": batched, "alone": alone}, repeats)

@@ -139,7 +139,9 @@ def bare(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[
         decoder = fit.decoder.train()
         for batch, rows in zip(ready, features, strict=True):
             loss = caption_loss(
-                decoder, rows, batch, batch.inputs, config.label_smoothing, precision
+                *(decoder, rows, batch.inputs, batch.targets, batch.kept),
+                smoothing=config.label_smoothing,
+                precision=precision,
             )
             fit.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -162,6 +164,7 @@ def rows(
 ) -> Iterator[Row]:
     """Decoders of the params' sizes, of vectors and of grids; what no tutorial does is left out."""
     alike = {"word_dropout": 0.0, "scheduled_sampling": 0.0, "feature_noise": 0.0, "ema": 0.0}
+    alike |= {"min_epoch_steps": 1}  # few captions stand for many: batches of full size
     for name in ("show_and_tell", "spatial_attention"):
         own = config.model_copy(update={"decoder": name, **alike})
         yield from _rows(own, device, precision, repeats)

@@ -81,6 +81,7 @@ def main(
         raise InputError(
             f"the decoder of {model[0]} attends to no grid; train an attention decoder"
         )
+    search = Search(beam, length_penalty, captioner.max_length, block_ngram=2)
     failed = False
     for path in pictures:
         try:
@@ -89,7 +90,7 @@ def main(
             print(f"error: {printable(str(error))}", file=sys.stderr)
             failed = True
             continue
-        ((caption,),) = captioner.caption([views], Search(beam, length_penalty, block_ngram=2))
+        ((caption,),) = captioner.caption([views], search)
         weights = captioner.attention(views, caption.split())
         target = out / f"{path.name}.attention.png"
         with atomic(target) as scratch:

@@ -41,6 +41,7 @@ class Captioner:
             InputError: a file cannot be used, or a model learned from another backbone.
         """
         trained = read_models(models, device)
+        self.max_length = max(model.max_length for model in trained)  # words of a caption
         self._vocabulary, recipes = trained[0].vocabulary, [model.recipe for model in trained]
         # Members of an ensemble that take vectors take the means of the others' grids.
         self._recipe = next((one for one in recipes if one.layer == "grid"), recipes[0])
@@ -179,7 +180,9 @@ def main(
     length_penalty: Annotated[
         float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
     ] = 1.0,
-    max_length: Annotated[int, typer.Option(min=1, max=200, help="Words at the most.")] = 20,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Words at the most; else the model's.")
+    ] = None,
     block_ngram: Annotated[
         int, typer.Option(min=0, max=10, help="No n-gram of this size twice; 0 allows all.")
     ] = 2,
@@ -213,8 +216,9 @@ def main(
         raise InputError(f"--beam {beam} is no multiple of --groups {groups}")
     pictures = find_pictures(photos)
     captioner = Captioner(backbone, model, chosen)
-    search = Search(beam, length_penalty, max_length, block_ngram, False, groups, diversity)
-    sampling = Sampling(temperature, top_k, top_p, max_length)
+    longest = max_length or captioner.max_length
+    search = Search(beam, length_penalty, longest, block_ngram, False, groups, diversity)
+    sampling = Sampling(temperature, top_k, top_p, longest)
     chance = torch.Generator(chosen).manual_seed(seed)
 
     def say(prepared: list[Prepared]) -> list[list[str]]:

@@ -18,6 +18,7 @@ from pipeline.store.table import (
     SPLIT_NAMES,
     Summary,
     split_digest,
+    warn_small,
     write_summary,
     write_table,
 )
@@ -62,6 +63,13 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
                 raise InputError(f"{text}: no caption of {image_id!r} has any words")
 
     table_digest = write_table(table, rows())
+    pictures = {name: list(split_of.values()).count(name) for name in SPLIT_NAMES}
+    log.info(
+        "%d captions of %d pictures: %d to learn from, %d in dev, %d in test",
+        *(written, len(split_of), *pictures.values()),
+    )
+    for name in ("dev", "test"):
+        warn_small(name, pictures[name])
     if letters > LONGEST_MEAN * unspaced:
         log.warning(
             "%d words of scripts without spaces have %.1f letters on average: whole sentences are "
@@ -77,7 +85,7 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
             split_digest=digest,
             tokenizer=TOKENIZER,
             table_digest=table_digest,
-            pictures={name: list(split_of.values()).count(name) for name in SPLIT_NAMES},
+            pictures=pictures,
             captions=written,
             empty_captions=empty,
         ),
@@ -90,8 +98,13 @@ def assign_splits(archive: TextArchive, config: CaptionsConfig) -> dict[str, str
     A hash keeps each picture where it is when others are added or the order changes.
     """
     if archive.splits is not None:
+        way_out = "put some on its list in the text archive"
         split_of = {one: split for split, ids in archive.splits.items() for one in ids}
     else:
+        way_out = (
+            f"change captions.dev_share ({config.dev_share:g}) or captions.test_share "
+            f"({config.test_share:g}), or bring more pictures"
+        )
         log.warning("no split lists: the split is made from a hash of the ids, not the official")
         split_of = {
             image_id: _split_by_hash(image_id, config)
@@ -100,7 +113,9 @@ def assign_splits(archive: TextArchive, config: CaptionsConfig) -> dict[str, str
         }
     for name in SPLIT_NAMES:
         if name not in split_of.values():
-            raise InputError(f"no picture falls into the split '{name}'; there are too few")
+            raise InputError(
+                f"none of {len(split_of)} pictures is in the split '{name}'; {way_out}"
+            )
     return split_of
 
 

@@ -13,10 +13,10 @@ from pipeline.device import choose_device, make_repeatable
 from pipeline.model.captioning import caption_features
 from pipeline.model.ensemble import read_models, speaker
 from pipeline.model.features import PictureFeatures
-from pipeline.model.search import Search
+from pipeline.model.search import BeamSearch, Search
 from pipeline.scoring.bleu import COUNT_NAMES
 from pipeline.scoring.metrics import SCALE, bleu_counts, cider, each_bleu_4, headline, rouge_l
-from pipeline.scoring.variety import variety
+from pipeline.scoring.variety import repeats, variety
 from pipeline.scoring.yardsticks import best_constant, human_scores
 from pipeline.store.checkpoint import acknowledge
 from pipeline.store.features import read_features
@@ -29,9 +29,11 @@ from pipeline.store.results import (
     write_references,
     write_scores,
 )
-from pipeline.store.table import captions_of, read_summary, read_table
+from pipeline.store.table import captions_of, read_summary, read_table, warn_small
 
 log = logging.getLogger(__name__)
+
+MANY = 0.2  # of captions, that do what is forbidden
 
 
 def evaluate(
@@ -67,15 +69,18 @@ def evaluate(
         require_same_split(model, about.split_digest, where=str(path))
     everything = read_table(table, about)
     split = captions_of(everything, config.split)
+    warn_small(config.split, len(split.ids))
 
+    search = search_of(config, max(model.max_length for model in trained))
     made = caption_features(
-        decoder,
+        BeamSearch(decoder, search),
         PictureFeatures(cache, split.ids, device),
         trained[0].vocabulary,
-        search_of(config),
         config.batch_size,
     )
-    constant = best_constant(captions_of(everything, "train").captions, split.references)
+    learnt = captions_of(everything, "train").captions
+    warn_blocked(learnt, config.block_ngram)
+    constant = best_constant(learnt, split.references)
     yardsticks: list[dict[str, Any]] = [
         {
             "name": "constant",
@@ -100,6 +105,8 @@ def evaluate(
                 "references": sum(map(len, split.references)) / len(made),
                 "features": cache.recipe.label,
                 "models": len(models),
+                "max_length": search.max_length,
+                "at_max_length": sum(len(one) == search.max_length for one in made),
             }
         ],
     }
@@ -119,13 +126,32 @@ def evaluate(
     write_lengths(lengths, made, split.references)
     write_metrics(metrics, content, beside=[captions, references, scores])
     log.info("%s, %s\n%s", content["split"], cache.recipe.label, score_table(content))
+    if content["cider"] < yardsticks[0]["cider"]:
+        log.warning(
+            "CIDEr is below the constant caption's: the model tells nothing of the pictures"
+        )
 
 
-def search_of(config: EvaluateConfig) -> Search:
+def warn_blocked(learnt: Sequence[Sequence[str]], order: int) -> None:
+    """Long captions say pairs of words twice as a matter of course."""
+    share = sum(repeats(caption, order) for caption in learnt) / len(learnt) if order else 0.0
+    if share > MANY:
+        log.warning(
+            "evaluate.block_ngram: %d forbids what %.0f %% of the training captions do: to say %d "
+            "words in a row twice; raise it, or set it to 0",
+            *(order, 100 * share, order),
+        )
+
+
+def search_of(config: EvaluateConfig, longest: int) -> Search:
+    """
+    Args:
+        longest: words of a caption where the params leave them to the model.
+    """
     return Search(
         beam=config.beam,
         length_penalty=config.length_penalty,
-        max_length=config.max_length,
+        max_length=longest if config.max_length == "auto" else config.max_length,
         block_ngram=config.block_ngram,
         allow_unk=config.allow_unk,
         groups=config.groups,

@@ -2,24 +2,21 @@
 
 import logging
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
 
+from pipeline.cnn import nvjpeg
 from pipeline.cnn.frozen import FrozenCNN
-from pipeline.cnn.precision import fastest_faithful
+from pipeline.cnn.precision import fastest_faithful, keeps_direction
 from pipeline.cnn.prepare import Prepared, prepare, stack
+from pipeline.cnn.stream import Rows, features_of
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.device import choose_device, fast_precisions, make_repeatable
@@ -32,9 +29,6 @@ from pipeline.store.rows import resume_features
 from pipeline.store.weights import Backbone, read_backbones
 
 log = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 MAX_DECODERS = 16
 PROBED = 64  # pictures that tell which precision will do
@@ -57,6 +51,7 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     with PictureArchive(images) as archive:
         ids, contents = archive.ids, archive.contents
         cnn = _frozen_cnn(backbones, recipe, device, config.precision, batch, archive)
+        recipe = cnn.recipe = _with_jpeg_decoder(cnn, config.jpeg_decoder, batch, archive)
     shape = cnn.feature_shape
     workers = auto_workers(device) if config.workers == "auto" else config.workers
 
@@ -64,18 +59,20 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     # differ in its last bits.
     versions = [version(name) for name in ("pillow", "torchvision")]
     fingerprint = run_fingerprint(
-        [config.model_dump(), str(cnn.precision), batch, versions], [weights], device.type
+        [config.model_dump(), str(cnn.precision), recipe.jpeg_decoder, batch, versions],
+        [weights],
+        device.type,
     )
     checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
     made_of = (ids, shape, config.dtype, recipe)
     with resume_features(out, *made_of, checkpoint, contents, batch) as rows:
         began, left = time.monotonic(), ids[rows.done :]
         with bar(label="extract", total=len(ids), unit="picture", initial=rows.done) as progress:
-            for features in features_of(images, left, cnn, batch, workers):
-                stored = features.to(getattr(torch, config.dtype))
-                _check_finite(stored, ids[rows.done : rows.done + len(stored)], config)
-                rows.append(stored.numpy())
-                progress.update(len(stored))
+            dtype = getattr(torch, config.dtype)
+            for made in features_of(images, left, cnn, batch, workers, dtype):
+                _check_finite(made, ids[rows.done : rows.done + len(made.values)], config)
+                rows.append(made.values, made.checksums)
+                progress.update(len(made.values))
                 if checkpoint.due:
                     rows.save(checkpoint)
     if not left:
@@ -107,6 +104,33 @@ def _frozen_cnn(
     if precision != "auto":
         return build(getattr(torch, precision))
     return fastest_faithful(build, fast_precisions(device), sample, batch)
+
+
+def _with_jpeg_decoder(
+    cnn: FrozenCNN, wanted: str, batch: int, archive: PictureArchive
+) -> FeatureRecipe:
+    """The recipe with the decoder that the params name, or with nvJPEG where there is one and a
+    probe of the archive finds the features unharmed.
+
+    Raises:
+        InputError: nvJPEG is asked for and there is none.
+    """
+    if wanted == "pillow" or (wanted == "auto" and cnn.device.type == "cpu"):
+        return cnn.recipe
+    there = nvjpeg.works_on(cnn.device)
+    if wanted == "nvjpeg" and not there:
+        raise InputError(
+            "params ask for extract.jpeg_decoder 'nvjpeg', which this machine's torchvision "
+            "does not have; set it to auto"
+        )
+    if there and wanted == "auto":
+        ids = archive.ids[:PROBED]
+        contents, names = [archive.content(one) for one in ids], [str(one) for one in ids]
+        usual = stack(_load(archive, ids, cnn.recipe))
+        there = keeps_direction(
+            cnn, nvjpeg.prepare_on_gpu(contents, names, cnn.recipe, cnn.device), usual, batch
+        )
+    return replace(cnn.recipe, jpeg_decoder="nvjpeg") if there else cnn.recipe
 
 
 def _load(archive: PictureArchive, ids: Sequence[str], recipe: FeatureRecipe) -> list[Prepared]:
@@ -141,78 +165,9 @@ def _sized(pre: Preprocessing, size: int | None) -> Preprocessing:
     return replace(pre, resize=round(pre.resize * size / pre.size), size=size)
 
 
-def features_of(
-    images: Path, ids: Sequence[str], cnn: FrozenCNN, batch: int, workers: int
-) -> Iterator[Tensor]:
-    """Features, float32 on the CPU, of `batch` pictures at a time, in the order of `ids`.
-
-    On a CPU each of the worker threads decodes a batch and runs the CNN on it with one thread of
-    its own: no core ever waits for another at the end of a layer. Beside a GPU the workers decode,
-    and while one batch is computed the one before it is fetched. Pillow and torch work outside
-    Python's lock, so threads do, and nothing is copied between processes.
-    """
-    own = threading.local()
-
-    def load(part: Sequence[str]) -> list[Tensor]:
-        if not hasattr(own, "archive"):
-            own.archive = PictureArchive(images)  # a handle a worker: seeks must not mix
-        return stack(_load(own.archive, part, cnn.recipe))
-
-    parts = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
-    with _workers(workers) as pool:
-        if cnn.device.type == "cpu":
-            yield from in_order(pool, lambda part: cnn(load(part)), parts, ahead=2 * workers)
-            return
-        computed: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-        for pictures in in_order(pool, load, parts, ahead=workers + 2):
-            features = cnn(pictures)  # enqueued, as is the copy behind it
-            fetched = torch.empty(features.shape, pin_memory=True)
-            fetched.copy_(features, non_blocking=True)
-            computed.append((fetched, torch.cuda.Event()))
-            computed[-1][1].record()
-            if len(computed) > 1:
-                yield _arrived(*computed.popleft())
-        while computed:
-            yield _arrived(*computed.popleft())
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[Executor]:
-    """Threads that share the cores among themselves: inside torch, each has one."""
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _arrived(fetched: Tensor, copied: torch.cuda.Event) -> Tensor:
-    copied.synchronize()
-    return fetched
-
-
-def in_order(
-    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """`pool.map` with a bounded window: memory does not grow with the number of items."""
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _check_finite(features: Tensor, ids: Sequence[str], config: ExtractConfig) -> None:
-    finite = torch.isfinite(features).flatten(1).all(dim=1)
-    if not finite.all():
-        image_id = ids[int((~finite).nonzero()[0])]
+def _check_finite(made: Rows, ids: Sequence[str], config: ExtractConfig) -> None:
+    if not made.finite.all():
+        image_id = ids[int((~made.finite).nonzero()[0][0])]
         hint = "; set extract.dtype: float32" if config.dtype == "float16" else ""
         raise InputError(f"the features of {image_id} are not finite{hint}")
 
@@ -221,7 +176,7 @@ def auto_batch(recipe: FeatureRecipe, device: torch.device) -> int:
     """A GPU wants work for all its cores; on a CPU a small batch keeps activations in its cache,
     and below the size from which glibc asks the system for fresh memory every time."""
     if device.type != "cpu":
-        return 64
+        return 128
     largest = max(view.preprocessing.size for view in recipe.views)
     return min(4, max(1, round(4 * (224 / largest) ** 2)))
 

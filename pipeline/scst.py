@@ -15,7 +15,8 @@ import typer
 from pipeline.config import read
 from pipeline.config.scst import ScstConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
-from pipeline.model.captioning import greedy_scores
+from pipeline.model.captioning import GreedyScores, warn_below_constant
+from pipeline.model.decoder import Decoder
 from pipeline.model.reinforce import Reinforce
 from pipeline.model.split import load_split
 from pipeline.store.checkpoint import Checkpoint, acknowledge, run_fingerprint
@@ -70,12 +71,16 @@ def scst(
     checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
     captions = read_table(table, about)
     validate = load_split(cache, captions, "dev", model.vocabulary, device)
+
+    def scores_of(decoder: Decoder) -> GreedyScores:
+        return GreedyScores(decoder, validate, model.vocabulary, model.max_length)
+
     saved = checkpoint.load() if config.epochs else None
     if saved:
         rows = [Epoch(**row) for row in saved[1]["rows"]]
         checkpoint.give_back_best(out)
     else:
-        rows = [Epoch(0, None, None, *greedy_scores(model.decoder, validate, model.vocabulary))]
+        rows = [Epoch(0, None, None, *scores_of(model.decoder)())]
         log.info("before: dev BLEU-4 %.2f, dev CIDEr %.2f", rows[0].bleu_4, rows[0].cider)
         with atomic(out) as scratch:
             shutil.copyfile(trained, scratch)
@@ -86,7 +91,8 @@ def scst(
     if not saved:
         checkpoint.keep_best(out)
     learn = load_split(cache, captions, "train", model.vocabulary, device)
-    reinforce = Reinforce(model.decoder, learn, config, precision)
+    reinforce = Reinforce(model.decoder, learn, config, precision, model.max_length)
+    scores_of_learnt = scores_of(reinforce.learnt)
 
     def save() -> None:
         tensors, header = reinforce.save()
@@ -100,7 +106,7 @@ def scst(
         with checkpoint.steps(save) as after_step:
             learnt = reinforce.epoch(number, after_step)
         took = time.monotonic() - began
-        scores = greedy_scores(reinforce.learnt, validate, model.vocabulary)
+        scores = scores_of_learnt()
         rows.append(Epoch(number, learnt.reward, learnt.cross_entropy, *scores))
         best = best_epoch(rows)
         if best == number:
@@ -115,19 +121,24 @@ def scst(
         )
     if len(rows) <= config.epochs:
         log.info("no better for %d epochs: stopped", config.patience)
-    log.info("kept epoch %d", best_epoch(rows))
+    best = best_epoch(rows)
+    log.info("kept epoch %d", best)
+    warn_below_constant(rows[best].cider, learn, validate)
     checkpoint.finish({"rows": [asdict(row) for row in rows]})
 
 
 def best_epoch(rows: list[Epoch]) -> int:
-    """The number of the best epoch so far; of equals, the first."""
-    return max(rows, key=lambda row: (row.cider, -row.epoch)).epoch
+    """The number of the best epoch so far; of equal CIDEr the one of the best BLEU-4."""
+    return max(rows, key=lambda row: (row.cider, row.bleu_4, -row.epoch)).epoch
 
 
 def ended(rows: list[Epoch], config: ScstConfig) -> bool:
-    """Whether all epochs are over, or none has been the best for `patience` of them."""
+    """Whether all epochs are over, or none has been the best for `patience` of them; while every
+    CIDEr is 0, nothing has been said that could get worse."""
     last = rows[-1].epoch
-    return last == config.epochs or last - best_epoch(rows) >= config.patience
+    if last == config.epochs:
+        return True
+    return any(row.cider > 0 for row in rows) and last - best_epoch(rows) >= config.patience
 
 
 def main(

@@ -17,7 +17,7 @@ from pipeline.config.train import TrainConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
 from pipeline.errors import InputError
 from pipeline.model.build import build_decoder
-from pipeline.model.captioning import greedy_scores
+from pipeline.model.captioning import GreedyScores, warn_below_constant
 from pipeline.model.decoder import DecoderConfig
 from pipeline.model.fit import Fit
 from pipeline.model.split import load_split
@@ -25,7 +25,7 @@ from pipeline.store.checkpoint import Checkpoint, acknowledge, run_fingerprint
 from pipeline.store.features import read_features
 from pipeline.store.model import Model, write_model
 from pipeline.store.results import write_history
-from pipeline.store.table import read_summary, read_table
+from pipeline.store.table import read_summary, read_table, warn_small
 from pipeline.store.vocabulary import read_vocabulary
 
 log = logging.getLogger(__name__)
@@ -76,12 +76,21 @@ def train(
         load_split(cache, captions, name, words, device) for name in ("train", "dev")
     )
     log.info(
-        "%d captions of %d pictures: %s, %s on %s",
-        *(len(learn.captions), len(learn.references), cache.recipe.label, precision, device),
+        "%d captions of %d pictures to learn from, %d pictures to validate by: %s, %s on %s",
+        *(len(learn.captions), len(learn.references), len(validate.references)),
+        *(cache.recipe.label, precision, device),
+    )
+    warn_small("dev", len(validate.references))
+    longest = learn.max_length
+    longer = int((learn.captions.lengths - 2 > longest).sum())
+    log.info(
+        "captions of at most %d words; %d to learn from are longer, of %d at the most",
+        *(longest, longer, int(learn.captions.lengths.max()) - 2),
     )
     decoder = build_decoder(decoder_config(config, learn.features.shape, len(words))).to(device)
     decoder.standardize_by(learn.features.mean, learn.features.std)
     fit = Fit(decoder, config, learn.captions, precision)
+    scores = GreedyScores(fit.learnt, validate, words, longest)
     fingerprint = run_fingerprint(
         [config.model_dump(), str(precision)], [features, table, vocabulary], device.type
     )
@@ -106,11 +115,12 @@ def train(
             train_loss = fit.epoch(learn, number, after_step)
         trained = time.monotonic()
         val_loss = fit.loss(validate)
-        bleu_4, cider_mean = greedy_scores(fit.learnt, validate, words)
+        bleu_4, cider_mean = scores()
         rows.append(Epoch(number, learning_rate, train_loss, val_loss, bleu_4, cider_mean))
         best = best_epoch(rows, config)
         if best == number:
-            write_model(out, Model(fit.learnt, words, cache.recipe, about.split_digest))
+            model = Model(fit.learnt, words, cache.recipe, about.split_digest, longest)
+            write_model(out, model)
             checkpoint.keep_best(out)
         save()
         write_history(history, rows)
@@ -123,17 +133,21 @@ def train(
         )
     if len(rows) < config.epochs:
         log.info("no better for %d epochs: stopped", config.patience)
-    log.info("kept epoch %d", best_epoch(rows, config))
+    best = best_epoch(rows, config)
+    log.info("kept epoch %d", best)
+    warn_below_constant(rows[best - 1].cider, learn, validate)
     checkpoint.finish({"rows": [asdict(row) for row in rows]})
 
 
 def ended(rows: list[Epoch], config: TrainConfig) -> bool:
-    """Whether all epochs are over, or none has been the best for `patience` of them."""
-    if not rows:
-        return False
-    return (
-        len(rows) == config.epochs or rows[-1].epoch - best_epoch(rows, config) >= config.patience
-    )
+    """Whether all epochs are over, or none has been the best for `patience` of them.
+
+    While every score is 0, nothing has been said that could get worse.
+    """
+    if len(rows) in (0, config.epochs):
+        return len(rows) > 0
+    scores = any(getattr(row, config.select_by) > 0 for row in rows)
+    return scores and rows[-1].epoch - best_epoch(rows, config) >= config.patience
 
 
 def decoder_config(
@@ -154,8 +168,8 @@ def decoder_config(
 
 
 def best_epoch(rows: list[Epoch], config: TrainConfig) -> int:
-    """The number of the best epoch so far; of equals, the first."""
-    return max(rows, key=lambda row: (getattr(row, config.select_by), -row.epoch)).epoch
+    """The number of the best epoch so far; of equal scores the one of the lowest dev loss."""
+    return max(rows, key=lambda row: (getattr(row, config.select_by), -row.val_loss)).epoch
 
 
 def main(

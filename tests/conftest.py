@@ -54,6 +54,7 @@ TINY: dict[str, dict[str, Any]] = {
         "word_dropout": 0.0,
         "feature_noise": 0.0,
         "epochs": 2,
+        "min_epoch_steps": 1,
         "batch_size": 16,
         "learning_rate": 0.01,
         "ema": 0.0,

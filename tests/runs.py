@@ -101,7 +101,7 @@ class Runs:
             "about": [
                 {
                     "scale": 100.0,
-                    "tokenizer": "ptb-lower-nopunct-1",
+                    "tokenizer": "ptb-lower-nopunct-2",
                     "split_digest": "0123",
                     "pictures": len(self.ids),
                     "references": 5.0,

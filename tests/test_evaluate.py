@@ -35,7 +35,7 @@ def test_metrics_say_what_they_are(tiny: Artifacts) -> None:
     assert {"distinct", "repeated", "dangling", "vocabulary_used"} <= made.keys()
     assert made["split"] == "test (lists)"
     (about,) = made["about"]
-    assert (about["scale"], about["tokenizer"]) == (100.0, "ptb-lower-nopunct-1")
+    assert (about["scale"], about["tokenizer"]) == (100.0, "ptb-lower-nopunct-2")
     assert (about["pictures"], about["references"]) == (12, 5.0)
     assert about["features"] == "shufflenet_v2_x0_5 (shapes.safetensors), pooled, squash"
     assert 0 <= made["bleu_4"] <= made["bleu_1"] <= 100

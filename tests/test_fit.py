@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.model.average import Average
 from pipeline.model.batches import batches, count_batches, encode
 from pipeline.model.features import with_noise
 from pipeline.model.fit import caption_loss, learning_rate_factor
@@ -114,7 +115,11 @@ def test_the_loss_and_its_gradient_are_of_the_words_alone(pictures: int, smoothi
     def gradient(loss: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(loss, list(learns.parameters())))
 
-    made = caption_loss(learns, features, batch, batch.inputs, smoothing, torch.float32)
+    made = caption_loss(
+        *(learns, features, batch.inputs, batch.targets, batch.kept),
+        smoothing=smoothing,
+        precision=torch.float32,
+    )
     says = learns(features, batch.inputs).flatten(0, 1)[batch.kept]
     targets = batch.targets.flatten()[batch.kept]
     expected = torch.nn.functional.cross_entropy(says, targets, label_smoothing=smoothing)
@@ -125,6 +130,23 @@ def test_the_loss_and_its_gradient_are_of_the_words_alone(pictures: int, smoothi
 def test_words_out_of_the_vocabulary_are_unk() -> None:
     captions = encode([[["w", "x"]]], build_vocabulary([["w"]], 1))
     assert captions.words.tolist() == [[START, 4, UNK, END]]
+
+
+def test_the_average_warms_up_to_its_decay() -> None:
+    """Ten steps after a leap it has made most of it; long after, it is as slow as its decay."""
+    learns = decoder(vocabulary_size=6)
+    average = Average(learns, 0.9)
+
+    def leap(value: float, steps: int) -> float:
+        torch.nn.init.constant_(learns.embed.weight, value)
+        for _ in range(steps):
+            average.update()
+        return float(average.decoder.embed.weight.detach().mean())
+
+    leap(0.0, 1)
+    assert leap(1.0, 10) > 0.98
+    leap(0.0, 400)
+    assert leap(1.0, 1) == pytest.approx(0.1, abs=1e-3)
 
 
 def test_the_learning_rate_rises_then_falls() -> None:

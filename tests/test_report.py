@@ -118,6 +118,18 @@ def test_without_self_critical_training_it_says_so(page: str, tmp_path: Path) ->
     assert with_some.count('<svg class="chart"') == 7
 
 
+def test_a_model_that_says_less_than_one_caption_of_all_is_warned_of(
+    made: Inputs, page: str, tmp_path: Path
+) -> None:
+    metrics = json.loads(made.metrics.read_text())
+    constant = metrics["yardsticks"][0]
+    assert metrics["cider"] < constant["cider"]  # two epochs in the little world are not enough
+    assert "Below the constant caption" in page
+    assert f"“{constant['caption']}”, said of every picture" in page
+    better = write_report(write_run(tmp_path, some(5)), tmp_path / "report.html")
+    assert "Below the constant caption" not in better
+
+
 def some(pictures: int) -> list[Said]:
     return [
         Said(

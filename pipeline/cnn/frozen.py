@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.cnn.fuse import fuse
 from pipeline.cnn.trunk import pool, trunk_for
+from pipeline.cuda_graphs import CudaGraphs
 from pipeline.errors import InputError
 from pipeline.store.recipe import FeatureRecipe, View
 from pipeline.store.weights import Backbone
@@ -45,10 +46,18 @@ class FrozenCNN:
             _ViewCNN(_backbone_of(view, backbones), view, device, precision, batch)
             for view in recipe.views
         ]
+        self._graphs = CudaGraphs(lambda *pictures: (self._features(*pictures),))
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Tensor]) -> Tensor:
-        """For each view uint8 (B, S, S, 3) -> float32 (B, D) pooled, or (B, H, W, D) grid."""
+        """For each view uint8 (B, S, S, 3) -> float32 (B, D) pooled, or (B, H, W, D) grid.
+
+        On a GPU the next call overwrites what this one gave.
+        """
+        there = (part.to(self.device, non_blocking=True) for part in pictures)
+        return self._graphs(*there)[0]
+
+    def _features(self, *pictures: Tensor) -> Tensor:
         grids = [
             self._seen(view, part) for view, part in zip(self._views, pictures, strict=True)
         ]  # (B, D, H, W) each
@@ -71,9 +80,7 @@ class FrozenCNN:
 
     def _seen(self, view: "_ViewCNN", pictures: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, D, H, W)."""
-        if self.device.type == "cuda" and pictures.device.type == "cpu":
-            pictures = pictures.pin_memory()
-        inputs = view.normalised(pictures.to(self.device, non_blocking=True))
+        inputs = view.normalised(pictures)
         grid = view(inputs)
         # What stands to the left in the mirror image stands to the right in the picture.
         return (grid + view(inputs.flip(-1)).flip(-1)) / 2 if self.recipe.mirrored else grid
@@ -105,10 +112,13 @@ class _ViewCNN:
     def normalised(self, pictures: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, 3, S, S), channels last."""
         rows = pictures.flatten(2).float().sub_(self._mean).div_(self._std)  # (B, S, S * 3)
+        rows = rows.to(self._precision) if self._device.type == "cuda" else rows
         return rows.view(pictures.shape).permute(0, 3, 1, 2)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) -> float32 (B, D, H, W)."""
+        if self._device.type == "cuda":  # weights and inputs have the precision themselves
+            return self._trunk(inputs).float()
         with torch.autocast(
             self._device.type, self._precision, enabled=self._precision != torch.float32
         ):

@@ -3,9 +3,11 @@
 A batch norm that never learns is a scale and a shift, which belong into the convolution's weights.
 On a CPU oneDNN also applies the activation, and adds the shortcut, while a convolution's output is
 still in the cache, and takes weights in the order in which it reads them (the operators that
-torch.compile's CPU backend calls, without its minutes of C++). Values change by rounding only.
+torch.compile's CPU backend calls, without its minutes of C++). On a GPU cuDNN does the same for
+ReLU. Values change by rounding only.
 """
 
+import copy
 import operator
 from typing import Any
 
@@ -28,7 +30,8 @@ def fuse(trunk: nn.Module, pictures: Tensor) -> nn.Module:
 
     Args:
         pictures: an example, (B, 3, S, S), on the device and in the dtype to compute in. On a CPU
-            that multiplies that dtype convolutions are made oneDNN's own.
+            that multiplies that dtype convolutions are made oneDNN's own; on a GPU the weights
+            become of that dtype.
 
     Returns:
         The trunk itself where torch.fx cannot follow it.
@@ -36,11 +39,13 @@ def fuse(trunk: nn.Module, pictures: Tensor) -> nn.Module:
     try:
         graph = fold_batch_norms(trunk, inplace=True)
     except (fx.proxy.TraceError, TypeError):
-        return trunk
+        return trunk.to(pictures.dtype) if pictures.device.type == "cuda" else trunk
     assert isinstance(graph, fx.GraphModule)
     if pictures.device.type == "cpu" and _multiplied_by_onednn(pictures.dtype):
         ShapeProp(graph).propagate(pictures.float())
         _use_onednn(graph, pictures.dtype)
+    if pictures.device.type == "cuda":
+        return _on_cudnn(graph.to(pictures.dtype), pictures)
     return graph
 
 
@@ -103,6 +108,60 @@ def _use_onednn(graph: fx.GraphModule, dtype: torch.dtype) -> None:
             _absorb(node, follower)
         parent, _, name = str(node.target).rpartition(".")
         setattr(graph.get_submodule(parent), name, fused)
+    graph.graph.lint()
+    graph.recompile()
+
+
+class CudnnConv2d(nn.Module):
+    """A convolution, then (x + other if given), then ReLU, in one kernel."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self._where: Any = [*map(list, (conv.stride, conv.padding, conv.dilation)), conv.groups]
+
+    def forward(self, grid: Tensor, other: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), and for `other` the output's shape -> (B, D, H', W')."""
+        if other is None:
+            return torch.cudnn_convolution_relu(grid, self.weight, self.bias, *self._where)
+        add = (grid, self.weight, other, 1.0, self.bias)
+        return torch.cudnn_convolution_add_relu(*add, *self._where)
+
+
+@torch.inference_mode()
+def _on_cudnn(graph: fx.GraphModule, pictures: Tensor) -> fx.GraphModule:
+    """The graph with cuDNN's fused convolutions, or as it is where cuDNN has no such kernel."""
+    plain = copy.deepcopy(graph)
+    ShapeProp(graph).propagate(pictures[:1])
+    _use_cudnn(graph)
+    try:
+        graph(pictures)
+        torch.cuda.synchronize(pictures.device)
+    except RuntimeError:
+        return plain
+    return graph
+
+
+def _use_cudnn(graph: fx.GraphModule) -> None:
+    modules: dict[str, nn.Module] = dict(graph.named_modules())
+    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    for node in list(graph.graph.nodes):
+        conv = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros" or conv.groups > 1:
+            continue
+        if isinstance(conv.padding, str):  # "same", "valid"
+            continue
+        follower = _only_user(node)
+        shortcut = _shortcut(node, follower, order) if follower else None
+        relu = _only_user(follower) if shortcut is not None and follower else follower
+        if relu is None or _activation(relu, modules) is not nn.ReLU:
+            continue
+        if shortcut is not None:
+            node.args = (*node.args, shortcut)
+            _absorb(node, follower)
+        _absorb(node, relu)
+        parent, _, name = str(node.target).rpartition(".")
+        setattr(graph.get_submodule(parent), name, CudnnConv2d(conv))
     graph.graph.lint()
     graph.recompile()
 

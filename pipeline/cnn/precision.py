@@ -41,6 +41,23 @@ def fastest_faithful(
     return exact
 
 
+def keeps_direction(
+    cnn: FrozenCNN, pictures: Sequence[Tensor], usual: Sequence[Tensor], batch: int
+) -> bool:
+    """Whether the CNN says of pictures what it says of the same ones prepared as usual.
+
+    Args:
+        pictures, usual: for each view uint8 (B, S, S, 3).
+        batch: how many of them at a time.
+    """
+    parts = [
+        [list(part) for part in zip(*(view.split(batch) for view in one), strict=True)]
+        for one in (pictures, usual)
+    ]
+    made, wanted = (_vectors(cnn, one) for one in parts)
+    return bool(torch.cosine_similarity(made, wanted).min() >= FAITHFUL)
+
+
 def _vectors(cnn: FrozenCNN, parts: Sequence[Sequence[Tensor]]) -> Tensor:
     features = torch.cat([cnn(part).cpu() for part in parts])  # (N, D) or (N, H, W, D)
     return features if features.dim() == 2 else features.mean(dim=(1, 2))

@@ -44,15 +44,23 @@ def decode(content: bytes, name: str) -> Tensor:
     return torch.from_numpy(np.array(decode_picture(content, name)))
 
 
+def frame(
+    height: int, width: int, pre: Preprocessing, framing: str
+) -> tuple[tuple[int, int], int, int]:
+    """To what height and width a picture is resized, and where the CNN's square begins in that:
+    from the top, from the left."""
+    if framing == "squash":
+        return (pre.size, pre.size), 0, 0
+    # As torchvision's Resize and CenterCrop: the longer side's fraction is cut off.
+    shorter = min(height, width)
+    height, width = (int(pre.resize * side / shorter) for side in (height, width))
+    return (height, width), round((height - pre.size) / 2), round((width - pre.size) / 2)
+
+
 def _shown(picture: Tensor, pre: Preprocessing, framing: str) -> Tensor:
     """(H, W, 3) -> (S, S, 3)."""
-    height, width = picture.shape[:2]
-    if framing == "squash":
-        return _resized(picture, pre.size, pre.size, pre.interpolation)
-    # As torchvision's Resize and CenterCrop: the longer side's fraction is cut off.
-    height, width = (int(pre.resize * side / min(height, width)) for side in (height, width))
+    (height, width), top, left = frame(picture.shape[0], picture.shape[1], pre, framing)
     picture = _resized(picture, height, width, pre.interpolation)
-    top, left = round((height - pre.size) / 2), round((width - pre.size) / 2)
     return picture[top : top + pre.size, left : left + pre.size]
 
 

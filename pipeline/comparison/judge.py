@@ -22,6 +22,7 @@ class Rule(StrEnum):
 
 
 LESS_IS_BETTER = ("repeated", "dangling")
+FEWEST = 6  # pictures: of fewer, all get better by chance more often than once in 20 times
 NEUTRAL = ("length", "vocabulary_used")  # neither more nor less is better
 
 
@@ -110,7 +111,12 @@ def compare(base: Results, head: Results, config: CompareConfig, examples: int) 
     require_alike([base, head])
     ids = list(base.scores.index)
     theirs, ours = base.scores, head.scores.loc[ids]
-    tested = compare_scores(theirs, ours, config.resamples, config.confidence, config.seed)
+    tested: dict[str, Difference] = {}
+    notes = notes_of([base], [head])
+    if len(ids) < FEWEST:
+        notes.append(f"{len(ids)} pictures are too few to tell a difference from chance")
+    else:
+        tested = compare_scores(theirs, ours, config.resamples, config.confidence, config.seed)
     gains = (ours["cider"] - theirs["cider"]).sort_values(kind="stable")
     changed = [one for one in gains.index if base.captions[one] != head.captions[one]]
     worse = [one for one in changed if gains[one] < 0][:examples]
@@ -122,7 +128,7 @@ def compare(base: Results, head: Results, config: CompareConfig, examples: int) 
         same=len(ids) - len(changed),
         better=[_example(base, head, one) for one in better],
         worse=[_example(base, head, one) for one in worse],
-        notes=notes_of([base], [head]),
+        notes=notes,
         seeds=(1, 1),
         stale=stale([head]),
         revisions=([base.revision], [head.revision]),
@@ -217,8 +223,8 @@ def failures(
         )
     if Rule.NOISE in rules and all(one.difference is None for one in comparison.changes):
         raise InputError(
-            "cannot compare beyond noise: nothing could be tested; give each side two runs or "
-            "more, of other seeds"
+            "cannot compare beyond noise: nothing could be tested; evaluate on more pictures, or "
+            "give each side two runs or more, of other seeds"
         )
     found, changes = [], {one.metric: one for one in comparison.changes}
     for metric, allowed in tolerance.items():

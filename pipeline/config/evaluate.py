@@ -14,7 +14,7 @@ class EvaluateConfig(Config):
     split: Literal["dev", "test"]
     beam: Annotated[int, Field(ge=1, le=100)]
     length_penalty: Annotated[float, Field(ge=0, le=5)]
-    max_length: Annotated[int, Field(ge=1, le=200)]
+    max_length: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"]
     block_ngram: Annotated[int, Field(ge=0, le=10)]
     allow_unk: bool
     groups: Annotated[int, Field(ge=1, le=100)]

@@ -28,6 +28,7 @@ class TrainConfig(Config):
     scheduled_sampling: Probability
     label_smoothing: Probability
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]
+    min_epoch_steps: Annotated[int, Field(ge=1, le=1_000_000)]
     patience: Annotated[int, Field(ge=1, le=1_000_000)]
     batch_size: Annotated[int, Field(ge=1, le=65536)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]

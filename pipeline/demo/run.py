@@ -49,6 +49,7 @@ PARAMS: dict[str, dict[str, Any]] = {
         "ema": 0.0,
         "label_smoothing": 0.0,
         "epochs": 10,
+        "min_epoch_steps": 1,
         "learning_rate": 0.004,
         "warmup": 0.1,
     },

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.store.vocabulary import END, PAD, START, Vocabulary
 
 ROWS = 64
+LENGTHS = 2  # captions on a GPU are cut to a multiple of it
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,16 @@ class Batch:
 
     inputs: Tensor  # (B, T), from <start> to the last word
     targets: Tensor  # (B, T), from the first word to <end>
-    kept: Tensor  # (tokens,), where the flattened targets are no <pad>
-    pictures: Tensor  # (P,), on the CPU
+    pictures: Tensor  # (P,), on the CPU, or for a GPU on it
+    tokens: int  # targets that are no <pad>
+    # (tokens,), where they stand among the flattened targets; None for a GPU, which computes every
+    # place: it would have to be waited for to say which.
+    kept: Tensor | None = None
 
     @property
-    def tokens(self) -> int:
-        return len(self.kept)
+    def extra(self) -> tuple[Tensor, ...]:
+        """`kept`, where it is known."""
+        return () if self.kept is None else (self.kept,)
 
 
 def encode(
@@ -90,19 +95,44 @@ def batches(
     turns = (
         range(len(groups)) if shuffle is None else torch.randperm(len(groups), generator=shuffle)
     )
-    for turn in turns:
-        pictures, rows = groups[int(turn)]  # (P,), (P, C)
-        yield make_batch(captions, pictures, rows.flatten(), device)
+    groups = [groups[int(turn)] for turn in turns]
+    if device.type != "cpu":
+        yield from _on_gpu(captions, groups, size, device)
+        return
+    for pictures, rows in groups:  # (P,), (P, C)
+        longest = int(captions.lengths[rows].max())
+        yield _on_cpu(captions.words[rows.flatten(), :longest], pictures)
 
 
-def make_batch(
-    captions: EncodedCaptions, pictures: Tensor, rows: Tensor, device: torch.device
-) -> Batch:
-    """The captions of these rows (P * C,), C of each of these pictures (P,)."""
-    words = captions.words[rows, : int(captions.lengths[rows].max())]
+def _on_cpu(words: Tensor, pictures: Tensor) -> Batch:
     kept = (words[:, 1:] != PAD).flatten().nonzero().squeeze(1)
-    words, kept = (part.to(device, non_blocking=True) for part in (words, kept))
-    return Batch(words[:, :-1], words[:, 1:], kept, pictures)
+    return Batch(words[:, :-1], words[:, 1:], pictures, len(kept), kept)
+
+
+def _on_gpu(
+    captions: EncodedCaptions,
+    groups: Sequence[tuple[Tensor, Tensor]],
+    size: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Batches cut on the device, which is never waited for, and of few shapes (see `CudaGraphs`):
+    all of a kind have as many rows, the last filled up with captions of <pad>, and lengths are
+    rounded up."""
+    words = F.pad(captions.words, (0, LENGTHS, 0, 1), value=PAD).to(device)  # the last row is empty
+    last = len(captions)
+    full = [
+        (F.pad(pictures, (0, lack)), F.pad(rows, (0, 0, 0, lack), value=last).flatten())
+        for pictures, rows in groups
+        for lack in [max(1, size // rows.shape[1]) - len(rows)]
+    ]
+    sizes = [len(part) for both in full for part in both]
+    parts = torch.cat([part for both in full for part in both]).to(device).split(sizes)
+    for number, (_, rows) in enumerate(groups):
+        lengths = captions.lengths[rows]
+        T = -(-(int(lengths.max()) - 1) // LENGTHS) * LENGTHS
+        chosen = words.index_select(0, parts[2 * number + 1])[:, : T + 1]
+        tokens = int(lengths.sum()) - lengths.numel()
+        yield Batch(chosen[:, :-1], chosen[:, 1:], parts[2 * number], tokens)
 
 
 def filled_up(places: Tensor) -> Tensor:
@@ -121,7 +151,13 @@ def one_caption_each(
     counts = torch.bincount(captions.pictures)
     begins = counts.cumsum(0) - counts
     drawn = (torch.rand(len(pictures), generator=chance) * counts[pictures]).long()
-    return make_batch(captions, pictures, begins[pictures] + drawn, device)
+    rows = begins[pictures] + drawn
+    words = captions.words[rows, : int(captions.lengths[rows].max())]
+    if device.type == "cpu":
+        return _on_cpu(words, pictures)
+    tokens = int((words[:, 1:] != PAD).sum())
+    words = F.pad(words, (0, (1 - words.shape[1]) % LENGTHS), value=PAD).to(device)
+    return Batch(words[:, :-1], words[:, 1:], pictures, tokens)
 
 
 def count_batches(captions: EncodedCaptions, size: int, by_picture: bool) -> int:

@@ -1,36 +1,60 @@
 """Captions, as words, of any number of pictures, and what they score."""
 
+import logging
+
 from torch import Tensor
 
-from pipeline.model.decoder import Stepwise
+from pipeline.model.decoder import Decoder
 from pipeline.model.features import PictureFeatures
-from pipeline.model.search import Search, beam_search
+from pipeline.model.search import BeamSearch, Search, best_of_groups
 from pipeline.model.split import Split
 from pipeline.progress import bar
 from pipeline.scoring.metrics import bleu, cider
+from pipeline.scoring.yardsticks import best_constant
 from pipeline.store.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 
 def caption_features(
-    decoder: Stepwise,
+    search: BeamSearch,
     features: Tensor | PictureFeatures,
     vocabulary: Vocabulary,
-    search: Search,
     batch_size: int,
 ) -> list[list[str]]:
     """The tokens of one caption per picture, for features (N, …), `batch_size` at a time."""
     captions = []
     for begin in bar(range(0, len(features), batch_size), label="caption", unit="batch"):
-        part = features[begin : begin + batch_size]
-        captions += [vocabulary.decode(one.words) for one in beam_search(decoder, part, search)]
+        found = best_of_groups(search(features[begin : begin + batch_size]))
+        captions += [vocabulary.decode(one.words) for one in found]
     return captions
 
 
-# Greedy: the best epoch by it is the best by beam search too, or next to it, at a fifth the time.
-VALIDATION = Search(beam=1, max_length=20)
+class GreedyScores:
+    """BLEU-4 and CIDEr, x100, of a decoder's greedy captions of a split, whenever asked: the best
+    epoch by them is the best by beam search too, or next to it, at a fifth the time."""
+
+    def __init__(
+        self, decoder: Decoder, split: Split, vocabulary: Vocabulary, max_length: int
+    ) -> None:
+        self._decoder, self._split, self._vocabulary = decoder, split, vocabulary
+        self._search = BeamSearch(decoder, Search(beam=1, max_length=max_length))
+
+    def __call__(self) -> tuple[float, float]:
+        self._decoder.eval()
+        features, references = self._split.features, self._split.references
+        captions = caption_features(self._search, features, self._vocabulary, batch_size=250)
+        return bleu(captions, references)[3], cider(captions, references)[0]
 
 
-def greedy_scores(decoder: Stepwise, data: Split, vocabulary: Vocabulary) -> tuple[float, float]:
-    """BLEU-4 and CIDEr, x100, of greedy captions."""
-    captions = caption_features(decoder, data.features, vocabulary, VALIDATION, batch_size=250)
-    return bleu(captions, data.references)[3], cider(captions, data.references)[0]
+def warn_below_constant(score: float, learn: Split, data: Split) -> None:
+    """Say so where captions of `data` that score this CIDEr are worse than one said of all."""
+    captions = (caption for captions in learn.references for caption in captions)
+    constant = best_constant(captions, data.references)
+    mark = cider([constant] * len(data.references), data.references)[0]
+    if score < mark:
+        log.warning(
+            "the kept model's dev CIDEr, %.2f, is below the %.2f of one caption said of every "
+            "picture ('%s'): it tells nothing of them yet; it needs more epochs or more pictures",
+            *(score, mark, " ".join(constant)),
+        )

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from pipeline.model.dropout import Dropout
 from pipeline.model.names import DecoderName
 
+COLUMNS = 64
+
 
 @dataclass(frozen=True)
 class State:
@@ -108,8 +110,8 @@ class Decoder(nn.Module, ABC):
         """What `hidden` gave, (…, ·) -> scores (…, V) of the next word."""
         hidden = self.dropout(hidden)
         if self.output is None:
-            return F.linear(hidden, self.embed.weight, self.bias)
-        return self.output(hidden)
+            return _scores(hidden, self.embed.weight, self.bias)
+        return _scores(hidden, self.output.weight, self.output.bias)
 
     def forward(self, features: Tensor, words: Tensor) -> Tensor:
         """Teacher forcing: logits (B, T, V) of the word that follows each of `words` (B, T)."""
@@ -131,6 +133,17 @@ class Decoder(nn.Module, ABC):
             TypeError: this decoder does not attend to a grid.
         """
         raise TypeError(f"{self.config.decoder} attends to no grid")
+
+
+def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(…, H) and (V, H) -> (…, V). A GPU multiplies by an odd number of words at a fraction of its
+    speed, so there the number is rounded up and what it gave too much is left out."""
+    lack = -len(weight) % COLUMNS
+    if hidden.device.type == "cpu" or not lack:
+        return F.linear(hidden, weight, bias)
+    assert bias is not None
+    wide = F.linear(hidden, F.pad(weight, (0, 0, 0, lack)), F.pad(bias, (0, lack)))
+    return wide[..., : len(weight)]
 
 
 def repeat_for_captions(rows: Tensor, words: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """The cached features of one split, wherever they fit: on the device, or mapped from the file."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from pipeline.errors import InputError
 from pipeline.store.features import Features
 
 CHUNK = 4_000_000  # numbers looked at together
+READERS = 8  # threads that read and check rows while a GPU takes them
 
 
 class PictureFeatures:
@@ -29,11 +32,10 @@ class PictureFeatures:
         self._cache, self.device = cache, device
         self.shape = cache.array.shape[1:]
         self._held: Tensor | None = None
-        self.mean, self.std = self._look_through(cache)
         if len(self.shape) == 1 or self._fits():
-            self._held = torch.from_numpy(cache.array[self._rows]).to(device)
-            if len(self.shape) == 1:
-                self._held = self._held.float()
+            kind = torch.float32 if len(self.shape) == 1 else getattr(torch, cache.array.dtype.name)
+            self._held = torch.empty(len(self), *self.shape, dtype=kind, device=device)
+        self.mean, self.std = self._look_through()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -54,24 +56,40 @@ class PictureFeatures:
     def _fits(self) -> bool:
         if self.device.type != "cuda":
             return False
-        size = len(self) * int(np.prod(self.shape)) * self._cache.array.dtype.itemsize
+        size = len(self) * math.prod(self.shape) * self._cache.array.dtype.itemsize
         return 2 * size < torch.cuda.mem_get_info(self.device)[0]
 
-    def _look_through(self, cache: Features) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (D,) over pictures and cells, float32; all is checked."""
-        total, squares = torch.zeros(2, self.shape[-1], dtype=torch.float64)
-        count = 0
-        pictures = max(1, CHUNK // int(np.prod(self.shape)))
-        for begin in range(0, len(self), pictures):
-            part = torch.from_numpy(cache.checked(self._rows[begin : begin + pictures]))
+    def _look_through(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (D,) over pictures and cells, float32; all is checked, and
+        held where it is to be."""
+        total, squares = torch.zeros(2, self.shape[-1], dtype=torch.float64, device=self.device)
+        begin = 0
+        for rows in self._parts():
+            part = torch.from_numpy(rows).to(self.device)
+            if self._held is not None:
+                self._held[begin : begin + len(part)] = part
+            begin += len(part)
             part = part.double().flatten(0, -2)  # (P * cells, D)
             total, squares = total + part.sum(dim=0), squares + part.square().sum(dim=0)
-            count += len(part)
         if not torch.isfinite(squares).all():
-            raise InputError(f"{cache.path} holds numbers that are not finite; run 'extract' again")
+            raise InputError(
+                f"{self._cache.path} holds numbers that are not finite; run 'extract' again"
+            )
+        count = len(self) * math.prod(self.shape[:-1])
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)
-        return mean.float().to(self.device), variance.sqrt().float().to(self.device)
+        return mean.float(), variance.sqrt().float()
+
+    def _parts(self) -> Iterator[np.ndarray]:
+        """All rows in order, some at a time, read and checked; beside a GPU by several threads."""
+        pictures = max(1, CHUNK // math.prod(self.shape))
+        parts = [self._rows[begin : begin + pictures] for begin in range(0, len(self), pictures)]
+        if self.device.type == "cpu":
+            yield from map(self._cache.checked, parts)
+            return
+        with ThreadPoolExecutor(READERS) as readers:
+            for begin in range(0, len(parts), 2 * READERS):  # so many of them at once in memory
+                yield from readers.map(self._cache.checked, parts[begin : begin + 2 * READERS])
 
 
 def with_noise(features: Tensor, std: Tensor, noise: float) -> Tensor:

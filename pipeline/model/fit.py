@@ -10,22 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.train import TrainConfig
+from pipeline.cuda_graphs import CudaGraphs
 from pipeline.errors import InputError
 from pipeline.model.average import Average
 from pipeline.model.batches import Batch, EncodedCaptions, batches, count_batches, filled_up
 from pipeline.model.decoder import Decoder
 from pipeline.model.features import with_noise
 from pipeline.model.heard import drop_words, own_words
+from pipeline.model.optimizer import adamw, load_optimizer, save_optimizer, set_learning_rate
 from pipeline.model.split import Split
-from pipeline.model.state import (
-    Saved,
-    load_chance,
-    load_module,
-    load_optimizer,
-    save_chance,
-    save_module,
-    save_optimizer,
-)
+from pipeline.model.state import Saved, load_chance, load_module, save_chance, save_module
 from pipeline.progress import bar
 from pipeline.store.vocabulary import PAD
 
@@ -44,45 +38,46 @@ class Fit:
         Args:
             captions: what an epoch goes through; the schedule counts its steps.
         """
-        self.steps = count_batches(captions, config.batch_size, config.layer == "grid")
+        # A few hundred captions are a handful of batches: too few steps to learn in.
+        size = min(config.batch_size, max(1, len(captions) // config.min_epoch_steps))
+        config = config.model_copy(update={"batch_size": size})
+        self.steps = count_batches(captions, size, config.layer == "grid")
         self.decoder, self.config, self.precision = decoder, config, precision
-        self.optimizer = torch.optim.AdamW(
-            decoder.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        steps = config.epochs * self.steps
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(step, steps, config.warmup)
-        )
+        self.optimizer = adamw(decoder, config.learning_rate, config.weight_decay)
+        self._step = 0  # of all epochs
+        self._learn, self._judge = CudaGraphs(self._learn_from), CudaGraphs(self._loss_of)
         self._average = Average(decoder, config.ema)
         self._shuffle = torch.Generator().manual_seed(config.seed)
+        self._total = torch.zeros((), dtype=torch.float64, device=_device(decoder))
         self._begin_epoch(0)
 
     def _begin_epoch(self, number: int) -> None:
         self._number, self._order = number, self._shuffle.get_state()
-        self._batches, self._tokens, self._total = 0, 0, torch.zeros((), dtype=torch.float64)
+        self._batches, self._tokens = 0, 0
+        self._total.zero_()
 
     @property
     def learning_rate(self) -> float:
-        return float(self.schedule.get_last_lr()[0])
+        """Of the next step."""
+        return self._learning_rate_at(self._step)
 
     def first_learning_rate(self, epoch: int) -> float:
         """An epoch's first step's."""
-        config, step = self.config, (epoch - 1) * self.steps
-        whole = config.epochs * self.steps
-        return config.learning_rate * learning_rate_factor(step, whole, config.warmup)
+        return self._learning_rate_at((epoch - 1) * self.steps)
+
+    def _learning_rate_at(self, step: int) -> float:
+        config, steps = self.config, self.config.epochs * self.steps
+        return config.learning_rate * learning_rate_factor(step, steps, config.warmup)
 
     @property
     def place(self) -> tuple[int, int]:
         """Epochs that lie behind, and steps of the one after them."""
-        return divmod(self.schedule.last_epoch, self.steps)
+        return divmod(self._step, self.steps)
 
     @property
     def done(self) -> float:
         """The share of all steps that lies behind."""
-        return float(self.schedule.last_epoch / (self.config.epochs * self.steps))
+        return self._step / (self.config.epochs * self.steps)
 
     @property
     def learnt(self) -> Decoder:
@@ -109,33 +104,47 @@ class Fit:
         cut = batches_of(split, config, self._shuffle, device=_device(decoder))
         rest = islice(cut, self._batches, None)
         label, behind = f"epoch {number}", self._batches
+        on_cpu = self._total.device.type == "cpu"
         for batch in bar(rest, label=label, total=self.steps, unit="batch", initial=behind):
             features = split.features[batch.pictures]  # (P, …)
             features = with_noise(features, decoder.feature_std, config.feature_noise)
             share = config.scheduled_sampling * self.done
             inputs = own_words(decoder, features, batch.inputs, share)
-            inputs = drop_words(inputs, config.word_dropout)
-            loss = caption_loss(
-                *(decoder, features, batch, inputs),
-                smoothing=config.label_smoothing,
-                precision=self.precision,
-            )
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.clip_norm)
-            # Summed on the device: no wait per step. A norm that is no number makes the sum none.
-            total = loss.detach() * batch.tokens + (norm - norm)
-            self._total = self._total.to(loss.device) + total
+            set_learning_rate(self.optimizer, self.learning_rate)
+            self._average.count_step()
+            self._learn(features, inputs, batch.targets, *batch.extra)
             self._tokens += batch.tokens
             self._batches += 1
-            if loss.device.type == "cpu" or self._batches % 50 == 0:  # a GPU would be waited for
+            if on_cpu or self._batches % 50 == 0:  # a GPU would be waited for
                 self._require_number()
-            self.optimizer.step()
-            self.schedule.step()
-            self._average.update()
+            self._step += 1
             after_step()
         self._require_number()
         return float(self._total) / self._tokens
+
+    def _learn_from(
+        self, features: Tensor, inputs: Tensor, targets: Tensor, *kept: Tensor
+    ) -> tuple[Tensor]:
+        """One step, with all that follows from it; the loss per word."""
+        config, decoder = self.config, self.decoder
+        loss = caption_loss(
+            decoder,
+            features,
+            drop_words(inputs, config.word_dropout),
+            targets,
+            *kept,
+            smoothing=config.label_smoothing,
+            precision=self.precision,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self._average.update()
+        # Summed on the device: no wait per step. A norm that is no number makes the sum none.
+        loss = loss.detach()
+        self._total += loss.double() * (targets != PAD).sum() + (norm - norm)
+        return (loss,)
 
     def _require_number(self) -> None:
         if not math.isfinite(float(self._total)):
@@ -154,16 +163,17 @@ class Fit:
         # An epoch's order hangs on the generator as the epoch found it.
         tensors |= {"order": self._order, "shuffle": self._shuffle.get_state()}
         tensors |= {"total": self._total}
-        header |= {"schedule": self.schedule.state_dict(), "epoch": self._number}
+        header |= {"step": self._step, "epoch": self._number}
         return tensors, header | {"batches": self._batches, "tokens": self._tokens}
 
     def load(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Be where `save` was called."""
         load_module("decoder", self.decoder, tensors)
         self._average.load(tensors)
-        self.schedule.load_state_dict(header["schedule"])
+        self._step = header["step"]
         load_optimizer(self.optimizer, tensors, header)
-        self._order, self._total = tensors["order"], tensors["total"]
+        self._order = tensors["order"]
+        self._total.copy_(tensors["total"])
         self._shuffle.set_state(tensors["shuffle"])
         self._number, self._batches = header["epoch"], header["batches"]
         self._tokens = header["tokens"]
@@ -172,16 +182,27 @@ class Fit:
     @torch.inference_mode()
     def loss(self, split: Split) -> float:
         """Mean cross-entropy per word, in nats, without smoothing: comparable across params."""
-        decoder = self.learnt
-        total, tokens = 0.0, 0
-        for batch in batches_of(split, self.config, shuffle=None, device=_device(decoder)):
-            loss = caption_loss(
-                *(decoder, split.features[batch.pictures], batch, batch.inputs),
-                smoothing=0.0,
-                precision=self.precision,
-            )
-            total, tokens = total + float(loss) * batch.tokens, tokens + batch.tokens
-        return total / tokens
+        device = _device(self.learnt)
+        total, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
+        for batch in batches_of(split, self.config, shuffle=None, device=device):
+            features = split.features[batch.pictures]
+            (loss,) = self._judge(features, batch.inputs, batch.targets, *batch.extra)
+            total, tokens = total + loss.double() * batch.tokens, tokens + batch.tokens
+        return float(total) / tokens
+
+    def _loss_of(
+        self, features: Tensor, inputs: Tensor, targets: Tensor, *kept: Tensor
+    ) -> tuple[Tensor]:
+        loss = caption_loss(
+            self.learnt,
+            features,
+            inputs,
+            targets,
+            *kept,
+            smoothing=0.0,
+            precision=self.precision,
+        )
+        return (loss,)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -203,8 +224,10 @@ def batches_of(
 def caption_loss(
     decoder: Decoder,
     features: Tensor,
-    batch: Batch,
     inputs: Tensor,
+    targets: Tensor,
+    kept: Tensor | None = None,
+    *,
     smoothing: float,
     precision: torch.dtype,
 ) -> Tensor:
@@ -213,13 +236,16 @@ def caption_loss(
     Args:
         features: of the batch's pictures, (P, …).
         inputs: (B, T), the batch's own, or with words dropped.
+        targets: (B, T), and where they are words, as a batch has it.
     """
-    device = _device(decoder)
-    kept = filled_up(batch.kept)  # (rows,), more than there are words: the loss ignores the others
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        hidden = decoder.hidden(features, inputs)  # (B, T, H)
-        logits = decoder.logits(hidden.flatten(0, 1)[kept])  # (rows, V)
-    targets = F.pad(batch.targets.flatten()[batch.kept], (0, len(kept) - batch.tokens), value=PAD)
+    targets = targets.flatten()
+    with torch.autocast(targets.device.type, precision, enabled=precision != torch.float32):
+        hidden = decoder.hidden(features, inputs).flatten(0, 1)  # (B * T, H)
+        if kept is not None:
+            rows = filled_up(kept)  # more than there are words: the loss ignores the others
+            hidden = hidden[rows]
+            targets = F.pad(targets[kept], (0, len(rows) - len(kept)), value=PAD)
+        logits = decoder.logits(hidden)  # (rows, V)
     return F.cross_entropy(logits.float(), targets, ignore_index=PAD, label_smoothing=smoothing)
 
 

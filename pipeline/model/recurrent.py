@@ -54,8 +54,30 @@ class ShowAndTell(Decoder):
         picture = repeat_for_captions(self.image(vectors), words).unsqueeze(1)  # (B, 1, E)
         inputs = self.dropout(torch.cat([picture, self.embed(words)], dim=1))
         if words.device.type != "cpu":
-            return inputs, self.rnn(inputs)[0]
+            return inputs, self._on_gpu(inputs)
         return inputs, self._ragged(inputs, 1 + (words != PAD).sum(dim=1))
+
+    def _on_gpu(self, inputs: Tensor) -> Tensor:
+        """The LSTM's outputs (B, T, H), in bfloat16 where the rest is. Autocast by itself would
+        take float16, in which the gradients of a mean over a thousand words vanish."""
+        if not torch.is_autocast_enabled("cuda"):
+            return self.rnn(inputs)[0]
+        dtype, rnn = torch.get_autocast_dtype("cuda"), self.rnn
+        with torch.autocast("cuda", enabled=False):
+            # One piece of memory, matrices before biases, as cuDNN wants it.
+            weights = [part for layer in rnn.all_weights for part in layer]
+            order = sorted(range(len(weights)), key=lambda place: -weights[place].dim())
+            whole = torch.cat([weights[place].flatten() for place in order]).to(dtype)
+            parts = dict(
+                zip(order, whole.split([weights[place].numel() for place in order]), strict=True)
+            )
+            cast = [parts[place].view_as(weight) for place, weight in enumerate(weights)]
+            settings = (True, rnn.num_layers, rnn.dropout, self.training, False, True)
+            inputs = inputs.to(dtype)
+            zeros = inputs.new_zeros(rnn.num_layers, len(inputs), rnn.hidden_size)
+            if isinstance(rnn, nn.LSTM):
+                return torch.lstm(inputs, (zeros, zeros), cast, *settings)[0]
+            return torch.gru(inputs, zeros, cast, *settings)[0]
 
     def _ragged(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """The LSTM's outputs (B, T, H), zeros for most of what is past a caption's length (B,).

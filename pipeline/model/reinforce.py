@@ -14,27 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.scst import ScstConfig
+from pipeline.cuda_graphs import CudaGraphs
 from pipeline.errors import InputError
 from pipeline.model.average import Average
 from pipeline.model.batches import EncodedCaptions, one_caption_each
 from pipeline.model.decoder import Decoder
 from pipeline.model.fit import caption_loss
+from pipeline.model.optimizer import adamw, load_optimizer, save_optimizer
 from pipeline.model.sample import Sampling, log_probabilities, sample
 from pipeline.model.split import Split
-from pipeline.model.state import (
-    Saved,
-    load_chance,
-    load_module,
-    load_optimizer,
-    save_chance,
-    save_module,
-    save_optimizer,
-)
+from pipeline.model.state import Saved, load_chance, load_module, save_chance, save_module
 from pipeline.progress import bar
-from pipeline.scoring.reward import BleuReward, CiderReward
+from pipeline.scoring.reward import BleuReward, CiderReward, References
 from pipeline.store.vocabulary import PAD
-
-MAX_LENGTH = 20  # words of a drawn caption
 
 
 @dataclass(frozen=True)
@@ -49,22 +41,38 @@ class Reinforce:
     """A trained decoder that goes on learning."""
 
     def __init__(
-        self, decoder: Decoder, split: Split, config: ScstConfig, precision: torch.dtype
+        self,
+        decoder: Decoder,
+        split: Split,
+        config: ScstConfig,
+        precision: torch.dtype,
+        max_length: int,
     ) -> None:
+        """
+        Args:
+            max_length: words of a drawn caption at the most.
+        """
         self.decoder, self.split, self.config, self.precision = decoder, split, config, precision
+        self._sampling = Sampling(config.temperature, max_length=max_length)
         self._average = Average(decoder, config.ema)
-        references = references_of(split.captions, len(split.features))
+        device = decoder.feature_mean.device
+        references = References(
+            references_of(split.captions, len(split.features)),
+            decoder.config.vocabulary_size,
+            device,
+        )
         self._cider = CiderReward(references)
         self._bleu = BleuReward(references) if config.bleu else None
-        self.optimizer = torch.optim.AdamW(
-            decoder.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True
-        )
-        device = decoder.feature_mean.device
+        self.optimizer = adamw(decoder, config.learning_rate, weight_decay=0.0)
         self._order = torch.Generator().manual_seed(config.seed)
-        self._draw = torch.Generator(device).manual_seed(config.seed)
+        self._chance = torch.Generator(device).manual_seed(config.seed)
+        self._draw = CudaGraphs(self._drawn, [self._chance])
+        self._learn = CudaGraphs(self._learn_from)
         self._number = 0
         self._groups: list[Tensor] = []  # the pictures of this epoch's steps to come
-        self._steps, self._rewards, self._losses = 0, 0.0, 0.0
+        self._steps = 0
+        # Sums over this epoch's steps, on the device: rewards, and losses of cross-entropy.
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
 
     @property
     def learnt(self) -> Decoder:
@@ -86,7 +94,8 @@ class Reinforce:
         if number != self._number:
             pictures = torch.randperm(len(self.split.features), generator=self._order)
             self._number, self._groups = number, list(pictures.split(config.pictures))
-            self._steps, self._rewards, self._losses = 0, 0.0, 0.0
+            self._steps = 0
+            self._sums.zero_()
         with bar(
             label=f"epoch {number}",
             total=self._steps + len(self._groups),
@@ -97,53 +106,86 @@ class Reinforce:
                 self._step(self._groups.pop(0))
                 progress.update()
                 after_step()
-        return Learnt(
-            reward=100 * self._rewards / self._steps,
-            cross_entropy=self._losses / self._steps if config.cross_entropy else None,
-        )
+        self._require_number()
+        reward, loss = (self._sums / self._steps).tolist()
+        return Learnt(100 * reward, loss if config.cross_entropy else None)
 
     def _step(self, group: Tensor) -> None:
         """Captions of these pictures (P,) are drawn, scored and learned from."""
-        config, split = self.config, self.split
-        sampling = Sampling(config.temperature, max_length=MAX_LENGTH)
+        split, device = self.split, self._sums.device
+        group = group.to(device)
         features = split.features[group]  # (P, …)
+        drawn, values = self._draw(features, group)
+        supervised: tuple[Tensor, ...] = ()
+        if self.config.cross_entropy:
+            batch = one_caption_each(split.captions, group.cpu(), self._order, device)
+            supervised = (batch.inputs, batch.targets, *batch.extra)
+        self._average.count_step()
+        self._learn(features, drawn, values, *supervised)
+        self._steps += 1
+        if device.type == "cpu" or self._steps % 20 == 0:  # a GPU would be waited for
+            self._require_number()
+
+    def _drawn(self, features: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        """Captions (P * samples, T) of these pictures (P,), and their rewards (P, samples)."""
+        samples, sampling = self.config.samples, self._sampling
         with without_dropout(self.decoder):
-            drawn = sample(self.decoder, features, config.samples, sampling, self._draw)
-        values = self.rewards(group, drawn)  # (P, samples)
+            drawn = sample(self.decoder, features, samples, sampling, self._chance)
+        return drawn, self.rewards(group, drawn)
+
+    def _learn_from(
+        self, features: Tensor, drawn: Tensor, values: Tensor, *supervised: Tensor
+    ) -> tuple[Tensor]:
+        """One step, with all that follows from it; the loss.
+
+        Args:
+            drawn, values: what `_drawn` gave.
+            supervised: inputs, targets, and `kept`, of a batch to learn by teacher forcing.
+        """
+        config = self.config
         with nullcontext() if config.dropout else without_dropout(self.decoder):
             loss = self._policy_loss(features, drawn, values)
-        if config.cross_entropy:
-            batch = one_caption_each(split.captions, group, self._order, features.device)
-            supervised = caption_loss(
-                *(self.decoder, features, batch, batch.inputs),
+        cross_entropy = torch.zeros_like(loss)
+        if supervised:
+            inputs, targets, *kept = supervised
+            cross_entropy = caption_loss(
+                self.decoder,
+                features,
+                inputs,
+                targets,
+                *kept,
                 smoothing=0.0,
                 precision=self.precision,
             )
-            loss = loss + config.cross_entropy * supervised
-            self._losses += float(supervised.detach())
+            loss = loss + config.cross_entropy * cross_entropy
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
-        if not math.isfinite(float(norm)):  # before the weights are lost to it
-            raise InputError(
-                f"the loss or its gradient stopped being a number in epoch {self._number}, step "
-                f"{self._steps + 1}, "
-                f"at a learning rate of {config.learning_rate:.2g}; lower scst.learning_rate"
-            )
         self.optimizer.step()
         self._average.update()
-        self._rewards, self._steps = self._rewards + float(values.mean()), self._steps + 1
+        # A norm that is no number makes the sums none.
+        sums = torch.stack([values.mean(), cross_entropy.detach()]).double()
+        self._sums += sums + (norm - norm)
+        return (loss.detach(),)
+
+    def _require_number(self) -> None:
+        if not math.isfinite(float(self._sums[0])):
+            raise InputError(
+                f"the loss or its gradient stopped being a number in epoch {self._number}, by step "
+                f"{self._steps}, at a learning rate of {self.config.learning_rate:.2g}; lower "
+                "scst.learning_rate"
+            )
 
     def save(self) -> Saved:
         """All that the next step depends on."""
+        self._require_number()  # else there is nothing to go on with
         tensors, header = save_optimizer(self.optimizer)
         tensors |= save_module("decoder", self.decoder) | self._average.save()
         tensors |= save_chance(self.decoder.feature_mean.device)
-        tensors |= {"order": self._order.get_state(), "draw": self._draw.get_state()}
+        tensors |= {"order": self._order.get_state(), "draw": self._chance.get_state()}
         left = torch.cat([torch.zeros(0, dtype=torch.int64), *self._groups])
         header |= {"epoch": self._number, "steps": self._steps}
-        header |= {"rewards": self._rewards, "losses": self._losses}
-        return tensors | {"left": left}, header
+        return tensors | {"left": left, "sums": self._sums}, header
 
     def load(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Be where `save` was called."""
@@ -151,22 +193,19 @@ class Reinforce:
         self._average.load(tensors)
         load_optimizer(self.optimizer, tensors, header)
         self._order.set_state(tensors["order"])
-        self._draw.set_state(tensors["draw"])
+        self._chance.set_state(tensors["draw"])
         left = tensors["left"]
         self._groups = list(left.split(self.config.pictures)) if len(left) else []
         self._number, self._steps = header["epoch"], header["steps"]
-        self._rewards, self._losses = header["rewards"], header["losses"]
+        self._sums.copy_(tensors["sums"])
         load_chance(tensors, self.decoder.feature_mean.device)
 
     def rewards(self, pictures: Tensor, drawn: Tensor) -> Tensor:
         """CIDEr-D, and `bleu` times BLEU-4, of captions (P * samples, T) -> (P, samples)."""
-        captions = [[word for word in row if word != PAD] for row in drawn.tolist()]
-        numbers = pictures.repeat_interleave(len(captions) // len(pictures)).tolist()
-        values = torch.tensor([self._cider(*one) for one in zip(numbers, captions, strict=True)])
+        values = self._cider(pictures, drawn)
         if self._bleu:
-            bleu = [self._bleu(*one) for one in zip(numbers, captions, strict=True)]
-            values += self.config.bleu * torch.tensor(bleu)
-        return values.view(len(pictures), -1)
+            values += self.config.bleu * self._bleu(pictures, drawn)
+        return values.view(len(pictures), -1).float()
 
     def _policy_loss(self, features: Tensor, drawn: Tensor, values: Tensor) -> Tensor:
         """Words of captions that are better than their siblings become likelier."""

@@ -38,8 +38,8 @@ def sample(
         features: of P pictures, (P, …).
 
     Returns:
-        Word ids (P * count, T), T at most max_length + 1: words, <end>, <pad>. A caption of
-        max_length words has no <end> if it was not drawn by then.
+        Word ids (P * count, T), T at most max_length + 1, on a GPU always: words, <end>, <pad>. A
+        caption of max_length words has no <end> if it was not drawn by then.
     """
     P = len(features)
     state = decoder.start(features)
@@ -55,7 +55,7 @@ def sample(
         words = torch.where(done, PAD, words)
         said.append(words)
         done |= (words == END) | (words == PAD)
-        if done.all():
+        if words.device.type == "cpu" and done.all():  # a GPU would be waited for
             break
     return torch.stack(said, dim=1)
 
@@ -75,8 +75,14 @@ def _truncated(shares: Tensor, sampling: Sampling) -> Tensor:
 
 
 def draw_words(shares: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One of V for each row of (B, V) by its share, from one random number; `torch.multinomial`
-    draws V of them, which is a third of a step on a CPU."""
+    """One of V for each row of (B, V) by its share.
+
+    On a CPU from one random number: V of them would be a third of a step. On a GPU from V: the
+    first to come of V Poisson processes, in which nothing is summed in an order of chance.
+    """
+    if shares.device.type != "cpu":
+        waits = torch.empty_like(shares).exponential_(generator=generator)
+        return (shares / waits).argmax(dim=-1)
     sums = shares.double().cumsum(dim=-1)
     height = torch.rand(len(shares), 1, generator=generator, device=shares.device).double()
     # The first whose sum is above: never one without a share.
@@ -87,7 +93,8 @@ def speakable(logits: Tensor, first: bool) -> Tensor:
     """Logits (…, V) without what is no word; the first word (B, V) is no <end> either."""
     never = [PAD, START, UNK] + ([END] if first else [])
     logits = logits.clone()
-    logits[..., never] = NEVER
+    for token in never:  # not all at once: their numbers would have to travel to the device
+        logits[..., token].fill_(NEVER)
     return logits
 
 
@@ -101,10 +108,16 @@ def log_probabilities(
     """
     begin = captions.new_full((len(captions), 1), START)
     inputs = torch.cat([begin, captions[:, :-1]], dim=1)
+    hidden = decoder.hidden(features, inputs)  # (B, T, ·)
+    if captions.device.type != "cpu":  # all places: a GPU would be waited for to say which are kept
+        logits = speakable(decoder.logits(hidden).float(), first=False)  # (B, T, V)
+        logits[:, 0, END].fill_(NEVER)
+        values = torch.log_softmax(logits / temperature, dim=-1)
+        values = values.gather(2, captions.unsqueeze(2)).squeeze(2)
+        return torch.where(captions != PAD, values, 0)
     kept = (captions != PAD).flatten().nonzero().squeeze(1)
     rows = filled_up(kept)
-    hidden = decoder.hidden(features, inputs).flatten(0, 1)[rows]  # (rows, ·)
-    logits = speakable(decoder.logits(hidden).float(), first=False)
+    logits = speakable(decoder.logits(hidden.flatten(0, 1)[rows]).float(), first=False)  # (rows, V)
     # As in sampling, a caption does not end before it begins.
     firsts = (kept % captions.shape[1] == 0).nonzero().squeeze(1)
     logits[firsts, END] = NEVER

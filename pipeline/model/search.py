@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.cuda_graphs import CudaGraphs
 from pipeline.model.decoder import Stepwise
 from pipeline.store.vocabulary import END, PAD, START, UNK
 
@@ -38,27 +39,63 @@ class Hypothesis:
     score: float
 
 
+class BeamSearch:
+    """A decoder's search, to be called many times: on a GPU it is a CUDA graph for each number of
+    pictures, made when that number comes for the second time."""
+
+    def __init__(self, decoder: Stepwise, search: Search) -> None:
+        self._search = search
+        self._graphs = CudaGraphs(lambda features: search_tokens(decoder, features, search))
+
+    def __call__(self, features: Tensor) -> list[list[Hypothesis]]:
+        """The best caption of each group of beams, for each of B pictures."""
+        words, scores = self._graphs(features)
+        return hypotheses(words, scores, self._search)
+
+
 def beam_search(decoder: Stepwise, features: Tensor, search: Search) -> list[Hypothesis]:
     """The best caption of each of B pictures; arguments as of `diverse_search`."""
-    found = diverse_search(decoder, features, search)
+    return best_of_groups(diverse_search(decoder, features, search))
+
+
+def best_of_groups(found: list[list[Hypothesis]]) -> list[Hypothesis]:
     return [max(groups, key=lambda one: one.score) for groups in found]
 
 
-@torch.inference_mode()
 def diverse_search(decoder: Stepwise, features: Tensor, search: Search) -> list[list[Hypothesis]]:
     """The best caption of each group of beams, for each of B pictures.
-
-    Finished captions are set aside and never grow again. A picture leaves the batch once nothing
-    that is still growing can beat the best finished caption of its group: log-probabilities only
-    fall, so the bound is the sum so far over the largest divisor.
 
     Args:
         decoder: anything with `start` and `step`.
         features: what the decoder's `start` takes, B in the first dimension.
     """
+    words, scores = search_tokens(decoder, features, search)
+    return hypotheses(words, scores, search)
+
+
+def hypotheses(words: Tensor, scores: Tensor, search: Search) -> list[list[Hypothesis]]:
+    """What `search_tokens` gave, as lists."""
+    found = [
+        Hypothesis([word for word in caption if word != PAD], score)
+        for caption, score in zip(words.tolist(), scores.tolist(), strict=True)
+    ]
+    return [found[begin : begin + search.groups] for begin in range(0, len(found), search.groups)]
+
+
+@torch.inference_mode()
+def search_tokens(decoder: Stepwise, features: Tensor, search: Search) -> tuple[Tensor, Tensor]:
+    """The same as tensors: words (B * groups, max_length), <pad> after each caption, and scores.
+
+    Finished captions are set aside and never grow again. A picture is done once nothing that is
+    still growing can beat the best finished caption of its group: log-probabilities only fall, so
+    the bound is the sum so far over the largest divisor. On a CPU it then leaves the batch. A GPU
+    would have to be waited for to say which: there it stays, and what goes on growing is worth
+    nothing. So the search can be one CUDA graph.
+    """
     B, G = len(features), search.groups
     K = search.beam // G
     device = features.device
+    leaving = device.type == "cpu"
     state = decoder.start(features)
     if G > 1:
         state = state.rows(torch.arange(B, device=device).repeat_interleave(G))
@@ -71,7 +108,7 @@ def diverse_search(decoder: Stepwise, features: Tensor, search: Search) -> list[
     done_scores = torch.full((B * G, K), NEVER, device=device)
     done_words = words.new_zeros((B * G, K, search.max_length))  # <pad> after the last word
     rows = torch.arange(B * G, device=device)  # which rows are still in the batch
-    best: list[Hypothesis | None] = [None] * (B * G)
+    found_words, found_scores = done_words[:, 0].clone(), done_scores[:, 0].clone()
 
     for length in range(search.max_length + 1):
         logits, state = decoder.step(words, state)  # (r * k, V)
@@ -102,23 +139,27 @@ def diverse_search(decoder: Stepwise, features: Tensor, search: Search) -> list[
         finished = (bound <= done_scores[:, 0]) | (length == search.max_length)
         # A decoder remembers pictures, of which each has as many rows: they leave together.
         finished = finished.view(-1, G).all(dim=1).repeat_interleave(G)
-        for row in finished.nonzero().flatten().tolist():
-            caption = [word for word in done_words[row, 0].tolist() if word != PAD]
-            best[int(rows[row])] = Hypothesis(caption, float(done_scores[row, 0]))
-        left = (~finished).nonzero().flatten()
-        if len(left) == 0:
-            break
-
         # Move every tensor to the surviving pictures and, within them, the surviving beams.
+        left = torch.arange(len(rows), device=device)
+        if leaving:
+            over = finished.nonzero().flatten()
+            found_words[rows[over]], found_scores[rows[over]] = (
+                done_words[over, 0],
+                done_scores[over, 0],
+            )
+            left = (~finished).nonzero().flatten()
+        else:
+            found_words, found_scores = done_words[:, 0], done_scores[:, 0]
+            scores = scores.masked_fill(finished.unsqueeze(1), NEVER)
+        if len(left) == 0 or length == search.max_length:
+            break
         beams = (left.unsqueeze(1) * k + parents[left]).flatten()
         state = state.rows(beams, pictures=left[::G] // G if len(left) < len(rows) else None)
         history = history[left].gather(1, _widen(parents[left], history))
         history = torch.cat([history, chosen[left].unsqueeze(-1)], dim=-1)
         scores, words, rows = scores[left], chosen[left].flatten(), rows[left]
         done_scores, done_words = done_scores[left], done_words[left]
-
-    found = [hypothesis for hypothesis in best if hypothesis is not None]
-    return [found[begin : begin + G] for begin in range(0, len(found), G)]
+    return found_words, found_scores
 
 
 def _best(candidates: Tensor, words: int, search: Search) -> tuple[Tensor, Tensor]:
@@ -151,11 +192,12 @@ def _forbid(log_probs: Tensor, history: Tensor, search: Search) -> None:
     it is by far the largest tensor here, and a copy would cost as much as the rest of a step."""
     length = history.shape[-1]
     if length == search.max_length:
-        log_probs[..., :END] = NEVER
-        log_probs[..., END + 1 :] = NEVER
+        log_probs[..., :END].fill_(NEVER)
+        log_probs[..., END + 1 :].fill_(NEVER)
         return
     banned = [PAD, START] + ([] if search.allow_unk else [UNK]) + ([END] if length == 0 else [])
-    log_probs[..., banned] = NEVER
+    for token in banned:  # not all at once: their numbers would have to travel to the device
+        log_probs[..., token].fill_(NEVER)
     n = search.block_ngram
     if n and length >= n:
         # Wherever the last n - 1 words stood before, the word that followed may not follow again.

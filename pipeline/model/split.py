@@ -8,8 +8,11 @@ import torch
 from pipeline.model.batches import EncodedCaptions, encode
 from pipeline.model.features import PictureFeatures
 from pipeline.store.features import Features
+from pipeline.store.model import MOST_WORDS
 from pipeline.store.table import captions_of
 from pipeline.store.vocabulary import Vocabulary
+
+LONGEST = 0.995  # this quantile of the captions' lengths
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,13 @@ class Split:
     features: PictureFeatures
     references: list[list[list[str]]]
     captions: EncodedCaptions
+
+    @property
+    def max_length(self) -> int:
+        """Words of a caption that 99.5 % of these do not exceed: what a decoder may say at the
+        most. Beyond, it has hardly seen a caption go on."""
+        words = self.captions.lengths.float() - 2  # less <start> and <end>
+        return min(MOST_WORDS, int(words.quantile(LONGEST, interpolation="higher")))
 
 
 def load_split(

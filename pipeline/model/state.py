@@ -23,28 +23,6 @@ def load_module(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> Non
     )
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer) -> Saved:
-    """Moments and step counts as tensors; learning rates and the like as JSON."""
-    state = optimizer.state_dict()
-    tensors = {
-        f"optimizer/{number}/{key}": value
-        for number, values in state["state"].items()
-        for key, value in values.items()
-    }
-    return tensors, {"optimizer": state["param_groups"]}
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], header: dict[str, Any]
-) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, number, key = name.split("/")
-            state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": header["optimizer"]})
-
-
 def save_chance(device: torch.device) -> dict[str, Tensor]:
     """torch's own generators, of which dropout draws."""
     chance = {"chance/cpu": torch.get_rng_state()}

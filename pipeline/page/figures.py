@@ -38,7 +38,8 @@ def training_figures(history: Path, select_by: str) -> list[Figure]:
     names = ("epoch", "learning_rate", "train_loss", "val_loss", "bleu_4", "cider")
     table = read_numbers(history, "train", names)
     epochs = _epochs(table["epoch"], history, "train")
-    kept = _best(epochs, table[select_by])
+    (losses,) = _full([table["val_loss"]])
+    kept = _best(epochs, table[select_by], ties=[-loss for loss in losses])
     (rates,) = _full([table["learning_rate"]])
     return [
         _lines(
@@ -96,7 +97,7 @@ def self_critical_figure(history: Path) -> Figure | None:
     epochs = _epochs(table["epoch"], history, "scst")
     if len(epochs) < 2:
         return None
-    kept = _best(epochs, table["cider"])
+    kept = _best(epochs, table["cider"], ties=table["bleu_4"])
     return _lines(
         Chart(
             key="self-critical",
@@ -203,7 +204,7 @@ def _epochs(column: Column, path: Path, stage: str) -> list[float]:
     return epochs
 
 
-def _best(epochs: Sequence[float], scores: Column) -> float:
-    """The epoch with the highest score; of equals, the first, as the stages keep it."""
-    (known,) = _full([scores])
-    return epochs[known.index(max(known))]
+def _best(epochs: Sequence[float], scores: Column, ties: Column) -> float:
+    """The epoch with the highest score; of equals the highest of `ties`, as the stages keep it."""
+    ranks = list(zip(*_full([scores, ties]), strict=True))
+    return epochs[ranks.index(max(ranks))]

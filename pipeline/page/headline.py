@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from pipeline.page.evaluation import Evaluation
 from pipeline.scoring.bootstrap import SCORE_NAMES, TITLES, score_intervals
+from pipeline.store.results import DECIMALS
 
 LARGE = ("cider", "bleu_4", "rouge_l")  # as big numbers; all are in the table
 WIDTH, EDGE = 300.0, 6.0
@@ -19,8 +20,7 @@ class Score:
     name: str
     title: str
     value: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None  # None where all resamples score the same
     beside: Sequence[float]
     strip: Markup  # all of them on one line
 
@@ -29,39 +29,46 @@ def scores_of(evaluation: Evaluation, resamples: int, seed: int) -> list[Score]:
     """Every score, BLEU-1 first."""
     intervals = score_intervals(evaluation.counts, evaluation.means, resamples, seed)
     scores = []
-    for name, (low, high) in zip(SCORE_NAMES, intervals, strict=True):
+    for name, ends in zip(SCORE_NAMES, intervals, strict=True):
         value = evaluation.scores[name]
+        interval = ends if round(ends[1] - ends[0], DECIMALS) else None
         marks = {one.name: one.scores[name] for one in evaluation.yardsticks}
         scores.append(
             Score(
-                *(name, TITLES[name], value, low, high),
+                *(name, TITLES[name], value, interval),
                 beside=list(marks.values()),
-                strip=_strip(TITLES[name], value, low, high, marks),
+                strip=_strip(TITLES[name], value, interval, marks),
             )
         )
     return scores
 
 
-def _strip(title: str, value: float, low: float, high: float, marks: dict[str, float]) -> Markup:
+def _strip(
+    title: str, value: float, interval: tuple[float, float] | None, marks: dict[str, float]
+) -> Markup:
     """A scale from 0 with the interval, the score, and a tick for each yardstick.
 
     The yardsticks' names stand by turns below and above the line, so that near ones do not collide.
     """
+    low, high = interval or (value, value)
     top = 1.06 * max(high, value, *marks.values(), 1e-9)
 
     def x(score: float) -> float:
         return EDGE + (WIDTH - 2 * EDGE) * min(score, top) / top
 
+    spread = f", from {low:.1f} to {high:.1f}" if interval else ""
     said = ", ".join(f"{name} {score:.1f}" for name, score in marks.items())
+    bar = Markup('<rect class="interval" x="{:.1f}" y="21" width="{:.1f}" height="12" rx="6"/>')
+    bar = bar.format(x(low), max(x(high) - x(low), 12.0)) if interval else Markup("")
     parts = [
         Markup(
             '<svg class="strip" viewBox="0 0 {w:.0f} 54" role="img" aria-label="{}">'
             '<line class="axis" x1="{:.0f}" x2="{:.0f}" y1="27" y2="27"/>'
-            '<rect class="interval" x="{:.1f}" y="21" width="{:.1f}" height="12" rx="6"/>'
+            "{}"
             '<circle class="score" cx="{:.1f}" cy="27" r="5"/>'
         ).format(
-            f"{title} on a line from 0: ours {value:.1f}, from {low:.1f} to {high:.1f}; {said}",
-            *(EDGE, WIDTH - EDGE, x(low), max(x(high) - x(low), 12.0), x(value)),
+            f"{title} on a line from 0: ours {value:.1f}{spread}; {said}",
+            *(EDGE, WIDTH - EDGE, bar, x(value)),
             w=WIDTH,
         )
     ]

@@ -1,7 +1,6 @@
 """What no n-gram score tells: whether captions differ, stutter or break off."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 # English words that hardly ever end a sentence. Of Flickr8k's own 40,000 captions 1.0 % end in
 # these, nearly all of them in "on" ("a boy looks on") or "her".
@@ -18,12 +17,13 @@ def variety(captions: Sequence[Sequence[str]]) -> dict[str, float]:
     return {
         "length": sum(map(len, captions)) / len(captions),
         "distinct": share * len({tuple(caption) for caption in captions}),
-        "repeated": share * sum(_stutters(caption) for caption in captions),
+        "repeated": share * sum(repeats(caption, 2) for caption in captions),
         "dangling": share * sum(caption[-1] in DANGLING for caption in captions if caption),
         "vocabulary_used": len({word for caption in captions for word in caption}),
     }
 
 
-def _stutters(caption: Sequence[str]) -> bool:
-    pairs = list(pairwise(caption))
-    return len(set(pairs)) < len(pairs)
+def repeats(caption: Sequence[str], order: int) -> bool:
+    """Whether it says some n-gram of this order twice."""
+    grams = [tuple(caption[i : i + order]) for i in range(len(caption) + 1 - order)]
+    return len(set(grams)) < len(grams)

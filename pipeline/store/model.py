@@ -13,7 +13,8 @@ from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.tensors import read_tensors, write_tensors
 from pipeline.store.vocabulary import Vocabulary, check_words
 
-FORMAT = 4
+FORMAT = 5
+MOST_WORDS = 1000  # of a caption: what a file claims costs a search its memory
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Model:
     vocabulary: Vocabulary
     recipe: FeatureRecipe
     split_digest: str  # of the split that it learned from
+    max_length: int  # words of a caption at the most, by the captions that it learned from
 
 
 def write_model(path: Path, model: Model) -> None:
@@ -33,6 +35,7 @@ def write_model(path: Path, model: Model) -> None:
         "decoder": model.decoder.config.to_json(),
         "features": model.recipe.to_json(),
         "split_digest": model.split_digest,
+        "max_length": model.max_length,
         "vocabulary": list(model.vocabulary.words),
     }
     write_tensors(path, model.decoder.state_dict(), header)
@@ -50,6 +53,13 @@ def read_model(path: Path, device: torch.device, made_by: str = "scst") -> Model
     tensors, header = read_tensors(path, made_by)
     if header.get("format") != FORMAT:
         raise InputError(f"{path} is no captioning model of this version; run '{made_by}' again")
+    split_digest, max_length = header.get("split_digest"), header.get("max_length")
+    if not (
+        isinstance(split_digest, str)
+        and isinstance(max_length, int)
+        and 1 <= max_length <= MOST_WORDS
+    ):
+        raise InputError(f"{path} does not say what it learned from; run '{made_by}' again")
     vocabulary = check_words(header.get("vocabulary"), where=str(path))
     recipe = FeatureRecipe.from_json(header.get("features"), where=str(path))
     try:
@@ -70,7 +80,7 @@ def read_model(path: Path, device: torch.device, made_by: str = "scst") -> Model
         raise InputError(
             f"{path}: its weights do not fit its description ({error}); run '{made_by}' again"
         ) from None
-    return Model(decoder.to(device).eval(), vocabulary, recipe, str(header.get("split_digest")))
+    return Model(decoder.to(device).eval(), vocabulary, recipe, split_digest, max_length)
 
 
 def require_same_split(model: Model, split_digest: str, where: str) -> None:

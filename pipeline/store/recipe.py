@@ -49,6 +49,8 @@ class FeatureRecipe:
     mirrored: bool  # each view is the mean of what the CNN says of the picture and its mirror image
     cells: int | None  # a side of the grid; None: as many as the first view's CNN gives
     views: tuple[View, ...]  # their features lie side by side
+    # Whose pixels the CNN saw. Told, not compared: `extract` has tried that they are as good.
+    jpeg_decoder: str = "pillow"
 
     @property
     def untrained(self) -> bool:
@@ -63,7 +65,8 @@ class FeatureRecipe:
             for view in self.views
         )
         mirrored = ", mirrored" if self.mirrored else ""
-        return f"{views}, {self.layer}, {self.framing}{mirrored}"
+        decoder = ", nvJPEG" if self.jpeg_decoder == "nvjpeg" else ""
+        return f"{views}, {self.layer}, {self.framing}{mirrored}{decoder}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

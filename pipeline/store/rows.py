@@ -47,11 +47,15 @@ class RowWriter:
         self._contents = list(contents)  # by row, what tells whether it is still right
         self.done = 0  # rows that are written
 
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write `rows` (n, …) and their checksums behind those that are there."""
+    def append(self, rows: NDArray[Any], checksums: NDArray[np.uint32] | None = None) -> None:
+        """Write `rows` (n, …) and their checksums behind those that are there.
+
+        Args:
+            checksums: (n,), of the rows in the file's dtype, where they are known.
+        """
         layout, content = self._layout, np.ascontiguousarray(rows, dtype=self._dtype)
         self._write(layout.rows + self.done * layout.row_size, content)
-        checksums = checksums_of(content)
+        checksums = checksums_of(content) if checksums is None else checksums
         self._write(layout.checksums + self.done * checksums.itemsize, checksums)
         self.done += len(content)  # last: Ctrl-C may come any time
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,9 +15,12 @@ from pipeline.errors import InputError
 from pipeline.scoring.tokens import TOKENIZER
 from pipeline.store.files import atomic, read_sealed, write_sealed
 
+log = logging.getLogger(__name__)
+
 COLUMNS = ["image_id", "split", "caption", "tokens"]
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 SPLIT_NAMES = ("train", "dev", "test")
+FEW = 10  # pictures, of which scores say little
 
 # `split_digest` of Flickr8k's own three lists.
 OFFICIAL = "ea848140f1f931a6"
@@ -131,6 +135,19 @@ def captions_of(table: pd.DataFrame, split: str) -> Captions:
     if not by_picture:
         raise InputError(f"the captions table has no pictures in the split '{split}'")
     return Captions(by_picture)
+
+
+def warn_small(split: str, pictures: int) -> None:
+    """Say so where a split is too small to choose or to report by."""
+    if pictures >= FEW:
+        return
+    said = f"scores of {pictures} pictures say little"
+    if pictures == 1:  # its words are in all pictures there are, so they weigh nothing
+        said = "CIDEr of one picture is 0 by definition, whatever is said of it"
+    log.warning(
+        "the split '%s' is too small: %s; captions.%s_share or the archive's list decides",
+        *(split, said, split),
+    )
 
 
 def write_summary(path: Path, summary: Summary) -> None:

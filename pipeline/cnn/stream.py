@@ -1,0 +1,158 @@
+"""Features of an archive's pictures, batch after batch, with all that the machine has at work.
+
+On a CPU each of the worker threads decodes a batch and runs the CNN on it with one thread of its
+own: no core ever waits for another at the end of a layer. Beside a GPU the workers decode, and
+while one batch is computed the one before it is fetched and summed up. Pillow, torch and zlib work
+outside Python's lock, so threads do, and nothing is copied between processes.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.cnn.frozen import FrozenCNN
+from pipeline.cnn.nvjpeg import prepare_on_gpu
+from pipeline.cnn.prepare import prepare, stack
+from pipeline.store.features import checksums_of
+from pipeline.store.pictures import PictureArchive
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+GPU_DECODERS = 4  # threads that feed its JPEG decoder
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features of some pictures as they are stored."""
+
+    values: NDArray[Any]  # (n, …)
+    finite: NDArray[np.bool_]  # (n,)
+    checksums: NDArray[np.uint32]  # (n,)
+
+
+def features_of(
+    images: Path,
+    ids: Sequence[str],
+    cnn: FrozenCNN,
+    batch: int,
+    workers: int,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Rows]:
+    """Features, of `batch` pictures at a time, in the order of `ids`.
+
+    Args:
+        dtype: in which they are stored.
+
+    Raises:
+        InputError: a picture cannot be used.
+    """
+    parts = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
+    if cnn.device.type == "cpu":
+        load = _Loader(images, cnn)
+
+        def compute(part: Sequence[str]) -> Rows:
+            return _summed_up(*_stored(cnn(load(part)), dtype))
+
+        with _workers(workers) as pool:
+            yield from in_order(pool, compute, parts, ahead=2 * workers)
+        return
+    if cnn.recipe.jpeg_decoder == "nvjpeg":
+        workers = min(workers, GPU_DECODERS)
+    with _workers(workers) as decoders, ThreadPoolExecutor(2) as finishers:
+        loaded = in_order(decoders, _Loader(images, cnn), parts, ahead=workers + 2)
+        fetched = _fetched((cnn(pictures) for pictures in loaded), dtype)
+        yield from in_order(finishers, lambda both: _summed_up(*both), fetched, ahead=2)
+
+
+class _Loader:
+    """Loads pictures as the CNN takes them, on any thread."""
+
+    def __init__(self, images: Path, cnn: FrozenCNN) -> None:
+        self._images, self._cnn = images, cnn
+        self._own = threading.local()
+
+    def __call__(self, ids: Sequence[str]) -> list[Tensor]:
+        """For each view uint8 (B, S, S, 3)."""
+        own, recipe = self._own, self._cnn.recipe
+        if not hasattr(own, "archive"):
+            own.archive = PictureArchive(self._images)  # a handle a worker: seeks must not mix
+        contents = [own.archive.content(one) for one in ids]
+        names = [f"{one} in {self._images}" for one in ids]
+        if recipe.jpeg_decoder == "nvjpeg":
+            return prepare_on_gpu(contents, names, recipe, self._cnn.device)
+        pictures = stack([prepare(*one, recipe) for one in zip(contents, names, strict=True)])
+        on_gpu = self._cnn.device.type == "cuda"
+        return [part.pin_memory() for part in pictures] if on_gpu else pictures
+
+
+def _stored(features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As they are stored, and which of them are finite."""
+    stored = features.to(dtype)
+    return stored, torch.isfinite(stored).flatten(1).all(dim=1)
+
+
+def _summed_up(stored: Tensor, finite: Tensor) -> Rows:
+    values = stored.numpy()
+    return Rows(values, finite.numpy(), checksums_of(values))
+
+
+def _fetched(computed: Iterable[Tensor], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `_stored` gives, on the CPU; each batch is fetched while the next one is computed."""
+    underway: deque[tuple[tuple[Tensor, Tensor], torch.cuda.Event]] = deque()
+    for features in computed:  # enqueued, as are the copies behind it
+        stored, finite = (_copied(part) for part in _stored(features, dtype))
+        underway.append(((stored, finite), torch.cuda.Event()))
+        underway[-1][1].record()
+        if len(underway) > 1:
+            yield _arrived(*underway.popleft())
+    while underway:
+        yield _arrived(*underway.popleft())
+
+
+def _copied(part: Tensor) -> Tensor:
+    copy = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+    return copy.copy_(part, non_blocking=True)
+
+
+def _arrived(parts: tuple[Tensor, Tensor], copied: torch.cuda.Event) -> tuple[Tensor, Tensor]:
+    copied.synchronize()
+    return parts
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[Executor]:
+    """Threads that share the cores among themselves: inside torch, each has one."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_order(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """`pool.map` with a bounded window: memory does not grow with the number of items."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

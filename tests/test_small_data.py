@@ -1,0 +1,97 @@
+"""Which weights are kept, and that a few hundred captions are enough to learn from."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import read
+from pipeline.config.train import TrainConfig
+from pipeline.model.captioning import greedy_scores
+from pipeline.model.split import load_split
+from pipeline.store.features import read_features
+from pipeline.store.model import read_model
+from pipeline.store.table import read_summary, read_table
+from pipeline.store.vocabulary import read_vocabulary
+from pipeline.train import Epoch, best_epoch, ended
+from tests.conftest import Artifacts, write_params
+from tests.test_train import run
+
+CPU = torch.device("cpu")
+
+
+def test_it_stops_early_and_keeps_the_best_epoch(tiny: Artifacts, tmp_path: Path) -> None:
+    model, history = run(tiny, tmp_path, epochs=60, patience=3, learning_rate=0.03)
+    best = history["cider"].idxmax()
+    assert history["cider"][best] > 0
+    assert len(history) == best + 1 + 3 < 60
+    about = read_summary(tiny.summary)
+    words, table = (
+        read_vocabulary(tiny.vocabulary, about.table_digest),
+        read_table(tiny.table, about),
+    )
+    dev = load_split(read_features(tiny.features), table, "dev", words, CPU)
+    made = read_model(model, CPU)
+    kept = greedy_scores(made.decoder, dev, words, made.max_length)
+    assert kept[1] == pytest.approx(history["cider"][best], rel=1e-4)
+
+
+def rows_of(*scores: tuple[float, float]) -> list[Epoch]:
+    """Epochs of these CIDEr and dev losses."""
+    return [Epoch(n + 1, 0.1, 1.0, loss, 0.0, cider) for n, (cider, loss) in enumerate(scores)]
+
+
+def test_of_equal_scores_the_lower_dev_loss_is_better(tiny: Artifacts) -> None:
+    config = read(tiny.params, TrainConfig)
+    assert best_epoch(rows_of((0, 5.0), (0, 4.0), (0, 4.5)), config) == 2
+    assert best_epoch(rows_of((3, 5.0), (2, 4.0), (3, 4.5)), config) == 3
+    assert best_epoch(rows_of((3, 4.0), (3, 4.0)), config) == 1
+
+
+def test_patience_begins_with_the_first_score_above_0(tmp_path: Path) -> None:
+    changes = {"epochs": 9, "patience": 2}
+    config = read(write_params(tmp_path / "params.yaml", train=changes), TrainConfig)
+    silent = [(0, 4.0 + loss) for loss in range(6)]  # the loss gets worse as well
+    assert not ended(rows_of(*silent), config)
+    assert not ended(rows_of(*silent, (1, 4.0), (0, 3.0)), config)
+    assert ended(rows_of((1, 4.0), (0, 3.0), (0, 3.0)), config)
+    assert ended(rows_of(*silent, *silent[:3]), config)  # all epochs are over
+
+
+def test_small_data_is_learnt_in_smaller_batches(tiny: Artifacts, tmp_path: Path) -> None:
+    """200 captions in batches of 128 are two steps an epoch, and nothing is learnt by then."""
+    learnt = {}
+    for steps in (1, 40):
+        (folder := tmp_path / str(steps)).mkdir()
+        changes = {"epochs": 4, "batch_size": 128, "min_epoch_steps": steps}
+        learnt[steps] = run(tiny, folder, **changes)[1]["val_loss"].iloc[-1]
+    assert learnt[40] < 0.85 * learnt[1]
+
+
+def test_a_model_that_says_less_than_one_caption_of_all_is_warned_of(
+    tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tiny, tmp_path, epochs=1, learning_rate=1e-9)
+    (warning,) = (one for one in caplog.records if one.levelname == "WARNING")
+    assert re.search(
+        r"dev CIDEr, .*, is below the .* of one caption said of every", warning.message
+    )
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    """After a few steps it is near the weights themselves, and no longer near the first ones."""
+    histories, kept = [], []
+    for ema in (0.0, 0.997):
+        (folder := tmp_path / str(ema)).mkdir()
+        model, history = run(tiny, folder, ema=ema)
+        histories.append(history)
+        kept.append(read_model(model, CPU).decoder.state_dict()["embed.weight"])
+    plain, averaged = histories
+    assert (plain["train_loss"] == averaged["train_loss"]).all()  # the steps are the same
+    assert (plain["val_loss"] != averaged["val_loss"]).all()
+    assert not torch.equal(*kept)
+    learnt = plain["val_loss"].iloc[0] - plain["val_loss"].iloc[-1]
+    assert abs(averaged["val_loss"].iloc[-1] - plain["val_loss"].iloc[-1]) < 0.5 * learnt
