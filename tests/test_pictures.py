@@ -85,17 +85,29 @@ def numbers(*values: float, kind: type = np.float32) -> bytes:
     return jpeg(Image.fromarray(np.array([values], dtype=kind)), format="TIFF")
 
 
-def test_numbers_from_0_to_1_are_shades() -> None:
-    assert decode(numbers(0, 0.2, 1), "x")[0, :, 0].tolist() == [0, 51, 255]
+@pytest.mark.parametrize(
+    "content",
+    [
+        numbers(0, 0.2, 1),
+        numbers(0, 13107, 65535, kind=np.uint16),
+        b"P5 3 1 65535\n" + bytes.fromhex("0000 3333 ffff"),
+        b"P5 3 1 1000\n" + bytes.fromhex("0000 00c8 03e8"),
+    ],
+    ids=["floats", "16 bits", "PGM of 16 bits", "PGM to 1000"],
+)
+def test_numbers_of_a_known_range_are_shades(content: bytes) -> None:
+    shades = decode(content, "x")[0, :, 0]
+    assert (shades - torch.tensor([0, 51, 255], dtype=torch.int16)).abs().max() <= 1
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (numbers(0, 255), "numbers from 0 to 255 for its pixels, of which 0 to 1 are understood"),
+        (numbers(0, 255), "numbers from 0 to 255 for its pixels, and nothing says which of them"),
         (numbers(-0.5, 1), "numbers from -0.5 to 1"),
         (numbers(0.5, float("nan")), "numbers from nan to nan"),
-        (numbers(0, 70_000, kind=np.int32), "0 to 70000 .* 0 to 65535 are understood; save it"),
+        (numbers(0, 255, kind=np.int32), "numbers from 0 to 255 .* save it with 8 bits a channel"),
+        (numbers(-1, 70, kind=np.int16), "numbers from -1 to 70"),
     ],
 )
 def test_numbers_of_no_known_range_are_refused_never_clipped(content: bytes, said: str) -> None:
