@@ -71,6 +71,9 @@ def main(
     make_repeatable(seed=0)
     chosen = named_device(device)
     pictures = find_pictures(photos)
+    names = [path.name for path in pictures]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two pictures are named {twice[0]}; draw them to two folders")
     if len(model) > 1:  # an ensemble has no one place where it looked
         raise InputError(f"one model at a time can be drawn, not {len(model)}; name one --model")
     captioner = Captioner(backbone, model, chosen)
@@ -79,9 +82,6 @@ def main(
             f"the decoder of {model[0]} attends to no grid; train an attention decoder"
         )
     search = Search(beam, length_penalty, captioner.max_length, block_ngram=2)
-    names = [path.name for path in pictures]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"two pictures are named {twice[0]}; draw them to two folders")
     failed = False
     for path in pictures:
         try:

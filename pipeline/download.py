@@ -166,27 +166,26 @@ def _check_pictures(archive: PictureArchive) -> None:
     ):
         for begin in range(0, len(ids), 4 * workers):
             part = ids[begin : begin + 4 * workers]
-            decoded: list[tuple[str, Future[None] | InputError]] = []
+            decoded: dict[str, Future[None]] = {}
             for one in part:
                 try:  # read here: the zip's handle is not shared
-                    decoded.append((one, pool.submit(_decode, archive.content(one), one)))
+                    decoded[one] = pool.submit(_decode, archive.content(one), one)
                 except InputError as error:
-                    decoded.append((one, error))
-            for one, outcome in decoded:
-                why = outcome if isinstance(outcome, InputError) else outcome.exception()
-                if isinstance(why, InputError):
-                    bad[one] = str(why)
-                elif why is not None:
-                    raise why
+                    bad[one] = str(error)
+            for one, future in decoded.items():
+                try:
+                    future.result()
+                except InputError as error:
+                    bad[one] = str(error)
             progress.update(len(part))
     if len(bad) == 1:
         raise InputError(f"{archive.path}: {next(iter(bad.values()))}")
     if bad:
-        for reason in bad.values():
-            log.warning("%s", reason)
+        for _, why in sorted(bad.items()):
+            log.warning("%s", why)
         raise InputError(
             f"{len(bad):,} of {len(ids):,} pictures in {archive.path} cannot be used: "
-            f"{some(list(bad))}; the lines above say why, mend them all at once"
+            f"{some(sorted(bad))}; the lines above say why, mend them all at once"
         )
 
 

@@ -80,14 +80,8 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     seconds = time.monotonic() - began
     log.info(
         "%s in %.0f s, %.1f a second: %s, %s on %s",
-        *(
-            counted(len(left), "picture"),
-            seconds,
-            len(left) / seconds,
-            recipe.label,
-            cnn.precision,
-            device,
-        ),
+        *(counted(len(left), "picture"), seconds, len(left) / seconds),
+        *(recipe.label, cnn.precision, device),
     )
 
 

@@ -174,6 +174,17 @@ def test_results_have_one_id_a_picture(tiny: Artifacts, photos: Path, tmp_path: 
     assert ids(first, other) == [first.as_posix(), other.as_posix()]
 
 
+def test_attention_of_two_pictures_of_one_name_is_refused_before_any_is_drawn(
+    tiny: Artifacts, photos: Path, tmp_path: Path
+) -> None:
+    (first, *_) = sorted(photos.iterdir())
+    other = tmp_path / first.name
+    other.write_bytes(first.read_bytes())
+    drawn = command("attend", first, other, "--out", tmp_path / "drawn")
+    assert f"two pictures are named {first.name}; draw them to two folders" in one_line(drawn)
+    assert not (tmp_path / "drawn").exists()
+
+
 def test_a_terminal_of_ascii_gets_escapes_and_every_caption(
     tiny: Artifacts, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

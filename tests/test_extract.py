@@ -1,8 +1,5 @@
 """The feature cache: every picture once, the same bytes each time, and readable by what it says."""
 
-import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from PIL import Image
 from pipeline.backbone import preprocessing_of
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.precision import fastest_faithful
-from pipeline.cnn.prepare import decode, prepare
+from pipeline.cnn.prepare import prepare
 from pipeline.cnn.trunk import build_trunk
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
@@ -26,7 +23,8 @@ from pipeline.model.features import PictureFeatures
 from pipeline.store.features import checksums_of, read_features
 from pipeline.store.pictures import PictureArchive
 from pipeline.store.weights import Backbone, read_backbones, write_backbones
-from tests.conftest import SHARED, Artifacts, command, make_zip, one_line, write_params
+from tests.conftest import Artifacts, command, make_zip, one_line, write_params
+from tests.pictures import jpeg, scene
 
 CPU = torch.device("cpu")
 
@@ -36,19 +34,6 @@ def config(folder: Path, **changes: Any) -> ExtractConfig:
     if changes.get("layer") == "grid":
         groups["train"] = {"decoder": "spatial_attention"}
     return read(write_params(folder / "params.yaml", **groups), ExtractConfig)
-
-
-def jpeg(picture: Image.Image, **options: Any) -> bytes:
-    made = io.BytesIO()
-    picture.save(made, options.pop("format", "JPEG"), **options)
-    return made.getvalue()
-
-
-def scene(mode: str = "RGB", size: tuple[int, int] = (90, 60)) -> Image.Image:
-    """Red to the left, blue to the right."""
-    picture = Image.new("RGB", size, "blue")
-    picture.paste("red", (0, 0, size[0] // 2, size[1]))
-    return picture.convert(mode)
 
 
 def test_the_file_describes_itself(tiny: Artifacts) -> None:
@@ -163,115 +148,6 @@ def test_pictures_are_prepared_as_torchvision_does(
     (prepared,) = prepare(jpeg(picture, format="PNG"), "x", recipe)
     difference = prepared.permute(2, 0, 1).int() - f.pil_to_tensor(expected).int()
     assert difference.abs().max() <= 1  # Pillow's resizing rounds otherwise
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1", "LA", "YCbCr", "I;16"])
-def test_every_kind_of_picture_becomes_rgb(mode: str) -> None:
-    if mode == "I;16":
-        picture = Image.fromarray(np.full((8, 8), 32896, np.uint16))
-        assert decode(jpeg(picture, format="PNG"), "x")[0, 0].tolist() == [128, 128, 128]
-        return
-    kind = {"RGBA": "PNG", "P": "GIF", "1": "PNG", "LA": "PNG"}.get(mode, "JPEG")
-    picture = decode(jpeg(scene(mode), format=kind), "x")
-    assert picture.shape == (60, 90, 3)
-    left, right = picture[30, 10], picture[30, 80]
-    if mode in ("CMYK", "P", "RGBA", "YCbCr"):
-        assert left[0] > 200 > 60 > left[2]
-        assert right[2] > 200 > 60 > right[0]
-
-
-def test_transparency_is_white() -> None:
-    picture = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert decode(jpeg(picture, format="PNG"), "x")[0, 0].tolist() == [255, 255, 255]
-
-
-def test_a_picture_turned_by_exif_stands_upright() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    picture = decode(jpeg(scene(), exif=exif), "x")
-    assert picture.shape == (90, 60, 3)
-    assert picture[10, 30, 0] > 200  # red is on top now
-
-
-def png(bits: int, rows: bytes, transparent: bytes, colour: int = 0) -> bytes:
-    """A PNG of one row of two pixels, of so many bits a channel, with a transparent level."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        whole = kind + content
-        return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
-
-    header = struct.pack(">IIBBBBB", 2, 1, bits, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        chunk(kind, content)
-        for kind, content in (
-            (b"IHDR", header),
-            (b"tRNS", transparent),
-            (b"IDAT", zlib.compress(b"\0" + rows)),
-            (b"IEND", b""),
-        )
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "shown"),
-    [
-        (png(16, b"\x30\x30\x75\x30", b"\x75\x30"), [48, 255]),
-        (png(16, b"\x75\x31\x75\x30", b"\x75\x30"), [116, 255]),  # by all 16 bits
-        (png(8, b"\x30\x75", b"\0\x75"), [48, 255]),
-        (png(4, b"\x35", b"\0\x05"), [51, 255]),
-        (png(2, b"\x10", b"\0\x01"), [0, 255]),
-        (png(1, b"\x40", b"\0\x00"), [255, 255]),
-        (png(16, b"\x30\x00" * 3 + b"\x75\x30" * 3, b"\x75\x30" * 3, colour=2), [48, 255]),
-    ],
-    ids=["16", "16 near", "8", "4", "2", "1", "16 rgb"],
-)
-def test_a_transparent_level_counts_in_the_bits_of_its_picture(
-    content: bytes, shown: list[int]
-) -> None:
-    assert decode(content, "x")[0, :, 0].tolist() == shown
-
-
-def numbers(*values: float, kind: type = np.float32) -> bytes:
-    """A TIFF whose pixels are these numbers."""
-    return jpeg(Image.fromarray(np.array([values], dtype=kind)), format="TIFF")
-
-
-def test_numbers_from_0_to_1_are_shades() -> None:
-    assert decode(numbers(0, 0.2, 1), "x")[0, :, 0].tolist() == [0, 51, 255]
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (numbers(0, 255), "numbers from 0 to 255 for its pixels, of which 0 to 1 are understood"),
-        (numbers(-0.5, 1), "numbers from -0.5 to 1"),
-        (numbers(0.5, float("nan")), "numbers from nan to nan"),
-        (numbers(0, 70_000, kind=np.int32), "0 to 70000 .* 0 to 65535 are understood; save it"),
-    ],
-)
-def test_numbers_of_no_known_range_are_refused_never_clipped(content: bytes, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        decode(content, "x")
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/cases")
-@pytest.mark.parametrize("name", ["float01.tif", "grey16_trns.png", "badexif.jpg", "noeoi.jpg"])
-def test_odd_pictures_of_the_cases_have_their_shades(name: str) -> None:
-    shades = decode((SHARED / "cases/pictures" / name).read_bytes(), name).float()
-    assert shades.shape == (80, 120, 3)
-    assert 60 < shades.mean() < 200
-    assert shades.std() > 20
-
-
-def test_a_jpeg_that_lacks_its_end_marker_alone_is_read(caplog: pytest.LogCaptureFixture) -> None:
-    for options in ({}, {"progressive": True}):
-        whole = jpeg(scene().rotate(30), **options)
-        assert torch.equal(decode(whole[:-2], "x.jpg"), decode(whole, "x.jpg"))
-        assert "the picture x.jpg has no end marker" in caplog.text
-        last_scan = whole.rindex(b"\xff\xda")
-        for cut in (whole[:-8], whole[:-40], whole[:-200], whole[:last_scan]):
-            with pytest.raises(InputError, match="cannot be decoded"):
-                decode(cut, "x.jpg")
 
 
 def huge() -> bytes:

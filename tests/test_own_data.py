@@ -2,6 +2,7 @@
 
 import io
 import logging
+import tarfile
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -67,6 +68,7 @@ def refused(folder: Path, table: str, *names: str, **more: bytes) -> str:
         ("id\tfile_name\tcaption", "7\t{name}\t{caption}"),
         ("caption,image", '"{caption}",{name}'),
         ('"image","caption"', '"{name}","{caption}"'),
+        ("\ufeff\r\n,image,caption\r", '0,{name},"{caption}"\r'),  # by pandas and Excel
     ],
 )
 def test_a_table_is_read_by_its_header(tmp_path: Path, header: str, row: str) -> None:
@@ -194,6 +196,20 @@ def test_text_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "x.zip", {"a.jpg": jpeg(), "annotations.json": "{}"})
     with pytest.raises(InputError, match=r"holds no captions: .*; it has 'annotations\.json'"):
         take(tmp_path, archive, archive)
+
+
+def test_an_archive_of_another_kind_is_called_so(tmp_path: Path) -> None:
+    packed = tmp_path / "images.tar.gz"
+    with tarfile.open(packed, "w:gz"):
+        pass
+    with pytest.raises(InputError, match="is an archive, but no zip; pack what it holds as one"):
+        take(tmp_path, packed)
+    inner = own(tmp_path, "image,caption\na.jpg,a dog\n", "a.jpg")
+    outer = make_zip(tmp_path / "outer.zip", {"own.zip": inner.read_bytes(), "Captions.TXT": ""})
+    with pytest.raises(InputError, match=r"captions\.txt: expected the header"):
+        take(tmp_path, outer)
+    with pytest.raises(InputError, match=r"no pictures; .* it has 'Captions.TXT', 'own\.zip'"):
+        PictureArchive(outer)
 
 
 CHINESE = ["一只狗在草地上奔跑。", "两个人在街上走路。", "一个男人在爬山。"]

@@ -107,6 +107,10 @@ def test_without_git_folders_are_compared_and_a_commit_is_one_line(tmp_path: Pat
     done = runs.compare()
     assert done.returncode == 2
     assert "is not in git, so it has no 'HEAD'; name folders (./one ../other)" in one_line(done)
+    for script in ("compare-results", "compare-demo"):
+        gate = run_script(script, runs.folder, "HEAD", "HEAD")
+        assert gate.returncode == 2
+        assert "not a git repository" in gate.stderr
     for head in (".", "workspace"):
         done = runs.compare("../earlier", head)
         assert "Better: BLEU-4" in done.stdout, done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.errors import InputError
 from pipeline.store.names import slashes
 
+OTHER_ARCHIVES = (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!")  # in lower case
 UTF8 = 0x800  # of a member's flags: its name is UTF-8
 
 
@@ -26,6 +27,10 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             begin = content.read(512).lstrip().lower()
         if begin.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
             what = "a web page, not a zip: the address leads to a page about the file"
+        elif begin.startswith(OTHER_ARCHIVES):
+            raise InputError(
+                f"{path} is an archive, but no zip; pack what it holds as one"
+            ) from None
         elif not begin:
             what = "empty"
         elif begin.startswith(b"pk"):

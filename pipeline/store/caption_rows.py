@@ -35,9 +35,10 @@ def read_rows(lines: Iterator[str], where: str) -> Iterator[tuple[str, str, str]
     Raises:
         InputError: the header names no such columns, or a row does not fit it.
     """
-    header = next(lines, "")
+    numbered = enumerate(lines, start=1)
+    header = next((line for _, line in numbered if line.strip()), "")
     columns = _columns(header, where)
-    for number, line in enumerate(lines, start=2):
+    for number, line in numbered:
         place = f"{where}, line {number}"
         cells = _cells(line, columns, place)
         if not cells:
@@ -74,7 +75,7 @@ def _columns(header: str, where: str) -> Columns:
         )
     raise InputError(
         f"{where}: expected the header '{EXPECTED}', found {header[:60]!r}; call the column of the "
-        f"pictures 'image' and that of the captions 'caption'"
+        "pictures 'image' and that of the captions 'caption', a row a caption"
     )
 
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import InputError
 from pipeline.store.archive import is_clutter, open_zip, path_of, read_member
-from pipeline.store.names import EXTENSIONS, check_id, is_picture, picture_id
+from pipeline.store.names import EXTENSIONS, check_id, is_picture, picture_id, some
 from pipeline.store.rgb import scale_transparent_level, to_rgb
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,9 @@ class PictureArchive:
                 )
             self._members[image_id] = member
         if not self._members:
-            raise InputError(f"{path} holds no pictures; expected {' '.join(sorted(EXTENSIONS))}")
+            has = f"it has {some(sorted(self.others))}" if self.others else "it is empty"
+            kinds = " ".join(sorted(EXTENSIONS))
+            raise InputError(f"{path} holds no pictures; expected {kinds}, {has}")
 
     def __enter__(self) -> "PictureArchive":
         return self

@@ -39,11 +39,11 @@ def _to_8_bits(picture: Image.Image, name: str) -> Image.Image:
     """
     values = np.asarray(picture)  # (H, W)
     low, high = values.min(), values.max()
-    white = 1 if picture.mode == "F" else 65535
+    white = _white(picture)
     if not (low >= 0 and high <= white):  # as it is, too, where there is a NaN
         raise InputError(
-            f"the picture {name} has numbers from {low:g} to {high:g} for its pixels, of which "
-            f"0 to {white} are understood; save it with 8 bits a channel"
+            f"the picture {name} has numbers from {low:g} to {high:g} for its pixels, and nothing "
+            "says which of them is white; save it with 8 bits a channel"
         )
     if picture.mode == "F":
         grey = picture.point(lambda value: value * 255 + 0.5).convert("L")
@@ -53,3 +53,10 @@ def _to_8_bits(picture: Image.Image, name: str) -> Image.Image:
         grey.info.pop("transparency", None)
         grey.paste(255, mask=Image.fromarray(values == level))
     return grey
+
+
+def _white(picture: Image.Image) -> int:
+    """The number that is white; below 0 where nobody knows: in a TIFF of 32 bits, say."""
+    if picture.mode == "F":
+        return 1  # by TIFF's and PFM's custom
+    return 65535 if picture.mode.startswith("I;16") or picture.format == "PPM" else -1

@@ -101,6 +101,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for member in archive.infolist():
         place = path_of(member)
         name = PurePosixPath(place).name
+        name = name.lower() if name.lower() in TABLES else name
         if name not in (TOKENS, *TABLES, *SPLITS.values()) or is_clutter(place):
             continue
         if name in found:
@@ -129,7 +130,8 @@ def _lines(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Ite
             yield line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{where}, line {number} is not UTF-8 at its byte {error.start}; convert the file"
+                f"{where}, line {number} is not UTF-8 at its byte {error.start}; save the file as "
+                "UTF-8"
             ) from None
 
 
