@@ -42,6 +42,7 @@ CONFIG = ExtractConfig(
     workers="auto",
     jpeg_decoder="auto",
     device="auto",
+    deterministic=True,
     precision="auto",
     checkpoint_seconds=60,
 )
@@ -204,8 +205,11 @@ def _rows(
             (folder / one).write_bytes(content)
 
         def ours() -> int:
-            with create_features(Path(scratch, "f.h5"), ids, shape, "float16", recipe) as out:
-                for made in features_of(images, ids, cnn, batch, workers, torch.float16):
+            with (
+                PictureArchive(images) as archive,
+                create_features(Path(scratch, "f.h5"), ids, shape, "float16", recipe) as out,
+            ):
+                for made in features_of(archive, ids, cnn, batch, workers, torch.float16):
                     out.append(made.values, made.checksums)
             return len(ids)
 

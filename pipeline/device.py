@@ -63,13 +63,17 @@ def training_precision(
     return torch.bfloat16 if fast else torch.float32
 
 
-def make_repeatable(seed: int) -> None:
+def make_repeatable(seed: int, deterministic: bool = True) -> None:
     """Seed torch and allow only deterministic kernels.
 
     On a CPU the same inputs then give the same bytes; in float32 most decoders' do not depend on
     the number of threads (docs/reliability.md), if no matrices were multiplied before. On a GPU
     most of it repeats on one machine with one release of torch and CUDA; kernels that have no
     repeatable form warn.
+
+    Args:
+        deterministic: where False, a GPU multiplies float32 in TF32, cuDNN takes what it times to
+            be fastest, and kernels that do not repeat are allowed. A CPU does as ever.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # MKL's conditional numerical reproducibility: how it adds must not go by the threads it has.
@@ -78,5 +82,8 @@ def make_repeatable(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Finds reads of memory that nobody wrote; is dear (docs/performance.md), and we have none.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = not deterministic  # float32 means float32
+    torch.backends.cuda.matmul.allow_tf32 = not deterministic
+    if torch.cuda.is_available() and not deterministic:
+        torch.use_deterministic_algorithms(False)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from pipeline.config import read
@@ -58,7 +59,7 @@ def evaluate(
         InputError: an input cannot be used, or the features are not those of the model.
     """
     device = choose_device(config.device)
-    make_repeatable(seed=0)
+    make_repeatable(0, config.deterministic)
     cache = read_features(features)
     trained = read_models(models, device)
     decoder = speaker(trained, cache.recipe, where=str(features))
@@ -76,7 +77,7 @@ def evaluate(
         BeamSearch(decoder, search),
         PictureFeatures(cache, split.ids, device),
         trained[0].vocabulary,
-        config.batch_size,
+        auto_batch(device) if config.batch_size == "auto" else config.batch_size,
     )
     learnt = captions_of(everything, "train").captions
     warn_blocked(learnt, config.block_ngram)
@@ -157,6 +158,11 @@ def search_of(config: EvaluateConfig, longest: int) -> Search:
         groups=config.groups,
         diversity=config.diversity,
     )
+
+
+def auto_batch(device: torch.device) -> int:
+    """Pictures that are searched at once: a GPU wants work for all its cores."""
+    return 100 if device.type == "cpu" else 500
 
 
 def main(

@@ -15,8 +15,8 @@ import typer
 from pipeline.cnn import nvjpeg
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.precision import fastest_faithful, keeps_direction
-from pipeline.cnn.prepare import Prepared, prepare, stack
-from pipeline.cnn.stream import Rows, features_of
+from pipeline.cnn.prepare import Prepared, stack
+from pipeline.cnn.stream import Rows, features_of, load
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.device import choose_device, fast_precisions, make_repeatable
@@ -44,7 +44,7 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
         InputError: a picture or the weights cannot be used, or a feature is not finite.
     """
     device = choose_device(config.device)
-    make_repeatable(seed=0)
+    make_repeatable(0, config.deterministic)
     backbones = read_backbones(weights)
     recipe = make_recipe(backbones, config)
     batch = auto_batch(recipe, device) if config.batch_size == "auto" else config.batch_size
@@ -52,29 +52,31 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
         ids, contents = archive.ids, archive.contents
         cnn = _frozen_cnn(backbones, recipe, device, config.precision, batch, archive)
         recipe = cnn.recipe = _with_jpeg_decoder(cnn, config.jpeg_decoder, batch, archive)
-    shape = cnn.feature_shape
-    workers = auto_workers(device) if config.workers == "auto" else config.workers
+        shape = cnn.feature_shape
+        workers = auto_workers(device) if config.workers == "auto" else config.workers
 
-    # In another precision, of other batches, or by another decoder of pictures, a feature may
-    # differ in its last bits.
-    versions = [version(name) for name in ("pillow", "torchvision")]
-    fingerprint = run_fingerprint(
-        [config.model_dump(), str(cnn.precision), recipe.jpeg_decoder, batch, versions],
-        [weights],
-        device.type,
-    )
-    checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
-    made_of = (ids, shape, config.dtype, recipe)
-    with resume_features(out, *made_of, checkpoint, contents, batch) as rows:
-        began, left = time.monotonic(), ids[rows.done :]
-        with bar(label="extract", total=len(ids), unit="picture", initial=rows.done) as progress:
-            dtype = getattr(torch, config.dtype)
-            for made in features_of(images, left, cnn, batch, workers, dtype):
-                _check_finite(made, ids[rows.done : rows.done + len(made.values)], config)
-                rows.append(made.values, made.checksums)
-                progress.update(len(made.values))
-                if checkpoint.due:
-                    rows.save(checkpoint)
+        # In another precision, of other batches, or by another decoder of pictures, a feature may
+        # differ in its last bits.
+        versions = [version(name) for name in ("pillow", "torchvision")]
+        fingerprint = run_fingerprint(
+            [config.model_dump(), str(cnn.precision), recipe.jpeg_decoder, batch, versions],
+            [weights],
+            device.type,
+        )
+        checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
+        made_of = (ids, shape, config.dtype, recipe)
+        with resume_features(out, *made_of, checkpoint, contents, batch) as rows:
+            began, left = time.monotonic(), ids[rows.done :]
+            with bar(
+                label="extract", total=len(ids), unit="picture", initial=rows.done
+            ) as progress:
+                dtype = getattr(torch, config.dtype)
+                for made in features_of(archive, left, cnn, batch, workers, dtype):
+                    _check_finite(made, ids[rows.done : rows.done + len(made.values)], config)
+                    rows.append(made.values, made.checksums)
+                    progress.update(len(made.values))
+                    if checkpoint.due:
+                        rows.save(checkpoint)
     if not left:
         return  # it was there already
     seconds = time.monotonic() - began
@@ -99,7 +101,7 @@ def _frozen_cnn(
         return FrozenCNN(backbones, recipe, device, dtype, batch)
 
     def sample() -> list[Prepared]:
-        return _load(archive, archive.ids[:PROBED], recipe)
+        return load(archive, archive.ids[:PROBED], recipe)
 
     if precision != "auto":
         return build(getattr(torch, precision))
@@ -126,16 +128,11 @@ def _with_jpeg_decoder(
     if there and wanted == "auto":
         ids = archive.ids[:PROBED]
         contents, names = [archive.content(one) for one in ids], [str(one) for one in ids]
-        usual = stack(_load(archive, ids, cnn.recipe))
+        usual = stack(load(archive, ids, cnn.recipe))
         there = keeps_direction(
             cnn, nvjpeg.prepare_on_gpu(contents, names, cnn.recipe, cnn.device), usual, batch
         )
     return replace(cnn.recipe, jpeg_decoder="nvjpeg") if there else cnn.recipe
-
-
-def _load(archive: PictureArchive, ids: Sequence[str], recipe: FeatureRecipe) -> list[Prepared]:
-    """Prepared pictures of the archive."""
-    return [prepare(archive.content(one), f"{one} in {archive.path}", recipe) for one in ids]
 
 
 def make_recipe(backbones: Sequence[Backbone], config: ExtractConfig) -> FeatureRecipe:

@@ -59,7 +59,7 @@ def scst(
     """
     device = choose_device(config.device)
     precision = training_precision(config.precision, device)
-    make_repeatable(config.seed)
+    make_repeatable(config.seed, config.deterministic)
     model, cache = read_model(trained, device, made_by="train"), read_features(features)
     require_same_recipe(cache.recipe, model.recipe, where=str(features))
     acknowledge(trained)

@@ -61,7 +61,7 @@ def train(
     """
     device = choose_device(config.device)
     precision = training_precision(config.precision, device)
-    make_repeatable(config.seed)
+    make_repeatable(config.seed, config.deterministic)
     about, cache = read_summary(summary), read_features(features)
     acknowledge(features)
     words = read_vocabulary(vocabulary, about.table_digest)

@@ -61,8 +61,9 @@ def test_beside_a_gpu_a_batch_is_computed_while_the_one_before_it_is_fetched(
     cnn = FrozenCNN(
         backbones, make_recipe(backbones, read(tiny.params, ExtractConfig)), CPU, batch=8
     )
-    ids = PictureArchive(tiny.images).ids  # 62: the last batch has 6
-    expected = list(features_of(tiny.images, ids, cnn, batch=8, workers=1))
+    archive = PictureArchive(tiny.images)
+    ids = archive.ids  # 62: the last batch has 6
+    expected = list(features_of(archive, ids, cnn, batch=8, workers=1))
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> Tensor:
         assert pin_memory
@@ -74,7 +75,7 @@ def test_beside_a_gpu_a_batch_is_computed_while_the_one_before_it_is_fetched(
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     gpu: Any = SlowGPU(cnn)
-    made = list(features_of(tiny.images, ids, gpu, batch=8, workers=3))
+    made = list(features_of(archive, ids, gpu, batch=8, workers=3))
     assert gpu.asked == len(made) == 8
     for ours, theirs in zip(made, expected, strict=True):
         assert ours.finite.all()

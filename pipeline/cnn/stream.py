@@ -1,16 +1,16 @@
 """Features of an archive's pictures, batch after batch, with all that the machine has at work.
 
 On a CPU each of the worker threads decodes a batch and runs the CNN on it with one thread of its
-own: no core ever waits for another at the end of a layer. Beside a GPU the workers decode, and
-while one batch is computed the one before it is fetched and summed up. Pillow, torch and zlib work
-outside Python's lock, so threads do, and nothing is copied between processes.
+own: no core ever waits for another at the end of a layer. Pillow, torch and zlib work outside
+Python's lock, so threads do. A GPU wants more pictures than threads can decode under that lock:
+it decodes JPEGs itself, where it can, and processes decode the rest. While one batch is computed
+the one before it is fetched and summed up.
 """
 
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,17 +19,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.nvjpeg import prepare_on_gpu
-from pipeline.cnn.prepare import prepare, stack
+from pipeline.cnn.prepare import Prepared, prepare, stack
+from pipeline.errors import InputError
 from pipeline.store.features import checksums_of
 from pipeline.store.pictures import PictureArchive
+from pipeline.store.recipe import FeatureRecipe
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 GPU_DECODERS = 4  # threads that feed its JPEG decoder
+MANY = 4000  # pictures for which it pays to start processes
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Rows:
 
 
 def features_of(
-    images: Path,
+    archive: PictureArchive,
     ids: Sequence[str],
     cnn: FrozenCNN,
     batch: int,
@@ -59,41 +63,97 @@ def features_of(
     """
     parts = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
     if cnn.device.type == "cpu":
-        load = _Loader(images, cnn)
 
         def compute(part: Sequence[str]) -> Rows:
-            return _summed_up(*_stored(cnn(load(part)), dtype))
+            features = cnn(stack(load(archive, part, cnn.recipe)))
+            return _summed_up(*_stored(features, dtype))
 
         with _workers(workers) as pool:
             yield from in_order(pool, compute, parts, ahead=2 * workers)
         return
-    if cnn.recipe.jpeg_decoder == "nvjpeg":
-        workers = min(workers, GPU_DECODERS)
-    with _workers(workers) as decoders, ThreadPoolExecutor(2) as finishers:
-        loaded = in_order(decoders, _Loader(images, cnn), parts, ahead=workers + 2)
+    with (
+        ThreadPoolExecutor(2) as finishers,
+        closing(_loaded(archive, parts, cnn, workers)) as loaded,
+    ):
         fetched = _fetched((cnn(pictures) for pictures in loaded), dtype)
         yield from in_order(finishers, lambda both: _summed_up(*both), fetched, ahead=2)
 
 
-class _Loader:
-    """Loads pictures as the CNN takes them, on any thread."""
+def load(archive: PictureArchive, ids: Sequence[str], recipe: FeatureRecipe) -> list[Prepared]:
+    """Prepared pictures of the archive.
 
-    def __init__(self, images: Path, cnn: FrozenCNN) -> None:
-        self._images, self._cnn = images, cnn
-        self._own = threading.local()
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    return [prepare(archive.content(one), f"{one} in {archive.path}", recipe) for one in ids]
 
-    def __call__(self, ids: Sequence[str]) -> list[Tensor]:
-        """For each view uint8 (B, S, S, 3)."""
-        own, recipe = self._own, self._cnn.recipe
-        if not hasattr(own, "archive"):
-            own.archive = PictureArchive(self._images)  # a handle a worker: seeks must not mix
-        contents = [own.archive.content(one) for one in ids]
-        names = [f"{one} in {self._images}" for one in ids]
-        if recipe.jpeg_decoder == "nvjpeg":
-            return prepare_on_gpu(contents, names, recipe, self._cnn.device)
-        pictures = stack([prepare(*one, recipe) for one in zip(contents, names, strict=True)])
-        on_gpu = self._cnn.device.type == "cuda"
-        return [part.pin_memory() for part in pictures] if on_gpu else pictures
+
+def _loaded(
+    archive: PictureArchive, parts: Sequence[Sequence[str]], cnn: FrozenCNN, workers: int
+) -> Generator[list[Tensor]]:
+    """For each view uint8 (B, S, S, 3), on the GPU or in memory that it reads."""
+    if cnn.recipe.jpeg_decoder == "nvjpeg":
+
+        def decode(part: Sequence[str]) -> list[Tensor]:
+            contents = [archive.content(one) for one in part]
+            names = [f"{one} in {archive.path}" for one in part]
+            return prepare_on_gpu(contents, names, cnn.recipe, cnn.device)
+
+        with _workers(min(workers, GPU_DECODERS)) as pool:
+            yield from in_order(pool, decode, parts, ahead=GPU_DECODERS + 2)
+    elif sum(map(len, parts)) >= MANY:
+        yield from decoded_by_processes(archive.path, parts, cnn.recipe, workers, pin=True)
+    else:
+        with _workers(workers) as pool:
+            yield from in_order(
+                pool,
+                lambda part: [one.pin_memory() for one in stack(load(archive, part, cnn.recipe))],
+                parts,
+                ahead=workers + 2,
+            )
+
+
+class _Batches(Dataset[list[Tensor] | InputError]):
+    """Batches of an archive, for processes that each open it for themselves."""
+
+    def __init__(self, images: Path, parts: Sequence[Sequence[str]], recipe: FeatureRecipe) -> None:
+        self._images, self._parts, self._recipe = images, parts, recipe
+        self._archive: PictureArchive | None = None
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: int) -> list[Tensor] | InputError:
+        if self._archive is None:
+            self._archive = PictureArchive(self._images)
+        try:
+            return stack(load(self._archive, self._parts[number], self._recipe))
+        except InputError as error:  # raised in another process, it would come with its traceback
+            return error
+
+
+def decoded_by_processes(
+    images: Path, parts: Sequence[Sequence[str]], recipe: FeatureRecipe, workers: int, pin: bool
+) -> Iterator[list[Tensor]]:
+    """For each view uint8 (B, S, S, 3), of each part.
+
+    Args:
+        pin: into memory that a GPU reads.
+
+    Raises:
+        InputError: a picture cannot be used.
+    """
+    loader = DataLoader(
+        _Batches(images, parts, recipe),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        multiprocessing_context="forkserver",  # a fork would take a GPU's state along
+    )
+    for pictures in loader:
+        if isinstance(pictures, InputError):
+            raise pictures
+        yield pictures
 
 
 def _stored(features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ class EvaluateConfig(Config):
     allow_unk: bool
     groups: Annotated[int, Field(ge=1, le=100)]
     diversity: Annotated[float, Field(ge=0, le=100)]
-    batch_size: Annotated[int, Field(ge=1, le=65536)]
+    batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"]
     device: Literal["auto", "cpu", "cuda"]
+    deterministic: bool
 
     @model_validator(mode="after")
     def _groups_are_alike(self) -> Self:

@@ -20,6 +20,7 @@ class ExtractConfig(Config):
     batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"]
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
     device: Literal["auto", "cpu", "cuda"]
+    deterministic: bool
     jpeg_decoder: Literal["auto", "pillow", "nvjpeg"]
     precision: Literal["auto", "float32", "float16", "bfloat16"]
     checkpoint_seconds: Annotated[float, Field(ge=0)]

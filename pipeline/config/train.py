@@ -40,6 +40,7 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     checkpoint_seconds: Annotated[float, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
+    deterministic: bool
     precision: Literal["auto", "float32", "bfloat16"]
 
     @property

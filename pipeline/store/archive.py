@@ -1,7 +1,9 @@
 """Zips: opened, told from what is none, and read member by member, never unpacked."""
 
+import os
 import struct
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -9,7 +11,9 @@ from pipeline.errors import InputError
 from pipeline.store.names import slashes
 
 OTHER_ARCHIVES = (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!")  # in lower case
-UTF8 = 0x800  # of a member's flags: its name is UTF-8
+ENCRYPTED, UTF8 = 0x1, 0x800  # of a member's flags; UTF8: its name is
+LOCAL_HEADER = 30  # bytes before a member's name
+_PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -70,9 +74,34 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) ->
     where = f"{archive.filename}: {member.filename!r}"
     if member.file_size > most:
         raise InputError(f"{where} has {member.file_size} bytes, more than {most}; is it a bomb?")
+    content = _read_directly(archive, member)
+    if content is not None:
+        return content
     try:
         return archive.read(member)
     except MemoryError:
         raise
     except Exception as error:  # zlib, lzma, bz2 and zipfile raise their own kinds
         raise InputError(f"{where} cannot be unpacked ({error}); fetch the archive again") from None
+
+
+def _read_directly(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | None:
+    """A whole, plain member's content, read without Python's lock and without a place in the file,
+    so that any number of threads share the archive; None for what zipfile has to look at."""
+    if member.flag_bits & ENCRYPTED or member.compress_type not in _PLAIN or archive.fp is None:
+        return None
+    try:
+        file = archive.fp.fileno()
+        header = os.pread(file, LOCAL_HEADER, member.header_offset)
+        if header[:4] != b"PK\3\4":
+            return None
+        name, extra = struct.unpack("<HH", header[26:30])
+        begin = member.header_offset + LOCAL_HEADER + name + extra
+        content = os.pread(file, member.compress_size, begin)
+        if member.compress_type == zipfile.ZIP_DEFLATED:
+            # One byte more than it has: for 0 zlib would unpack all there is.
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.file_size + 1)
+    except (OSError, struct.error, zlib.error):
+        return None
+    whole = len(content) == member.file_size and zlib.crc32(content) == member.CRC
+    return content if whole else None

@@ -37,7 +37,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, and warns without 
 class PictureArchive:
     """Pictures of a zip by id (`pipeline.store.names`).
 
-    Each worker opens its own: the handle is not shared.
+    Threads may share it.
 
     Raises:
         InputError: the file is no whole zip, holds no picture, or one id twice.
