@@ -243,6 +243,7 @@ def _flops(config: TrainConfig, words: int) -> float:
 
 def main(
     parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(PARTS)}.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Measure torch.compile too: a minute.")] = False,
     profiles: Annotated[Path | None, typer.Option(help="A folder for profiles.")] = None,
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
@@ -255,7 +256,7 @@ def main(
     print(f"{machine(device)}\n\n{HEADER}", flush=True)
     with TemporaryDirectory() as scratch:
         work: dict[str, Callable[[], Iterator[Row]]] = {
-            "extraction": lambda: gpu_extraction.rows(device, Path(scratch)),
+            "extraction": lambda: gpu_extraction.rows(device, Path(scratch), compiled),
             "training": bench.training,
             "coco": bench.coco,
             "scst": bench.reinforce,

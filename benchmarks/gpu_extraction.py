@@ -2,7 +2,6 @@
 
 import io
 import random
-import statistics
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,16 +19,17 @@ from benchmarks.timing import Row
 from pipeline.cnn import nvjpeg
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.nvjpeg import prepare_on_gpu
-from pipeline.cnn.stream import _loaded, features_of
+from pipeline.cnn.stream import features_of
 from pipeline.cnn.trunk import build_trunk, pool
 from pipeline.extract import auto_batch, auto_workers, make_recipe
 from pipeline.store.pictures import PictureArchive
+from pipeline.store.recipe import FeatureRecipe
 from pipeline.store.rows import create_features
 
-COUNT = 12_000
-COMPILE = True  # takes most of a minute
+COUNT = 12_000  # photos
 SIZE = (500, 375)
 MODELS = (("resnet50", None), ("vit_b_16", None), ("resnet50", 320))
+PASSES = 30  # of the CNN alone
 
 
 def photos(out: Path, count: int) -> None:
@@ -46,167 +46,132 @@ def photos(out: Path, count: int) -> None:
             archive.writestr(f"{number:06d}.jpg", content)
 
 
-def rate(work: Callable[[], int], device: torch.device, repeats: int = 1) -> float:
+def rate(work: Callable[[], int], device: torch.device) -> float:
     """Pictures a second, after a warm-up."""
     work()
-    rates = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        done = work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        rates.append(done / (time.perf_counter() - began))
-    return statistics.median(rates)
-
-
-def bare(name: str, pictures: Tensor, precision: torch.dtype, compiled: bool) -> Callable[[], int]:
-    """The trunk as torchvision has it, in half precision, channels last, on normalised pictures."""
-    trunk = build_trunk(name, input_size=pictures.shape[-1])
-    trunk = trunk.to(pictures.device, precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward = torch.compile(trunk, mode="max-autotune-no-cudagraphs") if compiled else trunk
-
-    @torch.inference_mode()
-    def work() -> int:
-        for _ in range(30):
-            pool(forward(pictures))
-        return 30 * len(pictures)
-
-    return work
-
-
-def rows(device: torch.device, scratch: Path) -> Iterator[Row]:
-    on_gpu = device.type == "cuda"
-    precision = torch.float16 if on_gpu else torch.float32
-    workers = auto_workers(device)
-    archive = scratch / "photos.zip"
-    photos(archive, COUNT)
-    few = scratch / "few.zip"
-    photos(few, max(1, COUNT // 4))
-    threads = rate(decoding(few, workers), device)
-    has = nvjpeg.works_on(device)
-    if not has:
-        print("no nvJPEG here", flush=True)
-    cpu = threads
-    for name, size in MODELS:
-        backbone = untrained(name)
-        recipe = make_recipe([backbone], CONFIG.model_copy(update={"image_size": (size,)}))
-        side = recipe.views[0].preprocessing.size
-        batch = auto_batch(recipe, device)
-        cnn = FrozenCNN([backbone], recipe, device, precision, batch)
-        ready = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
-        normal = torch.randn(batch, 3, side, side, device=device).to(precision)
-        normal = normal.contiguous(memory_format=torch.channels_last)
-        what = f"{name} at {side} px"
-
-        def alone(cnn: FrozenCNN = cnn, ready: Tensor = ready) -> int:
-            for _ in range(30):
-                cnn([ready])
-            return 30 * len(ready)
-
-        rates = {"bare": rate(bare(name, normal, precision, compiled=False), device)}
-        rates["ours alone"] = rate(alone, device)
-        if COMPILE and on_gpu and (name, size) == MODELS[0]:
-            began = time.monotonic()
-            try:
-                rates["compiled"] = rate(bare(name, normal, precision, compiled=True), device)
-            except Exception as error:
-                print(f"not compiled: {str(error)[:300]}", flush=True)
-            print(f"(compiled in {time.monotonic() - began:.0f} s)", flush=True)
-        for kind, value in rates.items():
-            yield Row(
-                f"CNN alone, {what}, {kind}", value, "pictures/s", "bare", value / rates["bare"]
-            )
-        fastest = max(rates.values())
-        if has and (name, size) == MODELS[0]:
-            yield _decoded_on_gpu(few, recipe, device, batch, cpu)
-        first = (name, size) == MODELS[0]
-        if first and on_gpu:
-            processes = _loading(archive, cnn, batch, workers, device)
-            what_by = "Pillow on all cores, processes, resized"
-            yield Row(
-                f"decoding: {what_by}", processes, "pictures/s", "threads", processes / threads
-            )
-            cpu = max(threads, processes)
-        if has and first:
-            cnn.recipe = replace(recipe, jpeg_decoder="nvjpeg")
-            made = _loading(archive, cnn, batch, workers, device)
-            yield Row(
-                "loading for it by nvJPEG, from the zip", made, "pictures/s", "Pillow", made / cpu
-            )
-        for decoder in [*(["pillow"] if first or not has else []), *(["nvjpeg"] if has else [])]:
-            cnn.recipe = replace(recipe, jpeg_decoder=decoder)
-            took = _extraction(archive, cnn, batch, workers, scratch, device)
-            limit = min(fastest, cpu)
-            yield Row(
-                f"extraction, {what}, {decoder}",
-                took,
-                "pictures/s",
-                "the slower of the CNN alone and decoding",
-                took / limit,
-                "0.90",
-            )
-            yield Row(
-                f"extraction, {what}, {decoder}",
-                took,
-                "pictures/s",
-                "the fastest CNN alone",
-                took / fastest,
-                "0.90",
-            )
-
-
-def _decoded_on_gpu(archive: Path, recipe, device, batch, cpu) -> Row:  # type: ignore[no-untyped-def]
-    with PictureArchive(archive) as opened:
-        contents = [opened.content(one) for one in opened.ids]
-    names = ["photo"] * len(contents)
-
-    def work() -> int:
-        with ThreadPoolExecutor(4) as threads:
-            begins = range(0, len(contents), batch)
-            list(
-                threads.map(
-                    lambda b: prepare_on_gpu(
-                        contents[b : b + batch], names[b : b + batch], recipe, device
-                    ),
-                    begins,
-                )
-            )
-        return len(contents)
-
-    made = rate(work, device)
-    return Row(
-        "decoding and resizing by nvJPEG", made, "pictures/s", "Pillow on all cores", made / cpu
-    )
-
-
-def _loading(
-    archive: Path, cnn: FrozenCNN, batch: int, workers: int, device: torch.device
-) -> float:
-    """Pictures a second once the first batch is there: processes take seconds to start."""
-    with PictureArchive(archive) as opened:
-        ids = opened.ids
-        parts = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
-        loaded = _loaded(opened, parts, cnn, workers)
-        next(loaded)
-        began, done = time.perf_counter(), sum(len(views[0]) for views in loaded)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    done = work()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return done / (time.perf_counter() - began)
 
 
-def _extraction(
-    archive: Path, cnn: FrozenCNN, batch: int, workers: int, scratch: Path, device: torch.device
+def bare(name: str, pictures: Tensor, compiled: bool) -> Callable[[], int]:
+    """The trunk as torchvision has it, in the pictures' precision, channels last.
+
+    Args:
+        pictures: (B, 3, S, S), normalised.
+    """
+    trunk = build_trunk(name, input_size=pictures.shape[-1]).to(pictures.device, pictures.dtype)
+    trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forward = torch.compile(trunk, mode="max-autotune-no-cudagraphs") if compiled else trunk
+
+    @torch.inference_mode()
+    def work() -> int:
+        for _ in range(PASSES):
+            pool(forward(pictures))
+        return PASSES * len(pictures)
+
+    return work
+
+
+class Extraction:
+    """One CNN, and what it is fed."""
+
+    def __init__(self, name: str, size: int | None, device: torch.device) -> None:
+        backbone = untrained(name)
+        config = CONFIG.model_copy(update={"image_size": (size,)})
+        recipe = make_recipe([backbone], config)
+        self.name, self.device, self.side = name, device, recipe.views[0].preprocessing.size
+        self.batch, self.workers = auto_batch(recipe, device), auto_workers(device)
+        precision = torch.float16 if device.type == "cuda" else torch.float32
+        self.cnn = FrozenCNN([backbone], recipe, device, precision, self.batch)
+
+    @property
+    def what(self) -> str:
+        return f"{self.name} at {self.side} px"
+
+    def alone(self, compiled: bool) -> dict[str, float]:
+        """Rates of the CNN alone, on pictures that lie on the device."""
+        shape = (self.batch, self.side, self.side, 3)
+        ready = torch.randint(0, 256, shape, dtype=torch.uint8, device=self.device)
+        normal = torch.randn(shape, device=self.device).to(self.cnn.precision).permute(0, 3, 1, 2)
+
+        def ours() -> int:
+            for _ in range(PASSES):
+                self.cnn([ready])
+            return PASSES * self.batch
+
+        rates = {"bare": rate(bare(self.name, normal, compiled=False), self.device)}
+        rates["ours"] = rate(ours, self.device)
+        if compiled:
+            rates["compiled"] = rate(bare(self.name, normal, compiled=True), self.device)
+        return rates
+
+    def whole(self, archive: Path, decoder: str, out: Path) -> float:
+        """The rate from the zip to the file of features."""
+        self.cnn.recipe = replace(self.cnn.recipe, jpeg_decoder=decoder)
+
+        def work() -> int:
+            with PictureArchive(archive) as opened:
+                made_of = (opened.ids, self.cnn.feature_shape, "float16", self.cnn.recipe)
+                with create_features(out, *made_of) as rows:
+                    running = (self.cnn, self.batch, self.workers, torch.float16)
+                    for made in features_of(opened, opened.ids, *running):
+                        rows.append(made.values, made.checksums)
+                return len(opened.ids)
+
+        return rate(work, self.device)
+
+
+def rows(device: torch.device, scratch: Path, compiled: bool) -> Iterator[Row]:
+    """
+    Args:
+        compiled: measure torch.compile too, which takes most of a minute.
+    """
+    archive, few = scratch / "photos.zip", scratch / "few.zip"
+    photos(archive, COUNT)
+    photos(few, max(1, COUNT // 4))
+    pillow = rate(decoding(few, auto_workers(device)), device)
+    yield Row("decoding, Pillow on all cores", pillow, "pictures/s", "itself", 1.0)
+    decoders = ["pillow", *(["nvjpeg"] if nvjpeg.works_on(device) else [])]
+    for name, size in MODELS:
+        one = Extraction(name, size, device)
+        rates = one.alone(compiled and (name, size) == MODELS[0] and device.type == "cuda")
+        for kind, value in rates.items():
+            what = f"CNN alone, {one.what}, {kind}"
+            yield Row(what, value, "pictures/s", "bare", value / rates["bare"])
+        fastest = max(rates.values())
+        for decoder in decoders:
+            if decoder == "nvjpeg":
+                decoded = _decoded_on_gpu(few, one.cnn.recipe, device, one.batch)
+                what = f"decoding and resizing to {one.side} px, nvJPEG"
+                yield Row(what, decoded, "pictures/s", "Pillow on all cores", decoded / pillow)
+                limit = min(fastest, decoded)
+            else:
+                limit = min(fastest, pillow)
+            took = one.whole(few if decoder == "pillow" else archive, decoder, scratch / "f.h5")
+            what = f"extraction, {one.what}, {decoder}"
+            yield Row(what, took, "pictures/s", "decoding or fastest CNN", took / limit, "0.90")
+            yield Row(what, took, "pictures/s", "bare CNN", took / rates["bare"], "0.90")
+
+
+def _decoded_on_gpu(
+    archive: Path, recipe: FeatureRecipe, device: torch.device, batch: int
 ) -> float:
     with PictureArchive(archive) as opened:
-        ids = opened.ids
+        contents = [opened.content(one) for one in opened.ids]
+    parts = [contents[begin : begin + batch] for begin in range(0, len(contents), batch)]
 
     def work() -> int:
-        out = create_features(scratch / "f.h5", ids, cnn.feature_shape, "float16", cnn.recipe)
-        with PictureArchive(archive) as opened, out as rows:
-            for made in features_of(opened, ids, cnn, batch, workers, torch.float16):
-                rows.append(made.values, made.checksums)
-        return len(ids)
+        with ThreadPoolExecutor(4) as threads:
+            list(
+                threads.map(
+                    lambda part: prepare_on_gpu(part, ["photo"] * len(part), recipe, device), parts
+                )
+            )
+        return len(contents)
 
     return rate(work, device)

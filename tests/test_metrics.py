@@ -9,6 +9,7 @@ from nltk.translate.bleu_score import corpus_bleu
 from pycocoevalcap.bleu.bleu import Bleu
 
 from pipeline.scoring.metrics import bleu, cider, each_bleu_4, headline, rouge_l
+from pipeline.scoring.validation import SplitScores
 from pipeline.scoring.yardsticks import best_constant, human_scores
 
 WORDS = ["a", "the", "dog", "cat", "man", "runs", "sits", "on", "grass", "snow", "red", "big"]
@@ -109,3 +110,14 @@ def test_people_are_scored_against_the_other_references() -> None:
     assert ours is not None
     assert 0 < ours["bleu_4"] < 100
     assert human_scores([[refs[0]] for refs in references]) is None
+
+
+@pytest.mark.parametrize("shortest", [1, 4])
+def test_what_an_epoch_is_judged_by_is_what_the_reports_say(shortest: int) -> None:
+    captions, references = sentences(1, 40, shortest)
+    references[3], references[4] = references[3][:2], references[4][:1]
+    captions[5], captions[6] = [], ["unheard", "of", "unheard", "of", *captions[6]]
+    scores = SplitScores(references)
+    for some in (captions, captions[::-1]):
+        expected = bleu(some, references)[3], cider(some, references)[0]
+        assert scores(some) == pytest.approx(expected, abs=1e-9)

@@ -1,10 +1,10 @@
 """Features of an archive's pictures, batch after batch, with all that the machine has at work.
 
 On a CPU each of the worker threads decodes a batch and runs the CNN on it with one thread of its
-own: no core ever waits for another at the end of a layer. Pillow, torch and zlib work outside
-Python's lock, so threads do. A GPU wants more pictures than threads can decode under that lock:
-it decodes JPEGs itself, where it can, and processes decode the rest. While one batch is computed
-the one before it is fetched and summed up.
+own: no core ever waits for another at the end of a layer. Beside a GPU the workers decode, or hand
+it the JPEGs to decode, and while one batch is computed the one before it is fetched and summed up.
+Pillow, torch and zlib work outside Python's lock, so threads do, and nothing is copied between
+processes. (On 16 cores that lock limits Pillow all the same: docs/performance.md.)
 """
 
 from collections import deque
@@ -12,19 +12,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cnn.frozen import FrozenCNN
 from pipeline.cnn.nvjpeg import prepare_on_gpu
 from pipeline.cnn.prepare import Prepared, prepare, stack
-from pipeline.errors import InputError
 from pipeline.store.features import checksums_of
 from pipeline.store.pictures import PictureArchive
 from pipeline.store.recipe import FeatureRecipe
@@ -33,7 +30,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 GPU_DECODERS = 4  # threads that feed its JPEG decoder
-MANY = 4000  # pictures for which it pays to start processes
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,6 @@ def _loaded(
 
         with _workers(min(workers, GPU_DECODERS)) as pool:
             yield from in_order(pool, decode, parts, ahead=GPU_DECODERS + 2)
-    elif sum(map(len, parts)) >= MANY:
-        yield from decoded_by_processes(archive.path, parts, cnn.recipe, workers, pin=True)
     else:
         with _workers(workers) as pool:
             yield from in_order(
@@ -111,49 +105,6 @@ def _loaded(
                 parts,
                 ahead=workers + 2,
             )
-
-
-class _Batches(Dataset[list[Tensor] | InputError]):
-    """Batches of an archive, for processes that each open it for themselves."""
-
-    def __init__(self, images: Path, parts: Sequence[Sequence[str]], recipe: FeatureRecipe) -> None:
-        self._images, self._parts, self._recipe = images, parts, recipe
-        self._archive: PictureArchive | None = None
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __getitem__(self, number: int) -> list[Tensor] | InputError:
-        if self._archive is None:
-            self._archive = PictureArchive(self._images)
-        try:
-            return stack(load(self._archive, self._parts[number], self._recipe))
-        except InputError as error:  # raised in another process, it would come with its traceback
-            return error
-
-
-def decoded_by_processes(
-    images: Path, parts: Sequence[Sequence[str]], recipe: FeatureRecipe, workers: int, pin: bool
-) -> Iterator[list[Tensor]]:
-    """For each view uint8 (B, S, S, 3), of each part.
-
-    Args:
-        pin: into memory that a GPU reads.
-
-    Raises:
-        InputError: a picture cannot be used.
-    """
-    loader = DataLoader(
-        _Batches(images, parts, recipe),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin,
-        multiprocessing_context="forkserver",  # a fork would take a GPU's state along
-    )
-    for pictures in loader:
-        if isinstance(pictures, InputError):
-            raise pictures
-        yield pictures
 
 
 def _stored(features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

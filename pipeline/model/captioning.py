@@ -9,7 +9,8 @@ from pipeline.model.features import PictureFeatures
 from pipeline.model.search import BeamSearch, Search, best_of_groups
 from pipeline.model.split import Split
 from pipeline.progress import bar
-from pipeline.scoring.metrics import bleu, cider
+from pipeline.scoring.metrics import cider
+from pipeline.scoring.validation import SplitScores
 from pipeline.scoring.yardsticks import best_constant
 from pipeline.store.vocabulary import Vocabulary
 
@@ -39,12 +40,13 @@ class GreedyScores:
     ) -> None:
         self._decoder, self._split, self._vocabulary = decoder, split, vocabulary
         self._search = BeamSearch(decoder, Search(beam=1, max_length=max_length))
+        self._scores = SplitScores(split.references)
 
     def __call__(self) -> tuple[float, float]:
         self._decoder.eval()
-        features, references = self._split.features, self._split.references
+        features = self._split.features
         captions = caption_features(self._search, features, self._vocabulary, batch_size=250)
-        return bleu(captions, references)[3], cider(captions, references)[0]
+        return self._scores(captions)
 
 
 def warn_below_constant(score: float, learn: Split, data: Split) -> None:

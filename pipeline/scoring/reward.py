@@ -155,6 +155,17 @@ class BleuReward:
 
     def __call__(self, images: Tensor, captions: Tensor) -> Tensor:
         """Rewards (B,), float64; arguments as of `CiderReward`."""
+        lengths, closest, *matched = self.counts(images, captions)
+        logs = (matched[0] / lengths.clamp_min(1)).log()
+        for n in range(2, ORDERS + 1):  # an order that it lacks does it no good
+            logs = logs + ((matched[n - 1] + 1) / ((lengths + 1 - n).clamp_min(1) + 1)).log()
+        brevity = (1 - closest / lengths.clamp_min(1)).clamp_max(0)
+        return torch.where(matched[0] > 0, torch.exp(logs / ORDERS + brevity), 0)
+
+    def counts(self, images: Tensor, captions: Tensor) -> list[Tensor]:
+        """Of each caption, float64 (B,) each: its tokens, those of the reference nearest in length
+        (of two, the shorter), and for n = 1 to 4 how many of its n-grams are in a reference,
+        clipped."""
         images, lengths, known = *_expanded(images, captions), self._references
         rows = known.rows(images)  # (B, R)
         matched = []
@@ -162,16 +173,12 @@ class BleuReward:
             grams = ngrams(captions, lengths, n, known.base)  # (B, T')
             ours, theirs = _times(grams), counts.of(grams, rows, unseen=0)[0].amax(dim=1)  # (B, T')
             matched.append((torch.minimum(theirs, ours) / ours).sum(dim=1))  # (B,)
-        logs = (matched[0] / lengths.clamp_min(1)).log()
-        for n in range(2, ORDERS + 1):  # an order that it lacks does it no good
-            logs = logs + ((matched[n - 1] + 1) / ((lengths + 1 - n).clamp_min(1) + 1)).log()
         theirs = known.lengths[images]  # (B, R)
         apart = 2 * (theirs - lengths.unsqueeze(1)).abs() + (theirs > lengths.unsqueeze(1))
         missing = torch.arange(known.most, device=rows.device) >= known.filled[images].unsqueeze(1)
         apart = apart.masked_fill(missing, torch.iinfo(apart.dtype).max)
-        closest = theirs.gather(1, apart.argmin(dim=1, keepdim=True)).squeeze(1)  # then the shorter
-        brevity = (1 - closest.double() / lengths.clamp_min(1)).clamp_max(0)
-        return torch.where(matched[0] > 0, torch.exp(logs / ORDERS + brevity), 0)
+        closest = theirs.gather(1, apart.argmin(dim=1, keepdim=True)).squeeze(1)
+        return [lengths.double(), closest.double(), *matched]
 
 
 def ngrams(tokens: Tensor, lengths: Tensor, n: int, base: int) -> Tensor:
