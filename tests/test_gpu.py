@@ -1,5 +1,6 @@
 """On a GPU, where there is one: what a CPU makes, to rounding; and a run that goes on."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from pipeline.cnn import nvjpeg
+from pipeline.cnn.prepare import prepare, stack
 from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.extract import ExtractConfig
 from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
-from pipeline.extract import extract
+from pipeline.cuda_graphs import CudaGraphs
+from pipeline.errors import InputError
+from pipeline.extract import extract, make_recipe
 from pipeline.model.build import DECODERS
 from pipeline.scst import scst
 from pipeline.store.checkpoint import Checkpoint
 from pipeline.store.features import read_features
+from pipeline.store.weights import read_backbones
 from pipeline.train import train
 from tests.conftest import Artifacts, write_params
 
@@ -81,6 +88,52 @@ def test_every_decoder_learns_there_and_captions_on_either(
         captions.append(json.loads((out / "captions.json").read_text()))
     same = [one == other for one, other in zip(*captions, strict=True)]
     assert sum(same) >= 0.8 * len(same)  # the rest: two words all but equally likely
+
+
+def test_a_graph_gives_what_the_function_gives() -> None:
+    """Drawn numbers too: they go on from where the last call left the generator."""
+    device = torch.device(GPU)
+
+    def function(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return a @ b + 1, torch.rand(3, device=device, generator=generator)
+
+    made = []
+    for call in (function, None):
+        generator = torch.Generator(device).manual_seed(0)
+        graphs = call or CudaGraphs(function, [generator])
+        torch.manual_seed(1)
+        inputs = [torch.randn(2, 4, 4, device=device) for _ in range(5)]
+        made.append([[part.clone() for part in graphs(*pair)] for pair in inputs])
+    for ours, theirs in zip(*made, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_what_cannot_be_a_graph_runs_as_it_is() -> None:
+    graphs = CudaGraphs(lambda a: (a[a > 0],))  # has to wait to know how many there are
+    for _ in range(3):
+        assert len(graphs(torch.arange(-2, 5, device=GPU))[0]) == 4
+
+
+def test_nvjpeg_sees_what_pillow_sees(tiny: Artifacts) -> None:
+    """Photos of another size than the CNN's, one of them a PNG, which is left to Pillow."""
+    if not nvjpeg.works_on(torch.device(GPU)):
+        pytest.skip("this torchvision has no nvJPEG")
+    recipe = make_recipe(read_backbones(tiny.backbone), read(tiny.params, ExtractConfig))
+    rng, contents = np.random.default_rng(0), []
+    for kind in ("JPEG", "JPEG", "PNG"):
+        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        content = io.BytesIO()
+        small.resize((200, 150), Image.Resampling.BICUBIC).save(content, kind)
+        contents.append(content.getvalue())
+    names = ["a", "b", "c"]
+    (made,) = nvjpeg.prepare_on_gpu(contents, names, recipe, torch.device(GPU))
+    (usual,) = stack([prepare(*one, recipe) for one in zip(contents, names, strict=True)])
+    apart = (made.cpu().float() - usual.float()).abs()
+    assert apart.mean() < 1.5
+    with pytest.raises(InputError, match=r"the picture b .*decoded"):
+        broken = [contents[0], contents[1][:300]]
+        nvjpeg.prepare_on_gpu(broken, names[:2], recipe, torch.device(GPU))
 
 
 class Killed(BaseException):

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from pipeline.model.decoder import State
-from pipeline.model.search import Search, beam_search, diverse_search
+from pipeline.model.search import (
+    BeamSearch,
+    Search,
+    beam_search,
+    diverse_search,
+    hypotheses,
+    search_tokens,
+)
 from pipeline.store.vocabulary import END, PAD, START, UNK
 
 A, B, C, D = range(4, 8)  # words, after <pad> <start> <end> <unk>
@@ -118,6 +125,23 @@ def test_a_batch_gives_what_each_picture_gives_alone(beam: int, length_penalty: 
     alone = [beam_search(decoder, picture.view(1), search)[0] for picture in pictures]
     assert [one.words for one in together] == [one.words for one in alone]
     assert [one.score for one in together] == pytest.approx([one.score for one in alone])
+
+
+@pytest.mark.parametrize(("beam", "groups"), [(1, 1), (3, 1), (8, 1), (6, 3)])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_pictures_that_stay_in_the_batch_get_the_captions_of_those_that_leave(
+    beam: int, groups: int, length_penalty: float
+) -> None:
+    """As on a GPU, where the whole search is one graph."""
+    search = Search(beam, length_penalty, max_length=7, block_ngram=2, groups=groups)
+    pictures = torch.tensor([0, 1, 1, 0])
+    made = []
+    for leaving in (True, False):
+        decoder = TableDecoder(TABLE, SECOND)
+        words, scores = search_tokens(decoder, pictures, search, leaving)
+        made.append(hypotheses(words, scores, search))
+    assert made[0] == made[1]
+    assert BeamSearch(TableDecoder(TABLE, SECOND), search)(pictures) == made[0]
 
 
 def test_a_beam_is_never_better_than_the_best_sentence_nor_worse_than_its_score() -> None:

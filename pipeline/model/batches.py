@@ -74,6 +74,7 @@ def batches(
     device: torch.device,
     shuffle: torch.Generator | None,
     by_picture: bool = False,
+    few_shapes: bool | None = None,
 ) -> Iterator[Batch]:
     """Every caption once, in batches of like length, so that few steps are spent on <pad>.
 
@@ -83,6 +84,9 @@ def batches(
             the same plain order every time.
         by_picture: all captions of a picture share a batch, so that a grid is read and seen
             through once for all of them; costs some <pad>.
+        few_shapes: cut them all on the device, and as few different shapes as CUDA graphs want:
+            all have as many rows, the last filled up with captions of <pad>, and lengths are
+            rounded up. None: on a GPU.
     """
     if by_picture:
         groups = _of_pictures(captions, size, shuffle)
@@ -96,8 +100,8 @@ def batches(
         range(len(groups)) if shuffle is None else torch.randperm(len(groups), generator=shuffle)
     )
     groups = [groups[int(turn)] for turn in turns]
-    if device.type != "cpu":
-        yield from _on_gpu(captions, groups, size, device)
+    if device.type != "cpu" if few_shapes is None else few_shapes:
+        yield from _of_few_shapes(captions, groups, size, device)
         return
     for pictures, rows in groups:  # (P,), (P, C)
         longest = int(captions.lengths[rows].max())
@@ -109,15 +113,13 @@ def _on_cpu(words: Tensor, pictures: Tensor) -> Batch:
     return Batch(words[:, :-1], words[:, 1:], pictures, len(kept), kept)
 
 
-def _on_gpu(
+def _of_few_shapes(
     captions: EncodedCaptions,
     groups: Sequence[tuple[Tensor, Tensor]],
     size: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Batches cut on the device, which is never waited for, and of few shapes (see `CudaGraphs`):
-    all of a kind have as many rows, the last filled up with captions of <pad>, and lengths are
-    rounded up."""
+    """Batches cut on the device, which is never waited for."""
     words = F.pad(captions.words, (0, LENGTHS, 0, 1), value=PAD).to(device)  # the last row is empty
     last = len(captions)
     full = [

@@ -83,19 +83,24 @@ def hypotheses(words: Tensor, scores: Tensor, search: Search) -> list[list[Hypot
 
 
 @torch.inference_mode()
-def search_tokens(decoder: Stepwise, features: Tensor, search: Search) -> tuple[Tensor, Tensor]:
+def search_tokens(
+    decoder: Stepwise, features: Tensor, search: Search, leaving: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """The same as tensors: words (B * groups, max_length), <pad> after each caption, and scores.
 
     Finished captions are set aside and never grow again. A picture is done once nothing that is
     still growing can beat the best finished caption of its group: log-probabilities only fall, so
-    the bound is the sum so far over the largest divisor. On a CPU it then leaves the batch. A GPU
-    would have to be waited for to say which: there it stays, and what goes on growing is worth
-    nothing. So the search can be one CUDA graph.
+    the bound is the sum so far over the largest divisor.
+
+    Args:
+        leaving: whether a picture that is done leaves the batch; None: on a CPU. A GPU would have
+            to be waited for to say which: there it stays, what goes on growing is worth nothing,
+            and the search can be one CUDA graph.
     """
     B, G = len(features), search.groups
     K = search.beam // G
     device = features.device
-    leaving = device.type == "cpu"
+    leaving = device.type == "cpu" if leaving is None else leaving
     state = decoder.start(features)
     if G > 1:
         state = state.rows(torch.arange(B, device=device).repeat_interleave(G))

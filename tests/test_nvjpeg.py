@@ -1,0 +1,67 @@
+"""Which JPEGs a GPU's decoder may take: those in which it sees what Pillow sees."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipeline.cnn.nvjpeg import is_plain_jpeg
+from pipeline.config import read
+from pipeline.config.extract import ExtractConfig
+from pipeline.errors import InputError
+from pipeline.extract import extract
+from pipeline.store.features import read_features
+from tests.conftest import Artifacts, write_params
+
+
+def encoded(mode: str = "RGB", size: tuple[int, int] = (40, 30), **settings: Any) -> bytes:
+    content = io.BytesIO()
+    kind = settings.pop("format", "JPEG")
+    Image.new(mode, size, 90 if mode == "L" else None).save(content, kind, **settings)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [encoded(), encoded(progressive=True), encoded(quality=30), encoded(comment="hello")]
+)
+def test_plain_ones_it_takes(content: bytes) -> None:
+    assert is_plain_jpeg(content)
+    assert is_plain_jpeg(content + b"\0\0")  # some cameras fill up
+
+
+def exif(orientation: int) -> Image.Exif:
+    made = Image.Exif()
+    made[0x0112] = orientation
+    return made
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xd8",
+        encoded(format="PNG"),
+        encoded("L"),
+        encoded("CMYK"),
+        encoded(exif=exif(6)),
+        encoded(size=(2000, 20)),
+        encoded()[:-2],
+        encoded()[:200],
+        encoded()[:20] + b"\0" * 100 + b"\xff\xd9",
+    ],
+    ids=["empty", "begun", "png", "grey", "cmyk", "turned", "thin", "cut", "cut early", "blank"],
+)
+def test_all_others_are_pillows(content: bytes) -> None:
+    assert not is_plain_jpeg(content)
+
+
+def test_without_a_gpu_it_is_pillow_and_the_features_say_so(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    assert read_features(tiny.features).recipe.jpeg_decoder == "pillow"
+    params = write_params(tmp_path / "params.yaml", extract={"jpeg_decoder": "nvjpeg"})
+    with pytest.raises(InputError, match=r"extract\.jpeg_decoder 'nvjpeg'.*set it to auto"):
+        extract(tiny.images, tiny.backbone, tmp_path / "f.h5", read(params, ExtractConfig))
+    assert not (tmp_path / "f.h5").exists()
