@@ -132,6 +132,8 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         said: list[str] = []
         with _heard(said):
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            if picture.format == "TIFF":  # which else reads it amid its pixels
+                picture.getexif()
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise InputError(
