@@ -131,8 +131,8 @@ def test_nvjpeg_sees_what_pillow_sees(tiny: Artifacts) -> None:
     (usual,) = stack([prepare(*one, recipe) for one in zip(contents, names, strict=True)])
     apart = (made.cpu().float() - usual.float()).abs()
     assert apart.mean() < 1.5
+    broken = [contents[0], contents[1][:300]]
     with pytest.raises(InputError, match=r"the picture b .*decoded"):
-        broken = [contents[0], contents[1][:300]]
         nvjpeg.prepare_on_gpu(broken, names[:2], recipe, torch.device(GPU))
 
 

@@ -132,6 +132,8 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         said: list[str] = []
         with _heard(said):
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            if picture.format == "TIFF":  # which else reads it amid its pixels
+                picture.getexif()
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise InputError(
@@ -191,7 +193,8 @@ def _with_end(content: bytes) -> bytes | None:
         return None
     first, second = (content + more + JPEG_END for more in (b"", b"\x55" * 64))
     try:
-        pictures = [Image.open(io.BytesIO(one), formats=["JPEG"]) for one in (first, second)]
+        with _heard([]):
+            pictures = [Image.open(io.BytesIO(one), formats=["JPEG"]) for one in (first, second)]
         whole = "progressive" not in pictures[0].info or _has_all_scans(content)
         return first if whole and pictures[0].tobytes() == pictures[1].tobytes() else None
     except Exception:  # as below
