@@ -23,6 +23,9 @@ newest:  ## the tests on the newest release of every package, in an environment 
 newest-test:
 	$(PYTEST) --ignore tests/test_install.py
 
+bench-gpu: $(VENV)/installed  ## the same of a GPU's paths, in seven minutes; BENCH='training scst --profiles build/profiles'
+	$(BIN)/python -m benchmarks.gpu $(BENCH)
+
 kills: $(VENV)/installed  ## runs killed at random moments and gone on with; KILLS='--count 40 --seed 0'
 	$(BIN)/python -m tests.kills $(KILLS)
 

@@ -22,7 +22,8 @@ class Row:
     bar: str = ""
 
     def markdown(self) -> str:
-        rate = f"{self.rate:,.1f}" if self.rate < 1000 else f"{self.rate:,.0f}"
+        decimals = 0 if self.rate >= 1000 else 1 if self.rate >= 10 else 2
+        rate = f"{self.rate:,.{decimals}f}"
         ratio = f"{self.ratio:.2f} x {self.baseline}"
         return f"| {self.what} | {rate} {self.unit} | {ratio} | {self.bar} |"
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import edges, extraction, search, training
+from benchmarks import edges, extraction, gpu, gpu_extraction, gpu_run, search, training
 from benchmarks.timing import Row, gemm_flops, interleaved
 from pipeline.config import read
+from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
 from tests.conftest import write_params
 
@@ -56,6 +57,39 @@ def test_extraction_stands_beside_the_cnn_alone(config: TrainConfig) -> None:
     made = table(extraction.rows(None, None, CPU, torch.float32, repeats=1))
     assert ("extraction, shufflenet_v2_x0_5", "fastest CNN alone") in made
     assert ("extraction, mobilenet_v2, photos", "CNN alone or decoding") in made
+
+
+def test_a_gpus_table_is_made_on_a_cpu_with_small_numbers(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that its minutes on a GPU are spent on the GPU."""
+    for module, sizes in (
+        (gpu, {"FLICKR8K": gpu.Size(12, 60, 1), "COCO": gpu.Size(24, 60, 1)}),
+        (gpu, {"VECTOR": (8,), "GRID": (2, 2, 8), "SMALL_GRID": (2, 2, 8), "SEARCHED": 4}),
+        (gpu_run, {"COUNTS": {"train": 12, "dev": 3, "test": 3}, "GRID": (2, 2, 8)}),
+        (gpu_extraction, {"COUNT": 8, "MODELS": (("shufflenet_v2_x0_5", None),), "PASSES": 1}),
+    ):
+        for name, value in sizes.items():
+            monkeypatch.setattr(module, name, value)
+    layer = {"layer": "grid"}
+    sizes = {"embed_size": 16, "hidden_size": 16, "decoder": "spatial_attention", "epochs": 1}
+    path = write_params(
+        tmp_path / "params.yaml", extract=layer, train=sizes, scst={"epochs": 1, "pictures": 6}
+    )
+    bench = gpu.Bench(CPU, read(path, TrainConfig), read(path, ScstConfig), tmp_path)
+    made = table(
+        [
+            *bench.training(),
+            *bench.coco(),
+            *bench.reinforce(),
+            *bench.search(),
+            *gpu_extraction.rows(CPU, tmp_path, compiled=False),
+            *gpu_run.rows(CPU, tmp_path, path),
+        ]
+    )
+    assert ("spatial attention 10 x 10, Flickr8k, tokens", "tutorial") in made
+    assert ("default run after extraction", "90 s") in made
+    assert (tmp_path / "scst.txt").exists()
 
 
 def test_the_edges_are_measured_whatever_python_the_shell_has(
