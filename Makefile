@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PINS := --constraint constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test newest newest-test bench kills fuzz reproducible experiments compare page install clean
+.PHONY: demo test newest newest-test bench bench-gpu kills fuzz reproducible experiments compare page install clean
 
 demo: $(VENV)/installed  ## the whole graph on a small data set made here, offline
 	$(BIN)/showtell demo
@@ -23,9 +23,6 @@ newest:  ## the tests on the newest release of every package, in an environment 
 newest-test:
 	$(PYTEST) --ignore tests/test_install.py
 
-bench-gpu: $(VENV)/installed  ## the same of a GPU's paths, in seven minutes; BENCH='training scst --profiles build/profiles'
-	$(BIN)/python -m benchmarks.gpu $(BENCH)
-
 kills: $(VENV)/installed  ## runs killed at random moments and gone on with; KILLS='--count 40 --seed 0'
 	$(BIN)/python -m tests.kills $(KILLS)
 
@@ -37,6 +34,9 @@ reproducible: $(VENV)/installed  ## runs from nothing, on other cores and thread
 
 bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BENCH='--images pictures.zip'
 	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-gpu: $(VENV)/installed  ## the same of a GPU's paths, in seven minutes; BENCH='training scst --profiles build/profiles'
+	$(BIN)/python -m benchmarks.gpu $(BENCH)
 
 compare: $(VENV)/installed  ## the demo at two commits, and whether it got worse; BASE=main HEAD=HEAD
 	.ci/compare-demo $(or $(BASE),main) $(or $(HEAD),HEAD)

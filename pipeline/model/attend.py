@@ -1,7 +1,11 @@
 """Attention over the cells of a grid."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+PIECE = 1 << 18  # numbers: a megabyte
 
 
 class MultiHeadAttention(nn.Module):
@@ -73,10 +77,56 @@ class AdditiveAttention(nn.Module):
         Returns:
             What was seen, (B, H), and the weights (B, N).
         """
-        query = self.query(asking).unflatten(0, (len(cells), -1)).unsqueeze(2)  # (P, C, 1, H)
-        scores = self.score(torch.tanh(query + keys.unsqueeze(1))).squeeze(-1)  # (P, C, N)
-        weights = scores.softmax(dim=-1)
+        query = self.query(asking).unflatten(0, (len(cells), -1))  # (P, C, H)
+        if asking.device.type == "cpu" and keys.dtype == query.dtype == torch.float32:
+            scores = _Scores.apply(query, keys, self.score.weight)
+        else:
+            both = query.unsqueeze(2) + keys.unsqueeze(1)  # (P, C, N, H)
+            scores = self.score(torch.tanh(both)).squeeze(-1)
+        weights = scores.softmax(dim=-1)  # which the score's bias, the same for all, leaves alone
         return (weights @ cells).flatten(0, 1), weights.flatten(0, 1)
+
+
+class _Scores(torch.autograd.Function):
+    """tanh(query + key) . weight for each cell, some pictures at a time.
+
+    For a whole batch the sums alone are tens of megabytes, and memory is what a CPU waits for. In
+    pieces they stay in its cache, and the gradient makes them again rather than read them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
+        """(P, C, H), (P, N, H) and (1, H) -> (P, C, N)."""
+        ctx.save_for_backward(query, keys, weight)
+        scores = query.new_empty(*query.shape[:2], keys.shape[1])
+        for piece in _pieces(query, keys):
+            torch.matmul(_mixed(query, keys, piece), weight[0], out=scores[piece])
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, keys, weight = ctx.saved_tensors
+        (of_scores,) = gradients  # (P, C, N)
+        of_query, of_keys = torch.empty_like(query), torch.empty_like(keys)
+        of_weight = torch.zeros_like(weight)
+        for piece in _pieces(query, keys):
+            mixed, given = _mixed(query, keys, piece), of_scores[piece].contiguous()
+            of_weight[0] += given.flatten() @ mixed.flatten(0, 2)
+            inner = mixed.square_().neg_().add_(1).mul_(weight[0]).mul_(given.unsqueeze(-1))
+            torch.sum(inner, dim=2, out=of_query[piece])
+            torch.sum(inner, dim=1, out=of_keys[piece])
+        return of_query, of_keys, of_weight
+
+
+def _mixed(query: Tensor, keys: Tensor, piece: slice) -> Tensor:
+    return (query[piece].unsqueeze(2) + keys[piece].unsqueeze(1)).tanh_()  # (p, C, N, H)
+
+
+def _pieces(query: Tensor, keys: Tensor) -> list[slice]:
+    """Of the pictures, so many at a time that their sums stay in a core's cache."""
+    of_one = query.shape[1] * keys.shape[1] * keys.shape[2]
+    size = max(1, PIECE // of_one)
+    return [slice(begin, begin + size) for begin in range(0, len(query), size)]
 
 
 class Cells(nn.Module):
