@@ -5,12 +5,14 @@ import time
 
 import torch
 
+from benchmarks.peer import PeerTopDown
 from benchmarks.timing import Row, interleaved
-from benchmarks.training import VECTOR, WORDS, made_up_references
+from benchmarks.training import GRID, VECTOR, WORDS, made_up_references
 from pipeline.config.train import TrainConfig
 from pipeline.model.build import build_decoder
 from pipeline.model.search import BeamSearch, Search
 from pipeline.scoring.metrics import bleu, cider, rouge_l
+from pipeline.store.vocabulary import END, START
 from pipeline.train import decoder_config
 
 PICTURES, ALONE, BATCH = 1000, 50, 100
@@ -38,8 +40,29 @@ def rows(config: TrainConfig, device: torch.device, repeats: int) -> list[Row]:
     ratio = rates["batched"] / rates["alone"]
     return [
         Row("search, beam 5", rates["batched"], "captions/s", "one at a time", ratio, "10"),
+        _beside_a_peer(config, device, repeats),
         _scoring(),
     ]
+
+
+def _beside_a_peer(config: TrainConfig, device: torch.device, repeats: int) -> Row:
+    """Top-down attention's search, and the same in the structure of `benchmarks.peer`."""
+    config = config.model_copy(update={"decoder": "top_down_attention"})
+    decoder = build_decoder(decoder_config(config, GRID, WORDS)).to(device).eval()
+    peer = PeerTopDown(GRID[-1], WORDS, config).to(device).eval()
+    grids = torch.rand(BATCH, *GRID, device=device)
+    search = BeamSearch(decoder, Search(beam=5, max_length=11))
+
+    def ours() -> int:
+        return len(search(grids))
+
+    def theirs() -> int:
+        return len(peer.search(grids, beam=5, length=12, start=START, end=END))
+
+    rates = interleaved({"ours": ours, "peer": theirs}, repeats)
+    ratio = rates["ours"] / rates["peer"]
+    what = "search, beam 5, top_down_attention"
+    return Row(what, rates["ours"], "captions/s", "peer", ratio, "aim 6")
 
 
 def _scoring() -> Row:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.peer import PeerTopDown
 from benchmarks.timing import Row, gemm_flops, interleaved
 from benchmarks.tutorial import AttentionDecoder, PooledDecoder
 from pipeline.config.train import TrainConfig
@@ -83,7 +84,9 @@ def _collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[i
 
 def tutorial(data: Split, config: TrainConfig) -> Callable[[], int]:
     device = data.features.device
+    kind: type[PooledDecoder | AttentionDecoder | PeerTopDown]
     kind = PooledDecoder if config.layer == "pooled" else AttentionDecoder
+    kind = PeerTopDown if config.decoder == "top_down_attention" else kind
     decoder = kind(data.features.shape[-1], WORDS, config).to(device)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=config.learning_rate)
     loader = DataLoader(
@@ -165,7 +168,7 @@ def rows(
     """Decoders of the params' sizes, of vectors and of grids; what no tutorial does is left out."""
     alike = {"word_dropout": 0.0, "scheduled_sampling": 0.0, "feature_noise": 0.0, "ema": 0.0}
     alike |= {"min_epoch_steps": 1}  # few captions stand for many: batches of full size
-    for name in ("show_and_tell", "spatial_attention"):
+    for name in ("show_and_tell", "spatial_attention", "top_down_attention"):
         own = config.model_copy(update={"decoder": name, **alike})
         yield from _rows(own, device, precision, repeats)
 
@@ -186,8 +189,9 @@ def _rows(
     what, rate = f"training, {config.decoder}", rates["ours"]
     pooled = config.layer == "pooled"
     yield Row(what, rate, "tokens/s", "bare loop", rate / rates["bare"], "0.90")
-    bar = "2.5" if pooled else "6"
-    yield Row(what, rate, "tokens/s", "tutorial", rate / rates["tutorial"], bar)
+    bar = {"show_and_tell": "2.5", "spatial_attention": "6"}.get(config.decoder, "aim 4")
+    beside = "peer" if config.decoder == "top_down_attention" else "tutorial"
+    yield Row(what, rate, "tokens/s", beside, rate / rates["tutorial"], bar)
     if pooled:
         limit = gemm_flops(device, precision) / flops_per_token(config)
         yield Row(what, rate, "tokens/s", "arithmetic limit", rate / limit, "aim 0.75")

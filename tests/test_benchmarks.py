@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     for module, sizes in (
         (training, {"PICTURES": {"pooled": 30, "grid": 6}, "VECTOR": (16,), "GRID": (2, 2, 16)}),
-        (search, {"PICTURES": 20, "ALONE": 2, "VECTOR": (16,)}),
+        (search, {"PICTURES": 20, "ALONE": 2, "BATCH": 10, "VECTOR": (16,), "GRID": (2, 2, 16)}),
         (extraction, {"BACKBONES": ("shufflenet_v2_x0_5",), "SECONDS": 0.1}),
     ):
         for name, value in sizes.items():
@@ -45,12 +45,15 @@ def test_training_stands_beside_the_bare_loop_and_the_tutorials(config: TrainCon
         ("training, show_and_tell", "arithmetic limit"),
         ("training, spatial_attention", "bare loop"),
         ("training, spatial_attention", "tutorial"),
+        ("training, top_down_attention", "bare loop"),
+        ("training, top_down_attention", "peer"),
     }
 
 
 def test_search_stands_beside_one_picture_at_a_time(config: TrainConfig) -> None:
     made = table(search.rows(config, CPU, repeats=1))
-    assert {what for what, _ in made} == {"search, beam 5", "scoring 20 pictures"}
+    searches = {"search, beam 5", "search, beam 5, top_down_attention"}
+    assert {what for what, _ in made} == {*searches, "scoring 20 pictures"}
 
 
 def test_extraction_stands_beside_the_cnn_alone(config: TrainConfig) -> None:
