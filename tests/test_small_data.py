@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
-from pipeline.model.captioning import greedy_scores
+from pipeline.model.captioning import GreedyScores
 from pipeline.model.split import load_split
 from pipeline.store.features import read_features
 from pipeline.store.model import read_model
@@ -33,7 +33,7 @@ def test_it_stops_early_and_keeps_the_best_epoch(tiny: Artifacts, tmp_path: Path
     )
     dev = load_split(read_features(tiny.features), table, "dev", words, CPU)
     made = read_model(model, CPU)
-    kept = greedy_scores(made.decoder, dev, words, made.max_length)
+    kept = GreedyScores(made.decoder, dev, words, made.max_length)()
     assert kept[1] == pytest.approx(history["cider"][best], rel=1e-4)
 
 
