@@ -127,9 +127,21 @@ def evaluate(
     write_lengths(lengths, made, split.references)
     write_metrics(metrics, content, beside=[captions, references, scores])
     log.info("%s, %s\n%s", content["split"], cache.recipe.label, score_table(content))
+    warn_cut_off(made, search.max_length, max(model.max_length for model in trained))
     if content["cider"] < yardsticks[0]["cider"]:
         log.warning(
             "CIDEr is below the constant caption's: the model tells nothing of the pictures"
+        )
+
+
+def warn_cut_off(made: Sequence[Sequence[str]], longest: int, learnt: int) -> None:
+    """Where captions may not get as long as those that the model learnt."""
+    there = sum(len(caption) == longest for caption in made)
+    if longest < learnt and there > MANY * len(made):
+        log.warning(
+            "%d of %d captions have the %d words that evaluate.max_length allows and may be cut "
+            "off; the model learnt captions of up to %d: set it to auto",
+            *(there, len(made), longest, learnt),
         )
 
 

@@ -15,7 +15,7 @@ import typer
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
 from pipeline.device import choose_device, make_repeatable, training_precision
-from pipeline.errors import InputError
+from pipeline.errors import InputError, counted
 from pipeline.model.build import build_decoder
 from pipeline.model.captioning import GreedyScores, warn_below_constant
 from pipeline.model.decoder import DecoderConfig
@@ -76,16 +76,18 @@ def train(
         load_split(cache, captions, name, words, device) for name in ("train", "dev")
     )
     log.info(
-        "%d captions of %d pictures to learn from, %d pictures to validate by: %s, %s on %s",
-        *(len(learn.captions), len(learn.references), len(validate.references)),
+        "%d captions of %s to learn from, %s to validate by: %s, %s on %s",
+        *(len(learn.captions), counted(len(learn.references), "picture")),
+        counted(len(validate.references), "picture"),
         *(cache.recipe.label, precision, device),
     )
     warn_small("dev", len(validate.references))
     longest = learn.max_length
     longer = int((learn.captions.lengths - 2 > longest).sum())
     log.info(
-        "captions of at most %d words; %d to learn from are longer, of %d at the most",
-        *(longest, longer, int(learn.captions.lengths.max()) - 2),
+        "captions of at most %d words%s",
+        longest,
+        f"; {longer} to learn from are longer" if longer else "",
     )
     decoder = build_decoder(decoder_config(config, learn.features.shape, len(words))).to(device)
     decoder.standardize_by(learn.features.mean, learn.features.std)

@@ -7,7 +7,6 @@ from markupsafe import Markup
 
 from pipeline.page.evaluation import Evaluation
 from pipeline.scoring.bootstrap import SCORE_NAMES, TITLES, score_intervals
-from pipeline.store.results import DECIMALS
 
 LARGE = ("cider", "bleu_4", "rouge_l")  # as big numbers; all are in the table
 WIDTH, EDGE = 300.0, 6.0
@@ -20,7 +19,7 @@ class Score:
     name: str
     title: str
     value: float
-    interval: tuple[float, float] | None  # None where all resamples score the same
+    interval: tuple[float, float] | None  # None where all resamples score as good as the same
     beside: Sequence[float]
     strip: Markup  # all of them on one line
 
@@ -31,7 +30,8 @@ def scores_of(evaluation: Evaluation, resamples: int, seed: int) -> list[Score]:
     scores = []
     for name, ends in zip(SCORE_NAMES, intervals, strict=True):
         value = evaluation.scores[name]
-        interval = ends if round(ends[1] - ends[0], DECIMALS) else None
+        low, high = (f"{end:.1f}" for end in ends)  # as it is shown
+        interval = ends if low != high else None
         marks = {one.name: one.scores[name] for one in evaluation.yardsticks}
         scores.append(
             Score(
