@@ -116,6 +116,16 @@ def test_names_meet_in_whatever_way_they_are_written(
     assert ids == list(text.captions)
 
 
+def test_lines_may_end_as_an_old_mac_ends_them(tmp_path: Path) -> None:
+    ids, text = take(tmp_path, own(tmp_path, "image,caption\ra.jpg,a dog\ra.jpg,a cat\r", "a.jpg"))
+    assert ids == list(text.captions)
+    assert len(text.captions["a.jpg"]) == 2
+
+
+def test_a_header_without_captions_is_said(tmp_path: Path) -> None:
+    assert "has a header and no captions" in refused(tmp_path, "image,caption\n\n", "a.jpg")
+
+
 @pytest.mark.parametrize("name", ["été.jpg", "дом.jpg"])
 def test_utf8_names_without_the_flag_are_read(tmp_path: Path, name: str) -> None:
     """As macOS's Finder zips them."""

@@ -120,7 +120,8 @@ def _lines(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Ite
     Raises:
         InputError: a line is no UTF-8 or too long, or there are too many.
     """
-    content = io.BytesIO(read_member(archive, member, MAX_BYTES).removeprefix(codecs.BOM_UTF8))
+    whole = read_member(archive, member, MAX_BYTES).removeprefix(codecs.BOM_UTF8)
+    content = io.BytesIO(whole if b"\n" in whole else whole.replace(b"\r", b"\n"))  # an old Mac's
     for number, line in enumerate(iter(lambda: content.readline(MAX_LINE + 1), b""), start=1):
         if number > MAX_LINES:
             raise InputError(f"{where} has more than {MAX_LINES} lines; give a part of it")
@@ -157,6 +158,8 @@ def _parse_table(lines: Iterator[str], where: str) -> dict[str, list[str]]:
     captions = _Captions()
     for name, caption, place in read_rows(lines, where):
         captions.add(name, caption, place)
+    if not captions.by_id:
+        raise InputError(f"{where} has a header and no captions; add a line for each caption")
     return captions.by_id
 
 
