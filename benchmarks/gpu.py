@@ -265,7 +265,7 @@ def main(
 ) -> None:
     """Measure the hot paths on a GPU, each beside its limit."""
     device = choose_device("auto")
-    make_repeatable(seed=0)
+    make_repeatable(0, read(params, TrainConfig).deterministic)
     if profiles is not None:
         profiles.mkdir(parents=True, exist_ok=True)
     bench = Bench(device, read(params, TrainConfig), read(params, ScstConfig), profiles)

@@ -104,7 +104,7 @@ def named_device(name: str) -> torch.device:
 def find_pictures(photos: Sequence[str]) -> list[Path]:
     """The files themselves, and the pictures in the folders and theirs, sorted; each once.
 
-    What else lies in a folder is passed over, and the log says so.
+    Other files in a folder are skipped, and the log says so.
 
     Raises:
         InputError: a path does not exist or is an address, or a folder has no pictures.
@@ -133,7 +133,7 @@ def _pictures_in(folder: Path) -> list[Path]:
     pictures = [path for path in files if is_picture(path.name)]
     if others := [str(path.relative_to(folder)) for path in files if not is_picture(path.name)]:
         log.warning(
-            "passed over in %s: %s of kinds that are not read: %s",
+            "skipped in %s: %s of kinds that are not read: %s",
             *(folder, counted(len(others), "file"), some(others)),
         )
     if not pictures:

@@ -57,7 +57,7 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
                     yield image_id, split_of[image_id], caption, tokens
                     written += 1
                 else:
-                    log.warning("passed over: a caption of %s without words", image_id)
+                    log.warning("skipped: a caption of %s without words", image_id)
                     empty += 1
             if written == before:
                 raise InputError(f"{text}: no caption of {image_id!r} has any words")

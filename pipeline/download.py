@@ -121,12 +121,12 @@ def check_content(images: Path, text: Path, decode: bool) -> None:
             )
         if without := sorted(present - captions.captions.keys()):
             log.warning(
-                "passed over: %s without captions: %s",
+                "skipped: %s without captions: %s",
                 *(counted(len(without), "picture"), some(without)),
             )
         if lost := sorted(captions.captions.keys() - present - STRAY):
             log.warning(
-                "passed over: captions of %s that %s not there: %s",
+                "skipped: captions of %s that %s not there: %s",
                 *(counted(len(lost), "picture"), "is" if len(lost) == 1 else "are", some(lost)),
             )
         if decode:

@@ -155,7 +155,7 @@ def test_a_folder_is_read_with_those_in_it_and_what_is_passed_over_is_said(
     assert result.returncode == 0, result.stderr
     said = [Path(line.split("\t")[0]) for line in result.stdout.splitlines()]
     assert said == [tmp_path / name for name in ("b.JPG", "deep/er/a.ppm", "x.jfif")]
-    assert f"passed over in {tmp_path}: 2 files of kinds that are not read" in result.stderr
+    assert f"skipped in {tmp_path}: 2 files of kinds that are not read" in result.stderr
     assert "'IMG_1.HEIC', 'deep/notes.txt'" in result.stderr
 
 

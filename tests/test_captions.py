@@ -62,7 +62,7 @@ def test_a_caption_without_words_is_passed_over_and_counted(
     table = table_of(tmp_path, "a.jpg#0\t\na.jpg#1\tA cat\nb.jpg#0\tx\nc.jpg#0\ty\n")
     assert len(table) == 3
     assert json.loads((tmp_path / "captions.json").read_text())["empty_captions"] == 1
-    assert "passed over: a caption of a.jpg without words" in caplog.messages
+    assert "skipped: a caption of a.jpg without words" in caplog.messages
 
 
 def test_a_picture_without_any_words_is_said(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_what_else_does_not_match_is_named(
 ) -> None:
     images, text = flickr(tmp_path, **{"Flicker8k_Dataset/extra.jpg": PICTURE})
     run(tmp_path, images, text)
-    assert "passed over: 1 picture without captions: 'extra.jpg'" in caplog.messages
+    assert "skipped: 1 picture without captions: 'extra.jpg'" in caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_damaged_picture_is_found_where_no_digest_vouches(tmp_path: Path) -> N
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-30]), "truncated or damaged zip"),
         (lambda path: path.write_text("<html>Sign in</html>"), "a web page, not a zip"),
-        (lambda path: path.unlink(), "which is no file; check the path"),
+        (lambda path: path.unlink(), "which is not a file; check the path"),
     ],
 )
 def test_a_bad_archive_is_one_line_and_leaves_nothing(

@@ -50,8 +50,21 @@ def exif(orientation: int) -> Image.Exif:
         encoded()[:-2],
         encoded()[:200],
         encoded()[:20] + b"\0" * 100 + b"\xff\xd9",
+        b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xd9",
     ],
-    ids=["empty", "begun", "png", "grey", "cmyk", "turned", "thin", "cut", "cut early", "blank"],
+    ids=[
+        "empty",
+        "begun",
+        "png",
+        "grey",
+        "cmyk",
+        "turned",
+        "thin",
+        "cut",
+        "cut early",
+        "blank",
+        "a frame cut",
+    ],
 )
 def test_all_others_are_pillows(content: bytes) -> None:
     assert not is_plain_jpeg(content)

@@ -28,7 +28,7 @@ def test_a_relative_path_is_shown_as_it_was_looked_for(
     write_params(tmp_path / "params.yaml", **given)
     line = one_line(command(stage, *options, cwd=tmp_path))
     path = tmp_path / "given/x.pth"
-    assert f"{group}.{key} names given/x.pth, but {path} is no file; check the path" in line
+    assert f"{group}.{key} names given/x.pth, but {path} is not a file; check the path" in line
 
 
 def test_in_a_temporary_experiment_the_line_says_why_it_is_not_there(
@@ -44,7 +44,7 @@ def test_in_a_temporary_experiment_the_line_says_why_it_is_not_there(
     assert result.returncode != 0
     said = re.search(r"error: (download\.images names mine\.zip, but .*)", result.stderr)
     assert said, result.stderr
-    assert re.search(r"\.dvc/tmp/exps/\S+/mine\.zip is no file", said[1])
+    assert re.search(r"\.dvc/tmp/exps/\S+/mine\.zip is not a file", said[1])
     assert "run in a copy of the repository, so give a path that begins with /" in said[1]
 
 

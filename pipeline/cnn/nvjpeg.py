@@ -32,6 +32,8 @@ def is_plain_jpeg(content: bytes) -> bool:
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
         if marker == _SCAN:
             return fits
+        if at + 2 + length > len(content):
+            return False
         if marker == _APP14 or (marker == _APP1 and content[at + 4 : at + 8] == b"Exif"):
             return False
         if marker in _FRAMES:
@@ -49,10 +51,10 @@ def is_plain_jpeg(content: bytes) -> bool:
 
 def works_on(device: torch.device) -> bool:
     """Whether this torchvision has nvJPEG, and it runs here."""
-    import torchvision.io  # noqa: F401 - registers the operators; slow
-
     if device.type != "cuda":
         return False
+    import torchvision.io  # noqa: F401 - registers the operators; slow
+
     try:
         image = torch.zeros(3, 16, 16, dtype=torch.uint8)
         content = torch.ops.image.encode_jpeg(image, 90)

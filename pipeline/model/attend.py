@@ -65,7 +65,8 @@ class AdditiveAttention(nn.Module):
         super().__init__()
         self.key = nn.Linear(hidden_size, hidden_size)
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.score = nn.Linear(hidden_size, 1)
+        # No bias: softmax leaves out what all cells share.
+        self.score = nn.Linear(hidden_size, 1, bias=False)
 
     def forward(self, asking: Tensor, keys: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -83,7 +84,7 @@ class AdditiveAttention(nn.Module):
         else:
             both = query.unsqueeze(2) + keys.unsqueeze(1)  # (P, C, N, H)
             scores = self.score(torch.tanh(both)).squeeze(-1)
-        weights = scores.softmax(dim=-1)  # which the score's bias, the same for all, leaves alone
+        weights = scores.softmax(dim=-1)
         return (weights @ cells).flatten(0, 1), weights.flatten(0, 1)
 
 

@@ -80,7 +80,7 @@ class Checkpoint:
     def say_ended(self) -> None:
         log.info(
             "a run of the same params, inputs, code and versions has ended before: this is what it "
-            "made (remove %s to make it anew)",
+            "made (remove %s to make it again)",
             self.folder,
         )
 

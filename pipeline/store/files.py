@@ -23,12 +23,12 @@ def named_file(text: str, key: str) -> Path:
     if path.is_dir():
         raise InputError(f"{key} names {text}, which is a folder; name a file")
     if path.is_absolute():
-        raise InputError(f"{key} names {text}, which is no file; check the path")
+        raise InputError(f"{key} names {text}, which is not a file; check the path")
     why = "check the path"
     if in_experiment():
         why = "experiments of --temp and the queue run in a copy of the repository, so give a path "
         why += "that begins with /"
-    raise InputError(f"{key} names {text}, but {path.absolute()} is no file; {why}")
+    raise InputError(f"{key} names {text}, but {path.absolute()} is not a file; {why}")
 
 
 def in_experiment() -> bool:
