@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.model import attend
 from pipeline.model.build import DECODERS, build_decoder
 from pipeline.model.decoder import Decoder, DecoderConfig
 from pipeline.model.dropout import Dropout
@@ -202,3 +203,24 @@ def test_dropout_of_neighbours_is_independent() -> None:
 def test_dropout_does_nothing_when_captioning() -> None:
     ones = torch.ones(5)
     assert torch.equal(Dropout(0.5).eval()(ones), ones)
+
+
+def test_additive_attention_in_pieces_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are its gradients: pieces of two images, and one that is left over."""
+    torch.manual_seed(0)
+    P, C, N, H = 5, 3, 4, 8
+    monkeypatch.setattr(attend, "PIECE", 2 * C * N * H)
+    attention = attend.AdditiveAttention(H)
+    asking, keys, cells = torch.randn(P * C, H), torch.randn(P, N, H), torch.randn(P, N, H)
+    keys.requires_grad_()
+
+    def formula() -> tuple[torch.Tensor, torch.Tensor]:
+        query = attention.query(asking).view(P, C, 1, H)
+        weights = attention.score(torch.tanh(query + keys.unsqueeze(1))).squeeze(-1).softmax(-1)
+        return (weights @ cells).flatten(0, 1), weights.flatten(0, 1)
+
+    learnt = (keys, attention.query.weight, attention.score.weight)
+    made, expected = attention(asking, keys, cells), formula()
+    gradients = [torch.autograd.grad(one[0].square().sum(), learnt) for one in (made, expected)]
+    torch.testing.assert_close(made, expected)
+    torch.testing.assert_close(*gradients)
