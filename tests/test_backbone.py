@@ -215,8 +215,8 @@ def test_weights_that_unpack_to_more_than_the_file_are_refused(tmp_path: Path) -
         ("resnet5", "random", "did you mean resnet50"),
         ("fasterrcnn_resnet50_fpn", "random", "no image classifier"),
         (SMALL, "IMAGENET1K_V9", "allowed are DEFAULT, IMAGENET1K_V1, random, or a file"),
-        (SMALL, "nowhere/own.pth", "no file; check the path"),
-        (SMALL, "~nosuchuser/own.pth", "no file; check the path"),
+        (SMALL, "nowhere/own.pth", "not a file; check the path"),
+        (SMALL, "~nosuchuser/own.pth", "not a file; check the path"),
     ],
 )
 def test_unknown_names_are_answered_with_known_ones(
