@@ -32,7 +32,7 @@ fuzz: $(VENV)/installed  ## changed files to every parser; FUZZ='--seconds 600 -
 reproducible: $(VENV)/installed  ## runs from nothing, on other cores and threads, and whether artifacts have the same bytes
 	$(BIN)/python -m tests.reproducible
 
-bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BENCH='--images pictures.zip'
+bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BENCH='--images images.zip'
 	$(BIN)/python -m benchmarks $(BENCH)
 
 bench-gpu: $(VENV)/installed  ## the same of a GPU's paths, in seven minutes; BENCH='training scst --profiles build/profiles'

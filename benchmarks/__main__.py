@@ -8,11 +8,16 @@ import typer
 
 from benchmarks import edges, extraction, search, training
 from benchmarks.timing import HEADER, machine
-from pipeline.command import app, one_line_errors
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
-from pipeline.device import choose_device, fast_precisions, make_repeatable, training_precision
-from pipeline.errors import InputError
+from pipeline.entrypoint import app, one_line_errors
+from pipeline.runtime.device import (
+    fast_dtypes,
+    resolve_device,
+    resolve_dtype,
+    seed_everything,
+)
+from pipeline.runtime.errors import InputError
 
 PARTS = ("extraction", "training", "search", "edges")
 
@@ -20,7 +25,7 @@ PARTS = ("extraction", "training", "search", "edges")
 def main(
     parts: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(PARTS)}.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="A zip of pictures of the CNN's size; else made up.")
+        Path | None, typer.Option(help="A zip of images of the CNN's size; else made up.")
     ] = None,
     photos: Annotated[Path | None, typer.Option(help="A zip of photos; else made up.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
@@ -30,10 +35,10 @@ def main(
     for part in parts or []:
         if part not in PARTS:
             raise InputError(f"there is no benchmark '{part}'; there are {', '.join(PARTS)}")
-    device = choose_device("auto")
-    precision = training_precision("auto", device)
-    frozen = [*fast_precisions(device), torch.float32][0]
-    make_repeatable(seed=0)
+    device = resolve_device("auto")
+    precision = resolve_dtype("auto", device)
+    frozen = [*fast_dtypes(device), torch.float32][0]
+    seed_everything(seed=0)
     decoder = read(params, TrainConfig)
     print(f"{machine(device)}; medians of {repeats} interleaved rounds\n\n{HEADER}", flush=True)
     work = {

@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 
 from benchmarks.timing import Row
-from pipeline.demo.run import dvc, prepare_workspace
+from pipeline.commands.demo import dvc, prepare_workspace
 
 ROOT = Path(__file__).resolve().parent.parent
-COUNTS = {"train": 40, "dev": 10, "test": 10}
+COUNTS = {"train": 40, "val": 10, "test": 10}
 
 
 def rows(repeats: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Extraction, end to end: pictures a second, beside the CNN alone and beside the usual way."""
+"""Extraction, end to end: images a second, beside the CNN alone and beside the usual way."""
 
 import io
 import random
@@ -17,19 +17,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import Row, interleaved
-from pipeline.backbone import preprocessing_of
-from pipeline.cnn.frozen import FrozenCNN
-from pipeline.cnn.prepare import decode
-from pipeline.cnn.stream import features_of
-from pipeline.cnn.trunk import build_trunk, pool
+from pipeline.backbones.backbone import build_trunk, pool
+from pipeline.backbones.weights import BackboneWeights
 from pipeline.config.extract import ExtractConfig
-from pipeline.extract import auto_batch, auto_workers, make_recipe
-from pipeline.store.pictures import PictureArchive
-from pipeline.store.rows import create_features
-from pipeline.store.weights import Backbone
+from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.feature_writer import create_features
+from pipeline.extraction.preprocess import decode
+from pipeline.extraction.stream import iter_features
+from pipeline.images.archive import ImageArchive
+from pipeline.stages.backbone import preprocessing_of
+from pipeline.stages.extract import default_batch_size, default_num_workers, make_recipe
 
 BACKBONES = ("resnet50", "mobilenet_v2")
-SECONDS = 6  # that the CNN alone takes for a round: an archive has thousands of pictures
+SECONDS = 6  # that the CNN alone takes for a round: an archive has thousands of images
 
 CONFIG = ExtractConfig(
     layer="pooled",
@@ -48,13 +48,13 @@ CONFIG = ExtractConfig(
 )
 
 
-def some_pictures(source: Path | None, out: Path, count: int, size: tuple[int, int]) -> None:
+def some_images(source: Path | None, out: Path, count: int, size: tuple[int, int]) -> None:
     """The first `count` of a zip, again from the start where it has fewer; without a zip, JPEGs of
     smooth noise, about as dear to decode as photos of that size."""
     rng = random.Random(0)
     with zipfile.ZipFile(out, "w") as archive:
         if source is not None:
-            with PictureArchive(source) as given:
+            with ImageArchive(source) as given:
                 for number, image_id in zip(range(count), cycle(given.ids), strict=False):
                     archive.writestr(f"{number:06d}.jpg", given.content(image_id))
             return
@@ -65,10 +65,10 @@ def some_pictures(source: Path | None, out: Path, count: int, size: tuple[int, i
             archive.writestr(f"{number:06d}.jpg", jpeg.getvalue())
 
 
-def untrained(name: str) -> Backbone:
+def untrained(name: str) -> BackboneWeights:
     torch.manual_seed(0)
     tensors = build_trunk(name).state_dict()
-    return Backbone(name, "random:0", preprocessing_of(name, "random:0"), tensors)
+    return BackboneWeights(name, "random:0", preprocessing_of(name, "random:0"), tensors)
 
 
 class _Files(Dataset[Tensor]):
@@ -85,32 +85,34 @@ class _Files(Dataset[Tensor]):
 
 
 def plain_way(folder: Path, name: str, device: torch.device) -> Callable[[], int]:
-    """float32, a file a picture, a DataLoader: what one writes first; a quarter of the files."""
+    """float32, a file an image, a DataLoader: what one writes first; a quarter of the files."""
     model = build_trunk(name).to(device)
     files = _Files(folder, name)
 
     @torch.no_grad()
     def work() -> int:
-        for pictures in DataLoader(files, batch_size=32, num_workers=2):
-            pool(model(pictures.to(device))).cpu()
+        for images in DataLoader(files, batch_size=32, num_workers=2):
+            pool(model(images.to(device))).cpu()
         return len(files)
 
     return work
 
 
-def on_all_cores(cnn: FrozenCNN, pictures: Tensor, count: int, workers: int) -> Callable[[], int]:
-    """The CNN alone on pictures in memory: a thread a core, each with one thread inside."""
+def on_all_cores(
+    cnn: FeatureExtractor, images: Tensor, count: int, workers: int
+) -> Callable[[], int]:
+    """The CNN alone on images in memory: a thread a core, each with one thread inside."""
 
     def work() -> int:
         if cnn.device.type != "cpu":
             for _ in range(count):
-                cnn([pictures])
-            return count * len(pictures)
+                cnn([images])
+            return count * len(images)
         inside = torch.get_num_threads()
         with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1)) as pool:
-            list(pool.map(lambda _: cnn([pictures]), range(count)))
+            list(pool.map(lambda _: cnn([images]), range(count)))
         torch.set_num_threads(inside)
-        return count * len(pictures)
+        return count * len(images)
 
     return work
 
@@ -119,7 +121,7 @@ def decoding(images: Path, workers: int) -> Callable[[], int]:
     """Decoding alone, on all cores."""
 
     def work() -> int:
-        with PictureArchive(images) as archive, ThreadPoolExecutor(workers) as threads:
+        with ImageArchive(images) as archive, ThreadPoolExecutor(workers) as threads:
             contents = [archive.content(one) for one in archive.ids]
             list(threads.map(lambda content: decode(content, "").shape, contents))
         return len(contents)
@@ -128,24 +130,24 @@ def decoding(images: Path, workers: int) -> Callable[[], int]:
 
 
 def compiled(
-    backbone: Backbone, pictures: Tensor, precision: torch.dtype, count: int
+    backbone: BackboneWeights, images: Tensor, precision: torch.dtype, count: int
 ) -> Callable[[], int] | None:
     """torch.compile with frozen weights, all of torch's threads in each pass; None without the
     C++ compiler that it needs. Its own time does not count here."""
     inductor.freezing = True
     trunk = build_trunk(backbone.name)
     trunk.load_state_dict(backbone.tensors)
-    trunk = trunk.to(pictures.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trunk = trunk.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(trunk)
-    inputs = pictures.float().permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
+    inputs = images.float().permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
 
     @torch.inference_mode()
     def work() -> int:
         half = precision != torch.float32
-        with torch.autocast(pictures.device.type, precision, enabled=half):
+        with torch.autocast(images.device.type, precision, enabled=half):
             for _ in range(count):
                 pool(forward(inputs)).float().cpu()
-        return count * len(pictures)
+        return count * len(images)
 
     try:
         work()
@@ -164,11 +166,11 @@ def rows(
 ) -> Iterator[Row]:
     """
     Args:
-        images: a zip of pictures of the CNN's size; None to make some up.
+        images: a zip of images of the CNN's size; None to make some up.
         photos: the same, larger: decoding may then be what limits.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, "pictures.zip")
+        path = Path(scratch, "images.zip")
         for name in BACKBONES:
             yield from _rows(name, images, path, device, precision, repeats, photos=False)
         yield from _rows("mobilenet_v2", photos, path, device, precision, repeats, photos=True)
@@ -185,16 +187,16 @@ def _rows(
 ) -> list[Row]:
     backbone = untrained(name)
     recipe = make_recipe([backbone], CONFIG)
-    batch, workers = auto_batch(recipe, device), auto_workers(device)
-    cnn = FrozenCNN([backbone], recipe, device, precision, batch)
+    batch, workers = default_batch_size(recipe, device), default_num_workers(device)
+    cnn = FeatureExtractor([backbone], recipe, device, precision, batch)
     size = recipe.views[0].preprocessing.size
     ready = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
     shape = cnn.feature_shape
     few = on_all_cores(cnn, ready, 2 * workers, workers)
     alone = interleaved({"few": few}, repeats=1)["few"]
     passes = round(SECONDS * alone / batch) or 1
-    some_pictures(source, images, passes * batch, (500, 375) if photos else (224, 224))
-    with PictureArchive(images) as archive:
+    some_images(source, images, passes * batch, (500, 375) if photos else (224, 224))
+    with ImageArchive(images) as archive:
         contents = {one: archive.content(one) for one in archive.ids}
     ids = list(contents)
 
@@ -206,10 +208,10 @@ def _rows(
 
         def ours() -> int:
             with (
-                PictureArchive(images) as archive,
+                ImageArchive(images) as archive,
                 create_features(Path(scratch, "f.h5"), ids, shape, "float16", recipe) as out,
             ):
-                for made in features_of(archive, ids, cnn, batch, workers, torch.float16):
+                for made in iter_features(archive, ids, cnn, batch, workers, torch.float16):
                     out.append(made.values, made.checksums)
             return len(ids)
 
@@ -226,12 +228,12 @@ def _rows(
     if photos:
         limit = min(fastest, rates["decoding"])
         what += ", photos"
-        return [Row(what, rate, "pictures/s", "CNN alone or decoding", rate / limit, "0.85")]
+        return [Row(what, rate, "images/s", "CNN alone or decoding", rate / limit, "0.85")]
     return [
-        Row(what, rate, "pictures/s", "fastest CNN alone", rate / fastest, "0.90"),
-        Row(what, rate, "pictures/s", "the plain way", rate / rates["plain"], "3, where bfloat16"),
+        Row(what, rate, "images/s", "fastest CNN alone", rate / fastest, "0.90"),
+        Row(what, rate, "images/s", "the plain way", rate / rates["plain"], "3, where bfloat16"),
         *(
-            Row(f"CNN alone, {key}", rates[key], "pictures/s", "ours", rates[key] / rate)
+            Row(f"CNN alone, {key}", rates[key], "images/s", "ours", rates[key] / rate)
             for key in ("bare", "compiled")
             if key in rates
         ),

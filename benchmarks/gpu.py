@@ -27,24 +27,24 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import gpu_extraction, gpu_run
 from benchmarks.timing import HEADER, Row, gemm_flops, machine
 from benchmarks.training import flops_per_token, tutorial
-from pipeline.command import app, one_line_errors
+from pipeline.captions.vocabulary import END, PAD, SPECIAL, START
 from pipeline.config import read
 from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
-from pipeline.device import choose_device, make_repeatable, training_precision
-from pipeline.model.batches import EncodedCaptions
-from pipeline.model.build import build_decoder
-from pipeline.model.decoder import Decoder
-from pipeline.model.features import PictureFeatures
-from pipeline.model.fit import Fit, batches_of
-from pipeline.model.reinforce import Reinforce
-from pipeline.model.search import BeamSearch, Search
-from pipeline.model.split import Split
-from pipeline.store.vocabulary import END, PAD, SPECIAL, START
-from pipeline.train import decoder_config
+from pipeline.dataset.batching import EncodedCaptions
+from pipeline.dataset.feature_dataset import FeatureDataset
+from pipeline.dataset.split import Split
+from pipeline.decoders.build import build_decoder
+from pipeline.decoders.decoder import Decoder
+from pipeline.entrypoint import app, one_line_errors
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
+from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
+from pipeline.self_critical.trainer import SelfCriticalTrainer
+from pipeline.stages.train import decoder_config
+from pipeline.training.trainer import Trainer, batches_of
 
 PARTS = ("tests", "training", "scst", "search", "extraction", "run", "coco")
-SEARCHED = 2000  # pictures
+SEARCHED = 2000  # images
 VECTOR, GRID, SMALL_GRID = (2048,), (10, 10, 1280), (7, 7, 2048)
 PLAIN = {"scheduled_sampling": 0.0, "feature_noise": 0.0}
 
@@ -62,7 +62,7 @@ class Size:
 FLICKR8K, COCO = Size(6000, 2541, 3), Size(113_287, 9490, 1)
 
 
-class MadeUpFeatures(PictureFeatures):
+class MadeUpFeatures(FeatureDataset):
     """Random ones, on the device."""
 
     def __init__(self, images: int, shape: tuple[int, ...], device: torch.device) -> None:
@@ -111,7 +111,7 @@ def untrained(split: Split, config: TrainConfig, words: int) -> Decoder:
     torch.manual_seed(0)
     decoder = build_decoder(decoder_config(config, split.features.shape, words))
     decoder.to(split.features.device)
-    decoder.standardize_by(split.features.mean, split.features.std)
+    decoder.set_feature_stats(split.features.mean, split.features.std)
     return decoder
 
 
@@ -126,7 +126,7 @@ class Bench:
 
     @property
     def precision(self) -> torch.dtype:
-        return training_precision("auto", self.device)
+        return resolve_dtype("auto", self.device)
 
     def profile(self, name: str, work: Callable[[], object]) -> None:
         """The kernels of `work`, dearest first, as a file."""
@@ -145,7 +145,7 @@ class Bench:
         """An epoch of teacher forcing, beside its steps alone, the arithmetic and the tutorials."""
         config = self.train.model_copy(update={"decoder": decoder, **PLAIN})
         split = made_up(size, shape, self.device)
-        fit = Fit(untrained(split, config, size.words), config, split.captions, self.precision)
+        fit = Trainer(untrained(split, config, size.words), config, split.captions, self.precision)
         numbers = count(1)
         for _ in range(2):  # the first sees each shape, the second may capture the rest
             fit.epoch(split, next(numbers))
@@ -154,7 +154,7 @@ class Bench:
             for _ in range(size.repeats)
         )
         ready = [
-            (split.features[batch.pictures], batch.inputs, batch.targets, *batch.extra)
+            (split.features[batch.images], batch.inputs, batch.targets, *batch.extra)
             for batch in list(batches_of(split, config, torch.Generator(), self.device))[:200]
         ]
 
@@ -193,7 +193,7 @@ class Bench:
     def reinforce(self) -> Iterator[Row]:
         config = self.train.model_copy(update={"decoder": "spatial_attention", **PLAIN})
         split = made_up(FLICKR8K, GRID, self.device)
-        learns = Reinforce(
+        learns = SelfCriticalTrainer(
             *(untrained(split, config, FLICKR8K.words), split, self.scst, self.precision),
             max_length=25,
         )
@@ -202,7 +202,7 @@ class Bench:
             seconds(partial(learns.epoch, number), self.device) for number in (2, 3, 4)
         )
         yield Row("self-critical, Flickr8k, an epoch", took, "s", "6 s", took / 6)
-        some = torch.arange(self.scst.pictures)
+        some = torch.arange(self.scst.images)
         self.profile("scst", lambda: learns._step(some))
         if self.device.type == "cuda":
             features = split.features[some]
@@ -221,7 +221,7 @@ class Bench:
             split = made_up(FLICKR8K, shape, self.device)
             speaks = untrained(split, config, FLICKR8K.words).eval()
             for batch in (100, 500):
-                search = BeamSearch(speaks, Search(5, 1.0, 20, block_ngram=2))
+                search = BeamSearch(speaks, BeamSearchConfig(5, 1.0, 20, block_ngram=2))
                 parts = [
                     split.features[begin : begin + batch] for begin in range(0, SEARCHED, batch)
                 ]
@@ -264,8 +264,8 @@ def main(
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Measure the hot paths on a GPU, each beside its limit."""
-    device = choose_device("auto")
-    make_repeatable(0, read(params, TrainConfig).deterministic)
+    device = resolve_device("auto")
+    seed_everything(0, read(params, TrainConfig).deterministic)
     if profiles is not None:
         profiles.mkdir(parents=True, exist_ok=True)
     bench = Bench(device, read(params, TrainConfig), read(params, ScstConfig), profiles)

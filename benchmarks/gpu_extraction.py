@@ -16,15 +16,15 @@ from torch import Tensor
 
 from benchmarks.extraction import CONFIG, decoding, untrained
 from benchmarks.timing import Row
-from pipeline.cnn import nvjpeg
-from pipeline.cnn.frozen import FrozenCNN
-from pipeline.cnn.nvjpeg import prepare_on_gpu
-from pipeline.cnn.stream import features_of
-from pipeline.cnn.trunk import build_trunk, pool
-from pipeline.extract import auto_batch, auto_workers, make_recipe
-from pipeline.store.pictures import PictureArchive
-from pipeline.store.recipe import FeatureRecipe
-from pipeline.store.rows import create_features
+from pipeline.backbones.backbone import build_trunk, pool
+from pipeline.extraction import nvjpeg
+from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.feature_writer import create_features
+from pipeline.extraction.nvjpeg import prepare_on_gpu
+from pipeline.extraction.stream import iter_features
+from pipeline.features.recipe import FeatureRecipe
+from pipeline.images.archive import ImageArchive
+from pipeline.stages.extract import default_batch_size, default_num_workers, make_recipe
 
 COUNT = 12_000  # photos
 SIZE = (500, 375)
@@ -47,7 +47,7 @@ def photos(out: Path, count: int) -> None:
 
 
 def rate(work: Callable[[], int], device: torch.device) -> float:
-    """Pictures a second, after a warm-up."""
+    """Images a second, after a warm-up."""
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -58,21 +58,21 @@ def rate(work: Callable[[], int], device: torch.device) -> float:
     return done / (time.perf_counter() - began)
 
 
-def bare(name: str, pictures: Tensor, compiled: bool) -> Callable[[], int]:
-    """The trunk as torchvision has it, in the pictures' precision, channels last.
+def bare(name: str, images: Tensor, compiled: bool) -> Callable[[], int]:
+    """The trunk as torchvision has it, in the images' precision, channels last.
 
     Args:
-        pictures: (B, 3, S, S), normalised.
+        images: (B, 3, S, S), normalised.
     """
-    trunk = build_trunk(name, input_size=pictures.shape[-1]).to(pictures.device, pictures.dtype)
+    trunk = build_trunk(name, input_size=images.shape[-1]).to(images.device, images.dtype)
     trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(trunk, mode="max-autotune-no-cudagraphs") if compiled else trunk
 
     @torch.inference_mode()
     def work() -> int:
         for _ in range(PASSES):
-            pool(forward(pictures))
-        return PASSES * len(pictures)
+            pool(forward(images))
+        return PASSES * len(images)
 
     return work
 
@@ -85,16 +85,16 @@ class Extraction:
         config = CONFIG.model_copy(update={"image_size": (size,)})
         recipe = make_recipe([backbone], config)
         self.name, self.device, self.side = name, device, recipe.views[0].preprocessing.size
-        self.batch, self.workers = auto_batch(recipe, device), auto_workers(device)
+        self.batch, self.workers = default_batch_size(recipe, device), default_num_workers(device)
         precision = torch.float16 if device.type == "cuda" else torch.float32
-        self.cnn = FrozenCNN([backbone], recipe, device, precision, self.batch)
+        self.cnn = FeatureExtractor([backbone], recipe, device, precision, self.batch)
 
     @property
     def what(self) -> str:
         return f"{self.name} at {self.side} px"
 
     def alone(self, compiled: bool) -> dict[str, float]:
-        """Rates of the CNN alone, on pictures that lie on the device."""
+        """Rates of the CNN alone, on images that lie on the device."""
         shape = (self.batch, self.side, self.side, 3)
         ready = torch.randint(0, 256, shape, dtype=torch.uint8, device=self.device)
         normal = torch.randn(shape, device=self.device).to(self.cnn.precision).permute(0, 3, 1, 2)
@@ -115,11 +115,11 @@ class Extraction:
         self.cnn.recipe = replace(self.cnn.recipe, jpeg_decoder=decoder)
 
         def work() -> int:
-            with PictureArchive(archive) as opened:
+            with ImageArchive(archive) as opened:
                 made_of = (opened.ids, self.cnn.feature_shape, "float16", self.cnn.recipe)
                 with create_features(out, *made_of) as rows:
                     running = (self.cnn, self.batch, self.workers, torch.float16)
-                    for made in features_of(opened, opened.ids, *running):
+                    for made in iter_features(opened, opened.ids, *running):
                         rows.append(made.values, made.checksums)
                 return len(opened.ids)
 
@@ -134,34 +134,34 @@ def rows(device: torch.device, scratch: Path, compiled: bool) -> Iterator[Row]:
     archive, few = scratch / "photos.zip", scratch / "few.zip"
     photos(archive, COUNT)
     photos(few, max(1, COUNT // 4))
-    pillow = rate(decoding(few, auto_workers(device)), device)
-    yield Row("decoding, Pillow on all cores", pillow, "pictures/s", "itself", 1.0)
+    pillow = rate(decoding(few, default_num_workers(device)), device)
+    yield Row("decoding, Pillow on all cores", pillow, "images/s", "itself", 1.0)
     decoders = ["pillow", *(["nvjpeg"] if nvjpeg.works_on(device) else [])]
     for name, size in MODELS:
         one = Extraction(name, size, device)
         rates = one.alone(compiled and (name, size) == MODELS[0] and device.type == "cuda")
         for kind, value in rates.items():
             what = f"CNN alone, {one.what}, {kind}"
-            yield Row(what, value, "pictures/s", "bare", value / rates["bare"])
+            yield Row(what, value, "images/s", "bare", value / rates["bare"])
         fastest = max(rates.values())
         for decoder in decoders:
             if decoder == "nvjpeg":
                 decoded = _decoded_on_gpu(few, one.cnn.recipe, device, one.batch)
                 what = f"decoding and resizing to {one.side} px, nvJPEG"
-                yield Row(what, decoded, "pictures/s", "Pillow on all cores", decoded / pillow)
+                yield Row(what, decoded, "images/s", "Pillow on all cores", decoded / pillow)
                 limit = min(fastest, decoded)
             else:
                 limit = min(fastest, pillow)
             took = one.whole(few if decoder == "pillow" else archive, decoder, scratch / "f.h5")
             what = f"extraction, {one.what}, {decoder}"
-            yield Row(what, took, "pictures/s", "decoding or fastest CNN", took / limit, "0.90")
-            yield Row(what, took, "pictures/s", "bare CNN", took / rates["bare"], "0.90")
+            yield Row(what, took, "images/s", "decoding or fastest CNN", took / limit, "0.90")
+            yield Row(what, took, "images/s", "bare CNN", took / rates["bare"], "0.90")
 
 
 def _decoded_on_gpu(
     archive: Path, recipe: FeatureRecipe, device: torch.device, batch: int
 ) -> float:
-    with PictureArchive(archive) as opened:
+    with ImageArchive(archive) as opened:
         contents = [opened.content(one) for one in opened.ids]
     parts = [contents[begin : begin + batch] for begin in range(0, len(contents), batch)]
 

@@ -16,15 +16,15 @@ import yaml
 
 from benchmarks.timing import Row
 from benchmarks.training import made_up_references
-from pipeline.store.features import checksums_of
-from pipeline.store.recipe import FeatureRecipe, Preprocessing, View
-from pipeline.store.rows import create_features
-from pipeline.store.text import SPLITS, TOKENS
+from pipeline.extraction.feature_writer import create_features
+from pipeline.features.feature_cache import checksums_of
+from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
+from pipeline.sources.flickr8k import SPLITS, TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
-COUNTS = {"train": 6000, "dev": 1000, "test": 1000}
+COUNTS = {"train": 6000, "val": 1000, "test": 1000}
 GRID = (10, 10, 1280)
-CHUNK = 128  # pictures that are made up together
+CHUNK = 128  # images that are made up together
 
 DATA = "--features f.h5 --table captions.csv --summary captions.json"
 STAGES = {

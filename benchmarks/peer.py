@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.config.train import TrainConfig
 
-State = tuple[Tensor, Tensor, Tensor, Tensor]
+DecoderState = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class PeerTopDown(nn.Module):
@@ -31,11 +31,13 @@ class PeerTopDown(nn.Module):
         cells = self.att(grid)
         return self.fc(grid.mean(dim=1)), cells, self.key(cells)
 
-    def begin(self, rows: int) -> State:
+    def begin(self, rows: int) -> DecoderState:
         zeros = self.output.weight.new_zeros(rows, self.hidden_size)
         return zeros, zeros, zeros, zeros
 
-    def step(self, words: Tensor, memory: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
+    def step(
+        self, words: Tensor, memory: tuple[Tensor, ...], state: DecoderState
+    ) -> tuple[Tensor, DecoderState]:
         """Logits (B, V) and the state after `words` (B,)."""
         mean, cells, keys = memory
         look_h, look_c, tell_h, tell_c = state
@@ -67,7 +69,7 @@ class PeerTopDown(nn.Module):
 
     @torch.no_grad()
     def search(self, grid: Tensor, beam: int, length: int, start: int, end: int) -> Tensor:
-        """The best of `beam` captions (B, length) of each picture, by a batched beam search."""
+        """The best of `beam` captions (B, length) of each image, by a batched beam search."""
         B = len(grid)
         memory = tuple(
             part.repeat_interleave(beam, dim=0) for part in self.remember(grid.flatten(1, 2))
@@ -88,7 +90,7 @@ class PeerTopDown(nn.Module):
             rows = (torch.arange(B, device=grid.device).unsqueeze(1) * beam + parents).flatten()
             look_h, look_c, tell_h, tell_c = (part[rows] for part in state)
             state, words = (look_h, look_c, tell_h, tell_c), last.flatten()
-            for row in range(B):  # as finished captions are taken out, picture by picture
+            for row in range(B):  # as finished captions are taken out, image by image
                 for number in range(beam):
                     if last[row, number] == end or place == length - 1:
                         if sums[row, number] > best[row]:

@@ -1,4 +1,4 @@
-"""Search and scoring: captions a second with beam 5, batched and one picture at a time."""
+"""Search and scoring: captions a second with beam 5, batched and one image at a time."""
 
 import random
 import time
@@ -8,32 +8,32 @@ import torch
 from benchmarks.peer import PeerTopDown
 from benchmarks.timing import Row, interleaved
 from benchmarks.training import GRID, VECTOR, WORDS, made_up_references
+from pipeline.captions.vocabulary import END, START
 from pipeline.config.train import TrainConfig
-from pipeline.model.build import build_decoder
-from pipeline.model.search import BeamSearch, Search
-from pipeline.scoring.metrics import bleu, cider, rouge_l
-from pipeline.store.vocabulary import END, START
-from pipeline.train import decoder_config
+from pipeline.decoders.build import build_decoder
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
+from pipeline.metrics.scores import bleu, cider, rouge_l
+from pipeline.stages.train import decoder_config
 
-PICTURES, ALONE, BATCH = 1000, 50, 100
+IMAGES, ALONE, BATCH = 1000, 50, 100
 
 
 def rows(config: TrainConfig, device: torch.device, repeats: int) -> list[Row]:
     torch.manual_seed(0)
     config = config.model_copy(update={"decoder": "show_and_tell"})
     decoder = build_decoder(decoder_config(config, VECTOR, WORDS)).to(device).eval()
-    features = torch.rand(PICTURES, *VECTOR, device=device)
+    features = torch.rand(IMAGES, *VECTOR, device=device)
     # Untrained, it hardly ever ends a caption by itself: all get as long as Flickr8k's are.
-    search = BeamSearch(decoder, Search(beam=5, length_penalty=0.7, max_length=11))
+    search = BeamSearch(decoder, BeamSearchConfig(beam=5, length_penalty=0.7, max_length=11))
 
     def batched() -> int:
         for part in features.split(BATCH):
             search(part)
-        return PICTURES
+        return IMAGES
 
     def alone() -> int:
-        for picture in features[:ALONE].split(1):
-            search(picture)
+        for image in features[:ALONE].split(1):
+            search(image)
         return ALONE
 
     rates = interleaved({"batched": batched, "alone": alone}, repeats)
@@ -51,7 +51,7 @@ def _beside_a_peer(config: TrainConfig, device: torch.device, repeats: int) -> R
     decoder = build_decoder(decoder_config(config, GRID, WORDS)).to(device).eval()
     peer = PeerTopDown(GRID[-1], WORDS, config).to(device).eval()
     grids = torch.rand(BATCH, *GRID, device=device)
-    search = BeamSearch(decoder, Search(beam=5, max_length=11))
+    search = BeamSearch(decoder, BeamSearchConfig(beam=5, max_length=11))
 
     def ours() -> int:
         return len(search(grids))
@@ -67,7 +67,7 @@ def _beside_a_peer(config: TrainConfig, device: torch.device, repeats: int) -> R
 
 def _scoring() -> Row:
     """BLEU, CIDEr and ROUGE-L of 1,000 captions against five references each."""
-    references, _ = made_up_references(PICTURES)
+    references, _ = made_up_references(IMAGES)
     rng = random.Random(1)
     captions = [rng.choice(refs)[:-1] for refs in references]
     began = time.perf_counter()
@@ -75,4 +75,4 @@ def _scoring() -> Row:
     cider(captions, references)
     rouge_l(captions, references)
     seconds = time.perf_counter() - began
-    return Row(f"scoring {PICTURES:,} pictures", seconds, "s", "3 s", seconds / 3, "at most 1")
+    return Row(f"scoring {IMAGES:,} images", seconds, "s", "3 s", seconds / 3, "at most 1")

@@ -16,24 +16,24 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.peer import PeerTopDown
 from benchmarks.timing import Row, gemm_flops, interleaved
 from benchmarks.tutorial import AttentionDecoder, PooledDecoder
+from pipeline.captions.vocabulary import SPECIAL, Vocabulary
 from pipeline.config.train import TrainConfig
-from pipeline.model.batches import EncodedCaptions, encode
-from pipeline.model.build import build_decoder
-from pipeline.model.features import PictureFeatures
-from pipeline.model.fit import Fit, batches_of, caption_loss
-from pipeline.model.split import Split
-from pipeline.store.features import read_features
-from pipeline.store.recipe import FeatureRecipe, Preprocessing, View
-from pipeline.store.rows import create_features
-from pipeline.store.vocabulary import SPECIAL, Vocabulary
-from pipeline.train import decoder_config
+from pipeline.dataset.batching import EncodedCaptions, encode
+from pipeline.dataset.feature_dataset import FeatureDataset
+from pipeline.dataset.split import Split
+from pipeline.decoders.build import build_decoder
+from pipeline.extraction.feature_writer import create_features
+from pipeline.features.feature_cache import read_features
+from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
+from pipeline.stages.train import decoder_config
+from pipeline.training.trainer import Trainer, batches_of, caption_loss
 
 WORDS = 2541  # Flickr8k's vocabulary
 VECTOR, GRID = (2048,), (7, 7, 1280)  # ResNet-50's vector, MobileNetV2's grid
-PICTURES = {"pooled": 1000, "grid": 200}
+IMAGES = {"pooled": 1000, "grid": 200}
 
 
-def made_up_references(pictures: int) -> tuple[list[list[list[str]]], Vocabulary]:
+def made_up_references(images: int) -> tuple[list[list[list[str]]], Vocabulary]:
     """Captions as long as Flickr8k's (mean 10.8 words, 95 of 100 under 19), of words that are as
     unevenly frequent: speed does not depend on what is said."""
     rng = random.Random(0)
@@ -42,14 +42,14 @@ def made_up_references(pictures: int) -> tuple[list[list[list[str]]], Vocabulary
     weights = [1 / (rank + 3) for rank in range(len(names))]
     references = [
         [rng.choices(names, weights, k=max(3, round(rng.gammavariate(8, 1.35)))) for _ in range(5)]
-        for _ in range(pictures)
+        for _ in range(images)
     ]
     return references, vocabulary
 
 
 def made_up_split(path: Path, layer: str, device: torch.device) -> Split:
     """Such captions of random features, read from a cache in `path` as training reads them."""
-    count, shape = PICTURES[layer], VECTOR if layer == "pooled" else GRID
+    count, shape = IMAGES[layer], VECTOR if layer == "pooled" else GRID
     pre = Preprocessing(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
     recipe = FeatureRecipe(layer, "squash", False, None, (View("made_up", "random:0", "", pre),))
     ids = [f"{number:06d}" for number in range(count)]
@@ -58,7 +58,7 @@ def made_up_split(path: Path, layer: str, device: torch.device) -> Split:
         for _ in range(count):
             rows.append(rng.random((1, *shape), dtype=np.float32))
     references, vocabulary = made_up_references(count)
-    features = PictureFeatures(read_features(path), ids, device)
+    features = FeatureDataset(read_features(path), ids, device)
     return Split(features, references, encode(references, vocabulary))
 
 
@@ -73,7 +73,7 @@ class _SingleItems(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         captions: EncodedCaptions = self._data.captions
         words = captions.words[i, : captions.lengths[i]]
-        return self._features[captions.pictures[i]], words
+        return self._features[captions.images[i]], words
 
 
 def _collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[int]]:
@@ -113,11 +113,11 @@ def _tokens(data: Split) -> int:
     return int(data.captions.lengths.sum()) - len(data.captions)
 
 
-def _fit(data: Split, config: TrainConfig, precision: torch.dtype) -> Fit:
+def _fit(data: Split, config: TrainConfig, precision: torch.dtype) -> Trainer:
     torch.manual_seed(0)
     decoder = build_decoder(decoder_config(config, data.features.shape, WORDS))
-    decoder.standardize_by(data.features.mean.cpu(), data.features.std.cpu())
-    return Fit(decoder.to(data.features.device), config, data.captions, precision)
+    decoder.set_feature_stats(data.features.mean.cpu(), data.features.std.cpu())
+    return Trainer(decoder.to(data.features.device), config, data.captions, precision)
 
 
 def ours(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[], int]:
@@ -136,7 +136,7 @@ def bare(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[
     fit = _fit(data, config, precision)
     device = data.features.device
     ready = list(batches_of(data, config, torch.Generator(), device))
-    features = [data.features[batch.pictures] for batch in ready]
+    features = [data.features[batch.images] for batch in ready]
 
     def epoch() -> int:
         decoder = fit.decoder.train()
@@ -155,7 +155,7 @@ def bare(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[
 
 
 def flops_per_token(config: TrainConfig) -> float:
-    """Of Show and Tell forward and backward, which costs twice the forward (the picture's own
+    """Of Show and Tell forward and backward, which costs twice the forward (the image's own
     step left out)."""
     E, H = config.embed_size, config.hidden_size
     cell = sum(2 * 4 * H * ((E if layer == 0 else H) + H) for layer in range(config.layers))

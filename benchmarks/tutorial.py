@@ -8,7 +8,7 @@ from pipeline.config.train import TrainConfig
 
 
 class PooledDecoder(nn.Module):
-    """Show and Tell: the picture first, sequences packed."""
+    """Show and Tell: the image first, sequences packed."""
 
     def __init__(self, features: int, words: int, config: TrainConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The `showtell` command: the stages, and what people run besides the graph.
+"""The `showtell` command: the stages, and the commands outside the DVC graph.
 
 Each command lives in its own module, which is imported only when it is called: `--help` must not
 wait for torch.
@@ -11,31 +11,31 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import __version__
-from pipeline.command import app, one_line_errors
+from pipeline.entrypoint import app, one_line_errors
 
 STAGES = {
-    "download": "Fetch and check the archives of pictures and captions.",
-    "captions": "Tokenise every caption into one table.",
+    "download": "Fetch and check the archives of images and captions.",
+    "prepare": "Tokenise every caption into one table.",
     "backbone": "Get the frozen CNN's weights.",
-    "extract": "Run the frozen CNN over every picture, once.",
+    "extract": "Run the frozen CNN over every image, once.",
     "vocab": "Choose the vocabulary from the training captions.",
     "train": "Train the decoder on the cached features.",
     "scst": "Let the decoder learn from its own captions' scores.",
     "evaluate": "Caption a split and score the captions.",
-    "report": "Show the run as one page: scores, curves, pictures, origin.",
+    "report": "Show the run as one page: scores, curves, images, origin.",
 }
-OTHERS = {
+USER_COMMANDS = {
     "compare": "Compare two runs: is one better, and is the difference real?",
-    "caption": "Caption your own pictures with the trained model.",
-    "attend": "Draw where an attention decoder looked, word by word.",
+    "caption": "Caption your own images with the trained model.",
+    "attention": "Draw where an attention decoder looked, word by word.",
     "demo": "Run the whole graph on a small data set made here, offline.",
-    "demo-pretrain": "Train the demo's small CNN to name shapes.",
 }
-COMMANDS = STAGES | OTHERS
-MODULES = {name: f"pipeline.{name}" for name in COMMANDS} | {
-    "demo": "pipeline.demo.run",
-    "demo-pretrain": "pipeline.demo.pretrain",
-}
+COMMANDS = STAGES | USER_COMMANDS
+MODULES = (
+    {name: f"pipeline.stages.{name}" for name in STAGES}
+    | {name: f"pipeline.commands.{name}" for name in USER_COMMANDS}
+    | {"demo-pretrain": "pipeline.demo.pretrain"}  # for maintainers: not in --help
+)
 
 
 class LazyGroup(TyperGroup):
@@ -52,7 +52,7 @@ class LazyGroup(TyperGroup):
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        for title, commands in (("Stages, in order", STAGES), ("Besides", OTHERS)):
+        for title, commands in (("Stages, in order", STAGES), ("Other commands", USER_COMMANDS)):
             with formatter.section(title):
                 formatter.write_dl(list(commands.items()))
 

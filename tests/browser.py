@@ -1,4 +1,4 @@
-"""DVC's page of pictures in a real browser, and what a reader finds in each.
+"""DVC's page of images in a real browser, and what a reader finds in each.
 
 The browser is offline, and what the page asks of a network is an error.
 """
@@ -43,7 +43,7 @@ LOOK = """chart => {
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture as a reader finds it."""
+    """An image as a reader finds it."""
 
     title: str
     axes: tuple[str, ...]  # titles: x, y
@@ -55,7 +55,7 @@ class Chart:
 
 
 def draw(page: Path, screenshot: Path) -> list[Chart]:
-    """All charts of the page, in order; the page as a picture goes to `screenshot`."""
+    """All charts of the page, in order; the page as an image goes to `screenshot`."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         assert "CI" not in os.environ, "there is no Chromium to draw the page with"

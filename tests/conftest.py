@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.backbone import make_backbone
-from pipeline.captions import make_captions
+from pipeline.captions.table import read_summary, write_summary
 from pipeline.cli import main
 from pipeline.config import read
 from pipeline.config.backbone import BackboneConfig
@@ -26,12 +25,13 @@ from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
 from pipeline.config.vocab import VocabConfig
 from pipeline.demo.archives import write_archives
-from pipeline.evaluate import evaluate
-from pipeline.extract import extract
-from pipeline.scst import scst
-from pipeline.store.table import read_summary, write_summary
-from pipeline.train import train
-from pipeline.vocab import make_vocabulary
+from pipeline.stages.backbone import make_backbone
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.extract import extract
+from pipeline.stages.prepare import make_captions
+from pipeline.stages.scst import scst
+from pipeline.stages.train import train
+from pipeline.stages.vocab import make_vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "pipeline/demo/shapes.safetensors"
@@ -214,7 +214,7 @@ def tiny(world: Artifacts) -> Artifacts:
 def make_world(folder: Path, seed: int = 1) -> Artifacts:
     """The two archives of a little world, in Flickr8k's layout."""
     made = Artifacts(folder)
-    counts = {"train": 40, "dev": 10, "test": 12}
+    counts = {"train": 40, "val": 10, "test": 12}
     write_archives(made.images, made.text, counts, seed)
     write_params(made.params, download={"images": str(made.images), "text": str(made.text)})
     return made

@@ -23,20 +23,20 @@ from typing import Any
 
 import torch
 
+from pipeline.backbones.weights import read_backbones
+from pipeline.captions.table import read_summary, read_table, select_split
+from pipeline.captions.tokenizer import tokenize
+from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
-from pipeline.errors import InputError
-from pipeline.model.features import PictureFeatures
-from pipeline.page.evaluation import read_evaluation
-from pipeline.scoring.tokens import tokenize
-from pipeline.store.features import read_features
-from pipeline.store.model import read_model
-from pipeline.store.pictures import PictureArchive, decode_picture
-from pipeline.store.results import sealed
-from pipeline.store.table import captions_of, read_summary, read_table
-from pipeline.store.text import read_text_archive
-from pipeline.store.vocabulary import read_vocabulary
-from pipeline.store.weights import read_backbones
+from pipeline.dataset.feature_dataset import FeatureDataset
+from pipeline.decoders.captioner_file import read_model
+from pipeline.evaluation.reports import sealed
+from pipeline.features.feature_cache import read_features
+from pipeline.images.archive import ImageArchive, decode_image
+from pipeline.report.evaluation import read_evaluation
+from pipeline.runtime.errors import InputError
+from pipeline.sources.flickr8k import read_text_archive
 from tests.conftest import Artifacts, make_tiny, make_world
 from tests.mutations import mutated, mutated_header, mutated_json, mutated_zip, replace_one
 
@@ -59,10 +59,10 @@ def parsers(tiny: Artifacts) -> list[Parser]:
     names = ("captions.json", "references.json", "scores.csv", "metrics.json")
     reports = [tiny.reports / name for name in names]
 
-    def pictures(path: Path) -> None:
-        with PictureArchive(path) as archive:
+    def images(path: Path) -> None:
+        with ImageArchive(path) as archive:
             for one in archive.ids[:8]:
-                decode_picture(archive.content(one), one)
+                decode_image(archive.content(one), one)
 
     def captions(path: Path) -> None:
         for every in read_text_archive(path).captions.values():
@@ -71,35 +71,35 @@ def parsers(tiny: Artifacts) -> list[Parser]:
 
     def features(path: Path) -> None:
         cache = read_features(path)
-        PictureFeatures(cache, cache.ids, CPU)
+        FeatureDataset(cache, cache.ids, CPU)
 
     def evaluation(number: int) -> Callable[[Path], object]:
         return lambda path: read_evaluation(*(*reports[:number], path, *reports[number + 1 :]))
 
-    def metrics(content: bytes, chance: random.Random) -> bytes:
-        if chance.random() < 0.5:
-            return mutated(content, chance)
+    def metrics(content: bytes, rng: random.Random) -> bytes:
+        if rng.random() < 0.5:
+            return mutated(content, rng)
         whole = json.loads(content)
-        replace_one(whole, chance)
+        replace_one(whole, rng)
         with suppress(Exception):  # what cannot be sealed is refused for that
             whole = sealed(whole, [report.read_bytes() for report in reports[:-1]])
         return json.dumps(whole).encode()
 
-    def in_json(content: bytes, chance: random.Random) -> bytes:
-        return chance.choice([mutated, mutated_json])(content, chance)
+    def in_json(content: bytes, rng: random.Random) -> bytes:
+        return rng.choice([mutated, mutated_json])(content, rng)
 
-    def in_header(content: bytes, chance: random.Random) -> bytes:
-        return chance.choice([mutated, mutated_header])(content, chance)
+    def in_header(content: bytes, rng: random.Random) -> bytes:
+        return rng.choice([mutated, mutated_header])(content, rng)
 
-    def in_zip(content: bytes, chance: random.Random) -> bytes:
-        return chance.choice([mutated, mutated_zip])(content, chance)
+    def in_zip(content: bytes, rng: random.Random) -> bytes:
+        return rng.choice([mutated, mutated_zip])(content, rng)
 
     def table(path: Path) -> object:
         digest = sha256(path.read_bytes()).hexdigest()[:16]
-        return captions_of(read_table(path, replace(about, table_digest=digest)), "train")
+        return select_split(read_table(path, replace(about, table_digest=digest)), "train")
 
     found = [
-        Parser("picture archive", tiny.images, in_zip, pictures),
+        Parser("image archive", tiny.images, in_zip, images),
         Parser("text archive", tiny.text, in_zip, captions),
         Parser("captions table", tiny.table, mutated, table),
         Parser("summary", tiny.summary, in_json, read_summary),

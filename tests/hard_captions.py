@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pycocoevalcap
 
-from pipeline.store.text import read_text_archive
+from pipeline.sources.flickr8k import read_text_archive
 
 TABLE = Path(__file__).with_suffix(".tsv")
 JAR = Path(pycocoevalcap.__path__[0]) / "tokenizer/stanford-corenlp-3.4.1.jar"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from pipeline.store.checkpoint import acknowledge
+from pipeline.runtime.checkpoint import discard_if_complete
 from tests.conftest import Artifacts, make_tiny, make_world, write_params
 from tests.server import serving
 
@@ -29,7 +29,12 @@ SIGNALS = (*[signal.SIGKILL] * 3, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # random is then one of the stage's own work, not of four seconds of imports.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["pipeline.download", "pipeline.extract", "pipeline.scst", "pipeline.evaluate"]
+    [
+        "pipeline.stages.download",
+        "pipeline.stages.extract",
+        "pipeline.stages.scst",
+        "pipeline.stages.evaluate",
+    ]
 )
 
 
@@ -68,7 +73,7 @@ def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
             },
             extract={"checkpoint_seconds": 0, "batch_size": 1, "workers": 1},
             train={"checkpoint_seconds": 0.05, "epochs": 4, "ema": 0.9, "word_dropout": 0.1},
-            scst={"checkpoint_seconds": 0, "epochs": 2, "pictures": 5},
+            scst={"checkpoint_seconds": 0, "epochs": 2, "images": 5},
             evaluate={"batch_size": 1},
         )
 
@@ -138,14 +143,14 @@ def reference(job: Job, folder: Path) -> Reference:
     return Reference(made, min(took))
 
 
-def kill(job: Job, folder: Path, whole: Reference, chance: random.Random) -> list[str]:
+def kill(job: Job, folder: Path, whole: Reference, rng: random.Random) -> list[str]:
     """Kill a job once or twice, perhaps tear what it wrote last; what was done to it."""
     folder.mkdir()
     done: list[str] = []
-    for _ in range(chance.choice([1, 1, 2])):
+    for _ in range(rng.choice([1, 1, 2])):
         process, began = start(job, folder), time.monotonic()
-        process.join(chance.uniform(0, whole.seconds))
-        number, log = chance.choice(SIGNALS), folder / "log"
+        process.join(rng.uniform(0, whole.seconds))
+        number, log = rng.choice(SIGNALS), folder / "log"
         if process.exitcode is None:
             with suppress(ProcessLookupError):  # it ended in between
                 os.kill(process.pid or 0, number)
@@ -163,7 +168,7 @@ def kill(job: Job, folder: Path, whole: Reference, chance: random.Random) -> lis
             *_, last = log.read_text().splitlines()
             assert last.startswith("error: interrupted; "), log.read_text()
         done.append(number.name)
-        if number == signal.SIGKILL and chance.random() < 0.7 and _tear(folder, chance):
+        if number == signal.SIGKILL and rng.random() < 0.7 and _tear(folder, rng):
             done.append("torn write")
         _take_away(job, folder)
     return done
@@ -178,20 +183,20 @@ def _take_away(job: Job, folder: Path) -> None:
 def _forget(job: Job, folder: Path) -> None:
     """Outputs, and what was kept until somebody reads them."""
     for name in job.outs:
-        acknowledge(folder / name)
+        discard_if_complete(folder / name)
         (folder / name).unlink(missing_ok=True)
 
 
-def _tear(folder: Path, chance: random.Random) -> bool:
+def _tear(folder: Path, rng: random.Random) -> bool:
     """What the power takes with it: the end of a file is missing, or nothing but zeros."""
     left = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
     unfinished = [path for path in left if ".part" in path.name or ".resume" in str(path)]
     if not unfinished:
         return False
-    path = chance.choice(unfinished)
+    path = rng.choice(unfinished)
     content = path.read_bytes()
-    kept = chance.randrange(len(content))
-    path.write_bytes(content[:kept] + bytes(len(content) - kept) * chance.choice([0, 1]))
+    kept = rng.randrange(len(content))
+    path.write_bytes(content[:kept] + bytes(len(content) - kept) * rng.choice([0, 1]))
     return True
 
 
@@ -202,7 +207,7 @@ def leftovers(job: Job, folder: Path) -> list[str]:
     next one writes another.
     """
     for name in job.outs:
-        acknowledge(folder / name)
+        discard_if_complete(folder / name)
     names = {path.name for path in folder.iterdir()} - {*job.outs, "log"}
     return sorted(name for name in names if not name.endswith(".part"))
 
@@ -213,7 +218,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     os.environ["PYTHONWARNINGS"] = "ignore"  # of semaphores that the killed could not give back
-    chance = random.Random(asked.seed)
+    rng = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "world").mkdir()
@@ -224,7 +229,7 @@ def main() -> None:
             while runs.total() < asked.count:
                 job, tries = all_jobs[tries % len(all_jobs)], tries + 1
                 where = folder / f"{tries}"
-                done = kill(job, where, whole[job.name], chance)
+                done = kill(job, where, whole[job.name], rng)
                 if done:
                     same = finish(job, where) == whole[job.name].made
                     assert same, f"{job.name} after {done}: other bytes; {where / 'log'}"

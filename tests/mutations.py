@@ -9,27 +9,27 @@ from typing import Any
 
 from safetensors.torch import load
 
-from pipeline.store.files import json_digest
-from pipeline.store.tensors import tensors_digest
+from pipeline.runtime.files import json_digest
+from pipeline.runtime.tensors import tensors_digest
 
 
-def mutated(content: bytes, chance: random.Random) -> bytes:
+def mutated(content: bytes, rng: random.Random) -> bytes:
     """Some bytes flipped, dropped, doubled, moved or replaced by telling ones."""
     made = bytearray(content)
-    for _ in range(chance.choice([1, 1, 2, 4, 16])):
-        place = chance.randrange(len(made) + 1)
-        end = min(len(made), place + chance.choice([1, 2, 4, 8, 64, 512]))
-        match chance.randrange(6):
+    for _ in range(rng.choice([1, 1, 2, 4, 16])):
+        place = rng.randrange(len(made) + 1)
+        end = min(len(made), place + rng.choice([1, 2, 4, 8, 64, 512]))
+        match rng.randrange(6):
             case 0 if place < len(made):
-                made[place] ^= 1 << chance.randrange(8)
+                made[place] ^= 1 << rng.randrange(8)
             case 1:
                 del made[place:end]
             case 2:
                 made[place:place] = made[place:end]
             case 3:
-                made[place:end] = chance.choice(TELLING)
+                made[place:end] = rng.choice(TELLING)
             case 4:
-                other = chance.randrange(len(made) + 1)
+                other = rng.randrange(len(made) + 1)
                 made[place:end] = made[other : other + end - place]
             case 5:
                 del made[place:]
@@ -53,10 +53,10 @@ TELLING = (
 )
 
 
-def mutated_json(content: bytes, chance: random.Random) -> bytes:
+def mutated_json(content: bytes, rng: random.Random) -> bytes:
     """One value of a sealed file replaced, and the digest made to fit, as a forger would."""
     whole = json.loads(content)
-    replace_one(whole, chance)
+    replace_one(whole, rng)
     if isinstance(whole, dict) and "digest" in whole:
         del whole["digest"]
         try:
@@ -66,15 +66,15 @@ def mutated_json(content: bytes, chance: random.Random) -> bytes:
     return json.dumps(whole).encode()
 
 
-def mutated_header(content: bytes, chance: random.Random) -> bytes:
+def mutated_header(content: bytes, rng: random.Random) -> bytes:
     """The same in the header of a safetensors file."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     ours = json.loads(header["__metadata__"]["showtell"])
-    if chance.random() < 0.3:
-        replace_one(header, chance)
+    if rng.random() < 0.3:
+        replace_one(header, rng)
     else:
-        replace_one(ours, chance)
+        replace_one(ours, rng)
         ours.pop("digest", None)
         ours["digest"] = json_digest([ours, tensors_digest(load(content))])
         header["__metadata__"]["showtell"] = json.dumps(ours)
@@ -104,7 +104,7 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-def replace_one(whole: Any, chance: random.Random) -> None:
+def replace_one(whole: Any, rng: random.Random) -> None:
     """One value, anywhere in parsed JSON, by one that surprises, or by none."""
     places: list[tuple[Any, Any]] = []
 
@@ -116,14 +116,14 @@ def replace_one(whole: Any, chance: random.Random) -> None:
                 walk(node[key])
 
     walk(whole)
-    node, key = chance.choice(places)
-    if chance.random() < 0.2:
+    node, key = rng.choice(places)
+    if rng.random() < 0.2:
         del node[key]
     else:
-        node[key] = chance.choice(VALUES)
+        node[key] = rng.choice(VALUES)
 
 
-def mutated_zip(content: bytes, chance: random.Random) -> bytes:
+def mutated_zip(content: bytes, rng: random.Random) -> bytes:
     """A whole zip whose members have odd names, sizes or contents."""
     made = io.BytesIO()
     with (
@@ -131,11 +131,11 @@ def mutated_zip(content: bytes, chance: random.Random) -> bytes:
         zipfile.ZipFile(io.BytesIO(content)) as source,
         zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as target,
     ):
-        for member in source.infolist()[: 1 + chance.randrange(12)] + source.infolist()[-4:]:
+        for member in source.infolist()[: 1 + rng.randrange(12)] + source.infolist()[-4:]:
             name, inside = member.filename, source.read(member)
-            if chance.random() < 0.3:
-                inside = mutated(inside, chance)
-            if chance.random() < 0.1:
-                name = chance.choice(["/", ".", "", "..", "a/../b.jpg", "\x1b.jpg", "=1.jpg", name])
+            if rng.random() < 0.3:
+                inside = mutated(inside, rng)
+            if rng.random() < 0.1:
+                name = rng.choice(["/", ".", "", "..", "a/../b.jpg", "\x1b.jpg", "=1.jpg", name])
             target.writestr(zipfile.ZipInfo(name), inside)
     return made.getvalue()

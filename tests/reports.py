@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.report import Inputs
-from pipeline.scoring.bleu import COUNT_NAMES, bleu_of_sums, with_totals
-from pipeline.scoring.bootstrap import SCORE_NAMES
-from pipeline.scoring.metrics import bleu_counts
-from pipeline.scoring.variety import variety
-from pipeline.store.results import (
+from pipeline.evaluation.bootstrap import SCORE_NAMES
+from pipeline.evaluation.diversity import variety
+from pipeline.evaluation.reports import (
     write_captions,
     write_lengths,
     write_metrics,
     write_references,
     write_scores,
 )
+from pipeline.metrics.bleu import COUNT_NAMES, add_ngram_totals, bleu_from_counts
+from pipeline.metrics.scores import bleu_counts
+from pipeline.stages.report import Inputs
 from tests.conftest import make_zip
 
 
 @dataclass(frozen=True)
 class Said:
-    """A picture with what is said of it."""
+    """An image with what is said of it."""
 
     image_id: str
     caption: str
@@ -36,38 +36,38 @@ class Said:
 
 def photo(seed: int, width: int = 250, height: int = 188) -> bytes:
     """A JPEG about as hard to compress as a photograph: noise on every scale."""
-    chance = np.random.default_rng(seed)
-    picture = np.zeros((height, width, 3))
+    rng = np.random.default_rng(seed)
+    image = np.zeros((height, width, 3))
     for cells in (3, 8, 20, 60):
-        coarse = chance.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        coarse = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
         fine = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        picture += np.asarray(fine) / 4
+        image += np.asarray(fine) / 4
     content = io.BytesIO()
-    Image.fromarray(picture.astype(np.uint8)).save(content, "JPEG", quality=90)
+    Image.fromarray(image.astype(np.uint8)).save(content, "JPEG", quality=90)
     return content.getvalue()
 
 
 def write_run(folder: Path, said: Sequence[Said], photos: int = 8) -> Inputs:
-    """The reports, an archive of the pictures and a model that is none, in the folder."""
+    """The reports, an archive of the images and a model that is none, in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     inputs = inputs_in(folder, folder)
     ids = [one.image_id for one in said]
     captions = [one.caption.split() for one in said]
     references = [[ref.split() for ref in one.references] for one in said]
     counts = bleu_counts(captions, references)
-    spread = {
+    columns = {
         "cider": [round(one.cider, 4) for one in said],
         "rouge_l": [round(one.rouge_l, 4) for one in said],
     }
     whole = [
-        *bleu_of_sums(with_totals(counts).sum(axis=0)).tolist(),
-        *(float(np.mean(values)) for values in spread.values()),
+        *bleu_from_counts(add_ngram_totals(counts).sum(axis=0)).tolist(),
+        *(float(np.mean(values)) for values in columns.values()),
     ]
     scores = dict(zip(SCORE_NAMES, whole, strict=True))
     write_captions(inputs.captions, ids, captions)
     write_references(inputs.references, ids, references)
     counted = dict(zip(COUNT_NAMES, counts.T, strict=True))
-    write_scores(inputs.scores, {"image_id": ids, **spread, **counted})
+    write_scores(inputs.scores, {"image_id": ids, **columns, **counted})
     write_lengths(inputs.lengths, captions, references)
     half = {name: value / 2 for name, value in scores.items()}
     write_metrics(

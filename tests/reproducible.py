@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from pipeline.demo.run import dvc, prepare_workspace
+from pipeline.commands.demo import dvc, prepare_workspace
 from tests.conftest import ROOT
 
-COUNTS = {"train": 360, "dev": 20, "test": 20}
+COUNTS = {"train": 360, "val": 20, "test": 20}
 
 Digests = dict[str, str]  # of all artifacts, by path
 
@@ -28,7 +28,7 @@ def run(workspace: Path, cores: Collection[int], threads: int, precision: str = 
     path = workspace / "params.yaml"
     params = yaml.safe_load(path.read_text())
     params["train"].update(precision=precision, ema=0.9, word_dropout=0.1)
-    params["scst"].update(precision=precision, epochs=1, pictures=20)
+    params["scst"].update(precision=precision, epochs=1, images=20)
     path.write_text(yaml.safe_dump(params))
     with _confined(cores, threads):
         dvc(workspace, "repro", "--quiet")

@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from pipeline.scoring.metrics import bleu_counts, cider, headline, rouge_l
-from pipeline.scoring.variety import variety
-from pipeline.store.results import (
+from pipeline.evaluation.diversity import variety
+from pipeline.evaluation.reports import (
     write_captions,
     write_metrics,
     write_references,
     write_scores,
 )
+from pipeline.metrics.scores import bleu_counts, cider, compute_scores, rouge_l
 from tests.conftest import ROOT, command, params
 
 WORDS = "a man cat runs red ball on the grass in water two children play with snow".split()
@@ -32,7 +32,7 @@ BOTH = ("--fail-on", "tolerance", "--fail-on", "noise")
 class Runs:
     """Git, DVC's folder, and as many revisions as a test commits."""
 
-    def __init__(self, folder: Path, pictures: int = 60, top: Path | None = None) -> None:
+    def __init__(self, folder: Path, images: int = 60, top: Path | None = None) -> None:
         """
         Args:
             top: git's root, where it lies above the project.
@@ -43,11 +43,10 @@ class Runs:
         shutil.copyfile(ROOT / ".dvc/config", folder / ".dvc/config")
         shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
         self.git("init", "--quiet", str(top or folder))
-        chance = random.Random(0)
-        self.ids = [f"{number:03}.jpg" for number in range(pictures)]
+        rng = random.Random(0)
+        self.ids = [f"{number:03}.jpg" for number in range(images)]
         self.references = [
-            [[*chance.sample(WORDS, k=chance.randint(5, 8)), "dog"] for _ in range(5)]
-            for _ in self.ids
+            [[*rng.sample(WORDS, k=rng.randint(5, 8)), "dog"] for _ in range(5)] for _ in self.ids
         ]
 
     def git(self, *arguments: str) -> str:
@@ -58,11 +57,11 @@ class Runs:
         return done.stdout
 
     def captions(self, wrong: float, seed: int = 0) -> list[list[str]]:
-        """A reference a picture, with this share of its words wrong."""
-        chance = random.Random(seed)
+        """A reference an image, with this share of its words wrong."""
+        rng = random.Random(seed)
         return [
             [
-                f"wrong{place}" if chance.random() < wrong and word != "dog" else word
+                f"wrong{place}" if rng.random() < wrong and word != "dog" else word
                 for place, word in enumerate(refs[0])
             ]
             for refs in self.references
@@ -94,7 +93,7 @@ class Runs:
         counts = {f"matches_{n}": count for n, count in enumerate(matches, start=1)}
         write_scores(out / "scores.csv", columns | counts)
         metrics: dict[str, Any] = {
-            **headline(captions, self.references),
+            **compute_scores(captions, self.references),
             **variety(captions),
             "split": "test (official)",
             "yardsticks": [{"name": "constant", "cider": 4.5}],
@@ -103,7 +102,7 @@ class Runs:
                     "scale": 100.0,
                     "tokenizer": "ptb-lower-nopunct-2",
                     "split_digest": "0123",
-                    "pictures": len(self.ids),
+                    "images": len(self.ids),
                     "references": 5.0,
                 }
             ],

@@ -13,12 +13,12 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from pipeline.backbone import make_backbone, preprocessing_of
-from pipeline.cnn.fuse import fuse
-from pipeline.cnn.trunk import build_trunk, cut, pool
+from pipeline.backbones.backbone import build_trunk, cut, pool
+from pipeline.backbones.weights import read_backbones
 from pipeline.config.backbone import BackboneConfig
-from pipeline.errors import InputError
-from pipeline.store.weights import read_backbones
+from pipeline.extraction.fuse import fuse
+from pipeline.runtime.errors import InputError
+from pipeline.stages.backbone import make_backbone, preprocessing_of
 from tests.conftest import SHARED
 from tests.server import serving
 
@@ -66,9 +66,9 @@ def state_dict(name: str = SMALL) -> dict[str, torch.Tensor]:
 def test_every_family_has_a_trunk_that_gives_its_last_grid(name: str) -> None:
     trunk = build_trunk(name)
     with torch.inference_mode():
-        pictures = torch.randn(1, 3, 224, 224)
-        grid = trunk(pictures)
-        fused = fuse(trunk, pictures)(pictures)
+        images = torch.randn(1, 3, 224, 224)
+        grid = trunk(images)
+        fused = fuse(trunk, images)(images)
     assert tuple(grid.shape) == (1, *FAMILIES[name])
     torch.testing.assert_close(fused, grid, rtol=1e-3, atol=1e-4 * float(grid.abs().max()))
 
@@ -77,12 +77,12 @@ def test_every_family_has_a_trunk_that_gives_its_last_grid(name: str) -> None:
 def test_a_fused_trunk_in_bfloat16_gives_grids_of_the_same_direction(name: str) -> None:
     """By oneDNN's convolutions where the processor has it, by autocast's elsewhere."""
     trunk = build_trunk(name)
-    pictures = torch.randn(2, 3, 224, 224)
+    images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
-        wanted = trunk(pictures).mean(dim=(2, 3))
-        fused = fuse(trunk, pictures.bfloat16())
+        wanted = trunk(images).mean(dim=(2, 3))
+        fused = fuse(trunk, images.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
-            seen = fused(pictures).float().mean(dim=(2, 3))
+            seen = fused(images).float().mean(dim=(2, 3))
     assert torch.cosine_similarity(seen, wanted).min() > 0.999
 
 
@@ -104,10 +104,10 @@ def test_the_classifiers_own_head_on_the_pooled_vector_gives_its_answer(
 ) -> None:
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
-    pictures = torch.randn(1, 3, 128, 128)
+    images = torch.randn(1, 3, 128, 128)
     with torch.inference_mode():
-        expected = model(pictures)
-        answer = getattr(model, head)(pool(cut(model, name)(pictures)))
+        expected = model(images)
+        answer = getattr(model, head)(pool(cut(model, name)(images)))
     torch.testing.assert_close(answer, expected)
 
 

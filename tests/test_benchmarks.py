@@ -20,8 +20,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     for module, sizes in (
-        (training, {"PICTURES": {"pooled": 30, "grid": 6}, "VECTOR": (16,), "GRID": (2, 2, 16)}),
-        (search, {"PICTURES": 20, "ALONE": 2, "BATCH": 10, "VECTOR": (16,), "GRID": (2, 2, 16)}),
+        (training, {"IMAGES": {"pooled": 30, "grid": 6}, "VECTOR": (16,), "GRID": (2, 2, 16)}),
+        (search, {"IMAGES": 20, "ALONE": 2, "BATCH": 10, "VECTOR": (16,), "GRID": (2, 2, 16)}),
         (extraction, {"BACKBONES": ("shufflenet_v2_x0_5",), "SECONDS": 0.1}),
     ):
         for name, value in sizes.items():
@@ -56,10 +56,10 @@ def test_training_stands_beside_the_bare_loop_and_the_tutorials(config: TrainCon
     }
 
 
-def test_search_stands_beside_one_picture_at_a_time(config: TrainConfig) -> None:
+def test_search_stands_beside_one_image_at_a_time(config: TrainConfig) -> None:
     made = table(search.rows(config, CPU, repeats=1))
     searches = {"search, beam 5", "search, beam 5, top_down_attention"}
-    assert {what for what, _ in made} == {*searches, "scoring 20 pictures"}
+    assert {what for what, _ in made} == {*searches, "scoring 20 images"}
 
 
 def test_extraction_stands_beside_the_cnn_alone(config: TrainConfig) -> None:
@@ -75,7 +75,7 @@ def test_a_gpus_table_is_made_on_a_cpu_with_small_numbers(
     for module, sizes in (
         (gpu, {"FLICKR8K": gpu.Size(12, 60, 1), "COCO": gpu.Size(24, 60, 1)}),
         (gpu, {"VECTOR": (8,), "GRID": (2, 2, 8), "SMALL_GRID": (2, 2, 8), "SEARCHED": 4}),
-        (gpu_run, {"COUNTS": {"train": 12, "dev": 3, "test": 3}, "GRID": (2, 2, 8)}),
+        (gpu_run, {"COUNTS": {"train": 12, "val": 3, "test": 3}, "GRID": (2, 2, 8)}),
         (gpu_extraction, {"COUNT": 8, "MODELS": (("shufflenet_v2_x0_5", None),), "PASSES": 1}),
     ):
         for name, value in sizes.items():
@@ -87,7 +87,7 @@ def test_a_gpus_table_is_made_on_a_cpu_with_small_numbers(
     layer = {"layer": "grid"}
     sizes = {"embed_size": 16, "hidden_size": 16, "decoder": "spatial_attention", "epochs": 1}
     path = write_params(
-        tmp_path / "params.yaml", extract=layer, train=sizes, scst={"epochs": 1, "pictures": 6}
+        tmp_path / "params.yaml", extract=layer, train=sizes, scst={"epochs": 1, "images": 6}
     )
     bench = gpu.Bench(CPU, read(path, TrainConfig), read(path, ScstConfig), tmp_path)
     made = table(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.cnn.frozen import FrozenCNN
-from pipeline.cnn.stream import features_of
+from pipeline.backbones.weights import read_backbones
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
-from pipeline.extract import make_recipe
-from pipeline.store.pictures import PictureArchive
-from pipeline.store.weights import read_backbones
+from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.stream import iter_features
+from pipeline.images.archive import ImageArchive
+from pipeline.stages.extract import make_recipe
 from tests.conftest import Artifacts
 
 CPU = torch.device("cpu")
@@ -46,24 +46,24 @@ class SlowGPU:
 
     device = torch.device("cuda")
 
-    def __init__(self, cnn: FrozenCNN) -> None:
+    def __init__(self, cnn: FeatureExtractor) -> None:
         self._cnn, self.recipe, self.asked = cnn, cnn.recipe, 0
 
-    def __call__(self, pictures: list[Tensor]) -> Tensor:
+    def __call__(self, images: list[Tensor]) -> Tensor:
         self.asked += 1
-        return self._cnn(pictures)
+        return self._cnn(images)
 
 
 def test_beside_a_gpu_a_batch_is_computed_while_the_one_before_it_is_fetched(
     tiny: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbones = read_backbones(tiny.backbone)
-    cnn = FrozenCNN(
+    cnn = FeatureExtractor(
         backbones, make_recipe(backbones, read(tiny.params, ExtractConfig)), CPU, batch=8
     )
-    archive = PictureArchive(tiny.images)
+    archive = ImageArchive(tiny.images)
     ids = archive.ids  # 62: the last batch has 6
-    expected = list(features_of(archive, ids, cnn, batch=8, workers=1))
+    expected = list(iter_features(archive, ids, cnn, batch=8, workers=1))
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> Tensor:
         assert pin_memory
@@ -75,7 +75,7 @@ def test_beside_a_gpu_a_batch_is_computed_while_the_one_before_it_is_fetched(
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     gpu: Any = SlowGPU(cnn)
-    made = features_of(archive, ids, gpu, batch=8, workers=3)
+    made = iter_features(archive, ids, gpu, batch=8, workers=3)
     for number, (ours, theirs) in enumerate(zip(made, expected, strict=True)):
         # The next one is computed, and two behind it, while this one is fetched: never all of them.
         assert gpu.asked == min(number + 4, 8)

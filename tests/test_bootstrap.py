@@ -1,4 +1,4 @@
-"""Whether a difference is real: over pictures by a paired bootstrap, over seeds by a t-test."""
+"""Whether a difference is real: over images by a paired bootstrap, over seeds by a t-test."""
 
 import json
 import math
@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.comparison.bootstrap import Difference, compare_scores
-from pipeline.scoring.metrics import bleu
+from pipeline.comparison.paired_bootstrap import TestResult, compare_scores
+from pipeline.metrics.scores import bleu
 from tests.conftest import one_line
 from tests.runs import BOTH, Runs, history_of_runs
 
@@ -47,7 +47,7 @@ def of(runs: Runs, tag: str) -> tuple[list[list[str]], pd.DataFrame]:
     return [one["caption"].split() for one in captions], scores
 
 
-def differences(runs: Runs, *tags: str) -> dict[str, Difference]:
+def differences(runs: Runs, *tags: str) -> dict[str, TestResult]:
     base, head = (of(runs, tag)[1] for tag in tags)
     return compare_scores(base, head, resamples=20_000, confidence=0.95, seed=3)
 
@@ -63,21 +63,21 @@ def test_the_interval_of_a_mean_is_the_textbooks(runs: Runs) -> None:
 def test_bleu_is_that_of_the_drawn_captions(runs: Runs) -> None:
     """Against drawing captions and scoring them with the scorer itself."""
     base, head = (of(runs, tag)[0] for tag in ("base", "other"))
-    chance, draws = random.Random(0), []
+    rng, draws = random.Random(0), []
     for _ in range(200):
-        drawn = chance.choices(range(60), k=60)
+        drawn = rng.choices(range(60), k=60)
         refs = [runs.references[i] for i in drawn]
         scores = [bleu([side[i] for i in drawn], refs)[3] for side in (base, head)]
         draws.append(scores[1] - scores[0])
     found = differences(runs, "base", "other")["bleu_4"]
-    spread = statistics.stdev(draws)
+    pick_evenly = statistics.stdev(draws)
     low, high = statistics.quantiles(draws, n=40)[0], statistics.quantiles(draws, n=40)[-1]
-    assert found.low == pytest.approx(low, abs=0.5 * spread)
-    assert found.high == pytest.approx(high, abs=0.5 * spread)
+    assert found.low == pytest.approx(low, abs=0.5 * pick_evenly)
+    assert found.high == pytest.approx(high, abs=0.5 * pick_evenly)
 
 
 def test_pairs_count(runs: Runs) -> None:
-    """Were pictures drawn for each run apart, what is hard for both would widen the interval."""
+    """Were images drawn for each run apart, what is hard for both would widen the interval."""
     captions = of(runs, "base")[0]
     runs.write([*runs.captions(wrong=0.0)[:2], *captions[2:]])
     cider = next(one for one in runs.json("base")["metrics"] if one["metric"] == "cider")

@@ -1,4 +1,4 @@
-"""`showtell caption`: one's own pictures, seen as the training pictures were."""
+"""`showtell caption`: one's own images, seen as the training images were."""
 
 import json
 import warnings
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.caption import Captioner, caption_all
-from pipeline.device import choose_device
-from pipeline.errors import InputError
-from pipeline.model.search import Search
-from pipeline.store.weights import Backbone, read_backbones, write_backbones
+from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
+from pipeline.commands.caption import Captioner, caption_all
+from pipeline.generation.beam_search import BeamSearchConfig
+from pipeline.runtime.device import resolve_device
+from pipeline.runtime.errors import InputError
 from tests.conftest import SHARED, Artifacts, command, one_line, showtell
 
 CASES = SHARED / "cases"
@@ -20,7 +20,7 @@ CASES = SHARED / "cases"
 
 @pytest.fixture
 def photos(tiny: Artifacts, tmp_path: Path) -> Path:
-    """The test pictures as files in a folder."""
+    """The test images as files in a folder."""
     folder = tmp_path / "photos"
     folder.mkdir()
     ids = {one["image_id"] for one in json.loads((tiny.reports / "captions.json").read_text())}
@@ -36,7 +36,7 @@ def caption(tiny: Artifacts, *arguments: object) -> list[object]:
 
 
 def test_a_folder_is_captioned_as_evaluation_did(tiny: Artifacts, photos: Path) -> None:
-    """The same search on the same pictures says the same: there is one path, not two."""
+    """The same search on the same images says the same: there is one path, not two."""
     options = ("--beam", 2, "--max-length", 12, "--json", "--device", "cpu")
     result = command(*caption(tiny, photos, *options))
     assert result.returncode == 0, result.stderr
@@ -48,7 +48,7 @@ def test_a_folder_is_captioned_as_evaluation_did(tiny: Artifacts, photos: Path) 
     assert sum(ours[key] == theirs[key] for key in ours) >= len(ours) - 1
 
 
-def test_a_line_a_picture_in_the_order_given(tiny: Artifacts, photos: Path) -> None:
+def test_a_line_an_image_in_the_order_given(tiny: Artifacts, photos: Path) -> None:
     files = sorted(photos.iterdir(), reverse=True)[:3]
     result = command(*caption(tiny, *files))
     lines = [line.split("\t") for line in result.stdout.splitlines()]
@@ -56,10 +56,10 @@ def test_a_line_a_picture_in_the_order_given(tiny: Artifacts, photos: Path) -> N
     assert all(line[1] for line in lines)
 
 
-def test_a_bad_picture_does_not_stop_the_others(tiny: Artifacts, photos: Path) -> None:
-    (photos / "0.jpg").write_text("no picture")
+def test_a_bad_image_does_not_stop_the_others(tiny: Artifacts, photos: Path) -> None:
+    (photos / "0.jpg").write_text("no image")
     result = command(*caption(tiny, photos))
-    assert "0.jpg is no picture" in one_line(result)
+    assert "0.jpg is no image" in one_line(result)
     assert len(result.stdout.splitlines()) == 12
 
 
@@ -70,13 +70,15 @@ def test_a_photo_of_gigabytes_is_not_read(tiny: Artifacts, tmp_path: Path) -> No
     assert "huge.jpg has 4294967296 bytes, more than 134217728; make it smaller" in line
 
 
-def test_odd_kinds_of_pictures_are_captioned(tiny: Artifacts, tmp_path: Path) -> None:
+def test_odd_kinds_of_images_are_captioned(tiny: Artifacts, tmp_path: Path) -> None:
     files = []
     for mode, suffix in (("L", "png"), ("CMYK", "jpg"), ("P", "gif"), ("RGBA", "webp")):
         files.append(tmp_path / f"{mode}.{suffix}")
         Image.new("RGB", (33, 200), "green").convert(mode).save(files[-1])
-    captioner = Captioner(tiny.backbone, [tiny.model], choose_device("cpu"))
-    outcomes = list(caption_all(captioner, files, lambda some: captioner.caption(some, Search())))
+    captioner = Captioner(tiny.backbone, [tiny.model], resolve_device("cpu"))
+    outcomes = list(
+        caption_all(captioner, files, lambda some: captioner.caption(some, BeamSearchConfig()))
+    )
     assert all(isinstance(outcome, list) and outcome[0] for _, outcome in outcomes)
 
 
@@ -85,7 +87,7 @@ def test_odd_kinds_of_pictures_are_captioned(tiny: Artifacts, tmp_path: Path) ->
     [
         (["nowhere.jpg"], "nowhere.jpg does not exist; check the path"),
         (["https://example.com/a.jpg"], "https://example.com/a.jpg is an address; fetch the"),
-        (["{folder}"], "holds no pictures"),
+        (["{folder}"], "holds no images"),
         (["{folder}/x", "--device", "tpu"], "must be auto, cpu or cuda"),
     ],
 )
@@ -106,9 +108,9 @@ def test_another_backbone_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
     (mine,) = read_backbones(tiny.backbone)
     other = {name: tensor + 1 for name, tensor in mine.tensors.items()}
     path = tmp_path / "other.safetensors"
-    write_backbones(path, [Backbone(mine.name, "other", mine.preprocessing, other)])
+    write_backbones(path, [BackboneWeights(mine.name, "other", mine.preprocessing, other)])
     with pytest.raises(InputError, match="is not the one that the features came from"):
-        Captioner(path, [tiny.model], choose_device("cpu"))
+        Captioner(path, [tiny.model], resolve_device("cpu"))
 
 
 def test_captions_are_drawn_and_drawn_again_alike(tiny: Artifacts, photos: Path) -> None:
@@ -159,8 +161,8 @@ def test_a_folder_is_read_with_those_in_it_and_what_is_passed_over_is_said(
     assert "'IMG_1.HEIC', 'deep/notes.txt'" in result.stderr
 
 
-def test_results_have_one_id_a_picture(tiny: Artifacts, photos: Path, tmp_path: Path) -> None:
-    """The file's name; the path where two have one name; and each picture once."""
+def test_results_have_one_id_an_image(tiny: Artifacts, photos: Path, tmp_path: Path) -> None:
+    """The file's name; the path where two have one name; and each image once."""
     (first, *_) = sorted(photos.iterdir())
     other = tmp_path / "other" / first.name
     other.parent.mkdir()
@@ -174,14 +176,14 @@ def test_results_have_one_id_a_picture(tiny: Artifacts, photos: Path, tmp_path: 
     assert ids(first, other) == [first.as_posix(), other.as_posix()]
 
 
-def test_attention_of_two_pictures_of_one_name_is_refused_before_any_is_drawn(
+def test_attention_of_two_images_of_one_name_is_refused_before_any_is_drawn(
     tiny: Artifacts, photos: Path, tmp_path: Path
 ) -> None:
     (first, *_) = sorted(photos.iterdir())
     other = tmp_path / first.name
     other.write_bytes(first.read_bytes())
     drawn = command("attend", first, other, "--out", tmp_path / "drawn")
-    assert f"two pictures are named {first.name}; draw them to two folders" in one_line(drawn)
+    assert f"two images are named {first.name}; draw them to two folders" in one_line(drawn)
     assert not (tmp_path / "drawn").exists()
 
 
@@ -202,7 +204,7 @@ def test_a_terminal_of_ascii_gets_escapes_and_every_caption(
     ]
 
 
-def test_a_picture_with_a_faulty_exif_is_captioned_and_named(
+def test_an_image_with_a_faulty_exif_is_captioned_and_named(
     tiny: Artifacts, tmp_path: Path
 ) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # five entries, it says, and breaks off
@@ -221,6 +223,6 @@ def test_the_photos_of_the_cases(tiny: Artifacts) -> None:
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 4
     assert "'IMG_1.HEIC', 'svg.svg'" in result.stderr
-    result = command(*caption(tiny, CASES / "pictures"))
+    result = command(*caption(tiny, CASES / "images"))
     assert len(result.stdout.splitlines()) == 4
     assert "badexif.jpg has a fault" in result.stderr

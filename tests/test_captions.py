@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.captions import assign_splits, make_captions
+from pipeline.captions.table import read_summary, read_table, select_split
 from pipeline.config.captions import CaptionsConfig
-from pipeline.errors import InputError
-from pipeline.store.table import captions_of, read_summary, read_table
-from pipeline.store.text import TextArchive
+from pipeline.runtime.errors import InputError
+from pipeline.sources.flickr8k import TextArchive
+from pipeline.stages.prepare import assign_splits, make_captions
 from tests.conftest import SHARED, Artifacts, make_zip
 
-SHARES = CaptionsConfig(dev_share=0.125, test_share=0.125)
+SHARES = CaptionsConfig(val_fraction=0.125, test_fraction=0.125)
 
 LISTS = {
     "Flickr_8k.trainImages.txt": "a.jpg\n",
@@ -36,7 +36,7 @@ def test_a_row_a_caption_with_its_split_and_tokens(tmp_path: Path) -> None:
     assert table.to_numpy().tolist() == [
         ["a.jpg", "train", "A cat", "a cat"],
         ["a.jpg", "train", "Cats", "cats"],
-        ["b.jpg", "dev", "Two dogs .", "two dogs"],
+        ["b.jpg", "val", "Two dogs .", "two dogs"],
         ["c.jpg", "test", "A man 's hat !", "a man 's hat"],
     ]
 
@@ -65,7 +65,7 @@ def test_a_caption_without_words_is_passed_over_and_counted(
     assert "skipped: a caption of a.jpg without words" in caplog.messages
 
 
-def test_a_picture_without_any_words_is_said(tmp_path: Path) -> None:
+def test_an_image_without_any_words_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no caption of 'b\.jpg' has any words"):
         table_of(tmp_path, "a.jpg#0\tA cat\nb.jpg#0\t . \nc.jpg#0\ty\n")
 
@@ -74,11 +74,11 @@ def test_without_lists_a_hash_of_the_id_decides_and_is_said() -> None:
     ids = [f"{number}.jpg" for number in range(4000)]
     archive = TextArchive({one: ["A dog"] for one in ids}, None)
     split_of = assign_splits(archive, SHARES)
-    sizes = {name: list(split_of.values()).count(name) for name in ("train", "dev", "test")}
+    sizes = {name: list(split_of.values()).count(name) for name in ("train", "val", "test")}
     assert 2900 < sizes["train"] < 3100
-    assert 430 < sizes["dev"] < 570
+    assert 430 < sizes["val"] < 570
     assert 430 < sizes["test"] < 570
-    # Neither order nor company moves a picture.
+    # Neither order nor company moves an image.
     random.Random(0).shuffle(ids)
     other = assign_splits(TextArchive({one: ["A dog"] for one in ids[:2000]}, None), SHARES)
     assert all(split_of[one] == other[one] for one in ids[:2000])
@@ -100,9 +100,9 @@ def test_flickr8ks_own_lists_are_known_as_the_official_split(tmp_path: Path) -> 
     make_captions(text, tmp_path / "captions.csv", tmp_path / "captions.json", SHARES)
     summary = read_summary(tmp_path / "captions.json")
     assert summary.split == "official"
-    assert summary.pictures == {"train": 6000, "dev": 1000, "test": 1000}
+    assert summary.images == {"train": 6000, "val": 1000, "test": 1000}
     assert (
-        len(captions_of(read_table(tmp_path / "captions.csv", summary), "test").references) == 1000
+        len(select_split(read_table(tmp_path / "captions.csv", summary), "test").references) == 1000
     )
 
 

@@ -26,7 +26,7 @@ def run_script(name: str, repository: Path, *arguments: str) -> subprocess.Compl
     return subprocess.run(
         [str(ROOT / ".ci" / name), *arguments],
         cwd=repository,
-        env={**os.environ, "PYTHON": sys.executable, "DEMO_PICTURES": "440"},
+        env={**os.environ, "PYTHON": sys.executable, "DEMO_IMAGES": "440"},
         capture_output=True,
         text=True,
         check=False,
@@ -63,7 +63,7 @@ def test_the_demo_at_two_commits(tmp_path: Path) -> None:
     """The second one's captions break off after three words."""
     project = Project(tmp_path / "checkout")
     project.tag("whole")
-    project.edit("pipeline/demo/run.py", '"max_length": 16', '"max_length": 3')
+    project.edit("pipeline/commands/demo.py", '"max_length": 16', '"max_length": 3')
     project.tag("cut")
     # As in the workflow: the folder is named from where the script is called.
     done = run_script("compare-demo", project.folder, "whole", "cut", "build/plots")
@@ -99,7 +99,7 @@ import shutil
 from pathlib import Path
 
 
-def main(workspace: Path = Path("."), pictures: int = 0) -> None:
+def main(workspace: Path = Path("."), images: int = 0) -> None:
     shutil.copytree("made", workspace, dirs_exist_ok=True)
 """
 
@@ -108,7 +108,7 @@ def test_the_verdict_on_commits_that_help_harm_change_nothing_lack_and_loosen(
     tmp_path: Path,
 ) -> None:
     project = Project(tmp_path / "checkout")
-    run = project.folder / "pipeline/demo/run.py"
+    run = project.folder / "pipeline/commands/demo.py"
     run.write_text(MADE_DEMO)
     runs = Runs(tmp_path / "runs")
 

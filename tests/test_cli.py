@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.cli import COMMANDS, MODULES, STAGES
-from pipeline.command import INTERRUPTED, one_line_errors
+from pipeline.entrypoint import INTERRUPTED, one_line_errors
 from tests.conftest import ROOT, Artifacts, command, one_line, showtell
 
 
@@ -80,7 +80,7 @@ def test_out_of_memory_names_the_params_that_take_less(
     def too_large(*_: Any) -> torch.Tensor:
         return torch.empty(2**58)
 
-    monkeypatch.setattr("pipeline.train.build_decoder", too_large)
+    monkeypatch.setattr("pipeline.stages.train.build_decoder", too_large)
     paths = {
         **{"features": tiny.features, "table": tiny.table, "summary": tiny.summary},
         **{"vocabulary": tiny.vocabulary, "params": tiny.params},

@@ -28,11 +28,11 @@ def named(value: Any, *path: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (named("dev (official)", "split"), "not the same split (test"),
+        (named("val (official)", "split"), "not the same split (test"),
         (named("9999", "about", "split_digest"), "not the same division into splits (0123"),
         (named("spaces", "about", "tokenizer"), "not the same tokeniser (ptb"),
         (named(1.0, "about", "scale"), "not the same scale (100"),
-        (named(4.0, "about", "references"), "not the same number of references a picture (5"),
+        (named(4.0, "about", "references"), "not the same number of references an image (5"),
         (named(9.9, "yardsticks", "cider"), "not the same yardsticks ("),
         (named(9.9, "yardsticks", "rouge_l"), "not the same yardsticks ("),
     ],
@@ -47,7 +47,7 @@ def test_other_terms_are_refused(
     runs.git("checkout", "--quiet", ".")
 
 
-def test_other_pictures_and_other_references_are_refused(runs: Runs) -> None:
+def test_other_images_and_other_references_are_refused(runs: Runs) -> None:
     runs.ids[0], before = "new.jpg", runs.ids[0]
     runs.write(runs.captions(wrong=0.4))
     assert "not the same references" in one_line(runs.compare("base"))
@@ -99,7 +99,7 @@ HEADER = "image_id,cider,rouge_l,words,closest_reference,matches_1,matches_2,mat
         ("captions.json", '"text"', "lack something"),
         ("scores.csv", "image_id,cider\na,1\n", "has no column 'words'"),
         ("scores.csv", HEADER + "000.jpg,x,1,1,1,1,1,1,1\n", "a score of 000.jpg is no number"),
-        ("scores.csv", HEADER + "000.jpg,1,1,1,1,1,1,1,1\n" * 2, "two rows of one picture"),
+        ("scores.csv", HEADER + "000.jpg,1,1,1,1,1,1,1,1\n" * 2, "two rows of one image"),
         ("scores.csv", "", "scores.csv of workspace is damaged"),
     ],
 )

@@ -26,7 +26,7 @@ def test_better_is_better(runs: Runs) -> None:
     assert "train.cell" in done.stdout
     better = done.stdout.split("Better:")[2]
     assert "before: " in better
-    assert better.count("of: ") >= 5  # the references of each picture
+    assert better.count("of: ") >= 5  # the references of each image
 
 
 @pytest.mark.parametrize("rule", ["tolerance", "noise"])
@@ -66,7 +66,7 @@ def test_more_repetition_is_worse_and_less_is_better(runs: Runs) -> None:
 
 def test_json_has_all_of_it(runs: Runs) -> None:
     shown = runs.json("base", "good")
-    assert (shown["base"], shown["head"], shown["pictures"]) == ("base", "good", 60)
+    assert (shown["base"], shown["head"], shown["images"]) == ("base", "good", 60)
     assert shown["params"] == [{"key": "train.cell", "base": "lstm", "head": "gru"}]
     cider = next(one for one in shown["metrics"] if one["metric"] == "cider")
     assert cider["change"] == pytest.approx(cider["head"] - cider["base"])

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pipeline.model.features import PictureFeatures
-from pipeline.store.features import checksums_of, read_features
+from pipeline.dataset.feature_dataset import FeatureDataset
+from pipeline.features.feature_cache import checksums_of, read_features
 from tests.conftest import Artifacts, command, one_line, write_params
 from tests.kills import FORKS, Job, start
 from tests.repository import Repository
@@ -24,7 +24,7 @@ def read_until(path: Path, stop: Any, ready: Any, seen: Any) -> None:
     try:
         while not stop.is_set():
             cache = read_features(path)
-            PictureFeatures(cache, cache.ids, torch.device("cpu"))
+            FeatureDataset(cache, cache.ids, torch.device("cpu"))
             found.add(bytes(cache.array[0, :8].tobytes()))
         seen.put(found)
     except BaseException as error:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipeline.config import parse_yaml, read
 from pipeline.config.extract import ExtractConfig
 from pipeline.config.train import TrainConfig
-from pipeline.errors import InputError
+from pipeline.runtime.errors import InputError
 from tests.conftest import ROOT, one_line, showtell, write_params
 
 
@@ -41,7 +41,7 @@ def test_committed_params_are_good_and_frozen() -> None:
         ({"extract": {"image_size": [224, 8]}}, ["extract.image_size is 8", "32"]),
         ({"extract": {"image_size": []}}, ["extract.image_size", "a list of some"]),
         ({"backbone": {"name": ["resnet18", "resnet50"]}}, ["backbone: 2 names need as many"]),
-        ({"captions": {"dev_share": 0.6, "test_share": 0.4}}, ["captions", "below 1"]),
+        ({"captions": {"val_fraction": 0.6, "test_fraction": 0.4}}, ["captions", "below 1"]),
         ({"train": {"clip_norm": float("inf")}}, ["train.clip_norm is inf", "finite"]),
     ],
 )

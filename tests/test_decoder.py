@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.model import attend
-from pipeline.model.build import DECODERS, build_decoder
-from pipeline.model.decoder import Decoder, DecoderConfig
-from pipeline.model.dropout import Dropout
-from pipeline.model.search import Search, beam_search
-from pipeline.store.vocabulary import END, PAD, START
+from pipeline.captions.vocabulary import END, PAD, START
+from pipeline.decoders import attention as attend
+from pipeline.decoders.build import DECODERS, build_decoder
+from pipeline.decoders.decoder import Decoder, DecoderConfig
+from pipeline.decoders.dropout import Dropout
+from pipeline.generation.beam_search import BeamSearchConfig, beam_search
 
 GRID = (2, 3, 12)
 ATTENDING = [name for name in DECODERS if name != "show_and_tell"]
@@ -34,8 +34,8 @@ def decoder(name: str = "show_and_tell", **changes: Any) -> Decoder:
     return build_decoder(DecoderConfig(decoder=name, **(settings | changes)))  # type: ignore[arg-type]
 
 
-def features_for(model: Decoder, pictures: int) -> torch.Tensor:
-    return torch.randn(pictures, *model.config.feature_shape)
+def features_for(model: Decoder, images: int) -> torch.Tensor:
+    return torch.randn(images, *model.config.feature_shape)
 
 
 VARIANTS = [
@@ -60,8 +60,8 @@ def test_teacher_forcing_equals_the_step_by_step_loop(
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_it_learns_to_tell_twenty_pictures_apart(name: str) -> None:
-    """Overfitting: every picture gets its own caption back, word by word."""
+def test_it_learns_to_tell_twenty_images_apart(name: str) -> None:
+    """Overfitting: every image gets its own caption back, word by word."""
     model = decoder(name, embed_size=32, hidden_size=32)
     features = features_for(model, 20)
     words = torch.cat([torch.full((20, 1), START), torch.randint(4, 30, (20, 5))], dim=1)
@@ -73,7 +73,7 @@ def test_it_learns_to_tell_twenty_pictures_apart(name: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    made = beam_search(model.eval(), features, Search(beam=3, max_length=8))
+    made = beam_search(model.eval(), features, BeamSearchConfig(beam=3, max_length=8))
     assert [one.words for one in made] == words[:, 1:].tolist()
 
 
@@ -110,8 +110,8 @@ def test_captions_of_many_lengths_get_what_each_gets_alone(
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_captions_of_one_picture_do_not_meddle(name: str) -> None:
-    """Several captions of a picture side by side get the logits that each gets alone."""
+def test_captions_of_one_image_do_not_meddle(name: str) -> None:
+    """Several captions of an image side by side get the logits that each gets alone."""
     model = decoder(name, dropout=0.5).eval()
     features, words = features_for(model, 3), torch.randint(4, 30, (6, 5))
     together = model(features, words)
@@ -148,7 +148,7 @@ def test_attention_sums_to_one_and_finds_what_matters(name: str) -> None:
 @pytest.mark.parametrize("name", ATTENDING)
 def test_attention_sums_to_one_for_every_word_of_every_caption(name: str) -> None:
     model = decoder(name).eval()
-    weights = model.attention(features_for(model, 3), torch.randint(4, 30, (6, 5)))  # 2 a picture
+    weights = model.attention(features_for(model, 3), torch.randint(4, 30, (6, 5)))  # 2 an image
     assert weights.shape[:2] == (6, 5)
     assert (weights >= 0).all()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(6, 5))
@@ -165,17 +165,17 @@ def test_tied_embeddings_are_one_tensor() -> None:
     assert set(decoder().state_dict()) - names == {"output.weight", "output.bias"}
 
 
-def test_what_all_pictures_have_in_common_does_not_matter() -> None:
-    """Features are standardised by the training pictures: neither offset nor scale counts."""
+def test_what_all_images_have_in_common_does_not_matter() -> None:
+    """Features are standardised by the training images: neither offset nor scale counts."""
     features, words = torch.randn(50, 12), torch.full((50, 1), START)
     plain, moved = decoder().eval(), decoder().eval()
-    plain.standardize_by(features.mean(dim=0), features.std(dim=0))
-    moved.standardize_by(7 + 100 * features.mean(dim=0), 100 * features.std(dim=0))
+    plain.set_feature_stats(features.mean(dim=0), features.std(dim=0))
+    moved.set_feature_stats(7 + 100 * features.mean(dim=0), 100 * features.std(dim=0))
     torch.testing.assert_close(
         plain(features, words), moved(7 + 100 * features, words), atol=1e-4, rtol=0
     )
     constant = torch.ones(50, 12)
-    plain.standardize_by(constant.mean(dim=0), constant.std(dim=0))
+    plain.set_feature_stats(constant.mean(dim=0), constant.std(dim=0))
     assert torch.isfinite(plain(constant, words)).all()
 
 

@@ -1,4 +1,4 @@
-"""The demo: the same graph on a little world, and it must be looking at the picture."""
+"""The demo: the same graph on a little world, and it must be looking at the image."""
 
 import json
 import shutil
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.captions.table import read_summary, read_table, select_split
+from pipeline.commands.demo import PARAMS
 from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.demo.naming import named_right
-from pipeline.demo.run import PARAMS
-from pipeline.store.features import read_features
-from pipeline.store.rows import create_features
-from pipeline.store.table import captions_of, read_summary, read_table
+from pipeline.demo.accuracy import named_right
+from pipeline.extraction.feature_writer import create_features
+from pipeline.features.feature_cache import read_features
 from tests.conftest import ROOT, Artifacts, command, one_line, showtell
 
 
@@ -39,7 +39,7 @@ def git_status() -> str:
 
 def test_captions_name_the_right_shapes_and_colours(finished: tuple[Artifacts, str]) -> None:
     made, _ = finished
-    references = captions_of(read_table(made.table, read_summary(made.summary)), "test").by_picture
+    references = select_split(read_table(made.table, read_summary(made.summary)), "test").by_image
     captions = json.loads((made.reports / "captions.json").read_text())
     right = [named_right(c["caption"].split(), references[c["image_id"]][0]) for c in captions]
     assert len(right) == 200
@@ -55,7 +55,7 @@ def test_scores_are_far_above_a_constant_caption(finished: tuple[Artifacts, str]
     assert metrics["bleu_4"] >= 2 * constant_bleu_4(metrics)
 
 
-def test_with_the_features_of_other_pictures_they_fall_to_it(
+def test_with_the_features_of_other_images_they_fall_to_it(
     finished: tuple[Artifacts, str], tmp_path: Path
 ) -> None:
     made, _ = finished
@@ -105,7 +105,7 @@ def test_the_shipped_weights_are_small() -> None:
 def test_pretraining_is_a_command_that_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         result = showtell(
-            *("demo-pretrain", "--out", tmp_path / name, "--pictures", 200, "--epochs", 1)
+            *("demo-pretrain", "--out", tmp_path / name, "--images", 200, "--epochs", 1)
         )
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -122,7 +122,7 @@ def test_it_overwrites_nobodys_work(tmp_path: Path, taken: str) -> None:
     else:
         workspace.write_text("mine")
     before = sorted(workspace.rglob("*"))
-    done = command("demo", "--workspace", workspace, "--pictures", 30)
+    done = command("demo", "--workspace", workspace, "--images", 30)
     assert "is there already, and the demo did not make it" in one_line(done)
     assert sorted(workspace.rglob("*")) == before
 

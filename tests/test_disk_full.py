@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.checkpoint import acknowledge
-from pipeline.store.features import read_features
-from pipeline.store.rows import create_features
+from pipeline.extraction.feature_writer import create_features
+from pipeline.features.feature_cache import read_features
+from pipeline.runtime.checkpoint import discard_if_complete
 from tests.conftest import Artifacts, command, one_line, write_params
 
 
@@ -74,13 +74,13 @@ def test_an_extraction_goes_on_once_there_is_room(
         *("--out", small_disk / "features.h5", "--params", params),
     )
     with monkeypatch.context() as patched:  # another program took the room since it was looked for
-        patched.setattr("pipeline.store.rows._require_room", lambda *_: None)
+        patched.setattr("pipeline.extraction.feature_writer._require_room", lambda *_: None)
         assert "no space left on the disk" in one_line(command(*run))
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     done = command(*run)
-    assert re.search(r"going on after [1-9]\d* of 62 pictures", done.stderr), done.stderr
+    assert re.search(r"going on after [1-9]\d* of 62 images", done.stderr), done.stderr
     assert (small_disk / "features.h5").read_bytes() == tiny.features.read_bytes()
-    acknowledge(small_disk / "features.h5")
+    discard_if_complete(small_disk / "features.h5")
     assert [path.name for path in small_disk.iterdir()] == ["features.h5"]
 
 

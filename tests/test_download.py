@@ -9,12 +9,12 @@ import pytest
 
 from pipeline.config import read
 from pipeline.config.download import DownloadConfig
-from pipeline.download import download
-from pipeline.errors import InputError
+from pipeline.runtime.errors import InputError
+from pipeline.stages.download import download
 from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
 from tests.server import serving
 
-PICTURE = "P6 1 1 255\nred"  # a whole picture of one pixel, as text
+PICTURE = "P6 1 1 255\nred"  # a whole image of one pixel, as text
 
 
 def md5(path: Path) -> str:
@@ -82,7 +82,7 @@ def test_the_stray_id_and_macos_clutter_are_passed_over_in_silence(
 ) -> None:
     caplog.set_level(logging.INFO)
     run(tmp_path, *flickr(tmp_path))
-    assert caplog.messages == ["3 pictures, 3 with captions"]
+    assert caplog.messages == ["3 images, 3 with captions"]
 
 
 def test_what_else_does_not_match_is_named(
@@ -90,20 +90,20 @@ def test_what_else_does_not_match_is_named(
 ) -> None:
     images, text = flickr(tmp_path, **{"Flicker8k_Dataset/extra.jpg": PICTURE})
     run(tmp_path, images, text)
-    assert "skipped: 1 picture without captions: 'extra.jpg'" in caplog.messages
+    assert "skipped: 1 image without captions: 'extra.jpg'" in caplog.messages
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"Flicker8k_Dataset/b.jpg": ""}, r"needs 1 picture that .* lacks: 'b\.jpg'"),
+        ({"Flicker8k_Dataset/b.jpg": ""}, r"needs 1 image that .* lacks: 'b\.jpg'"),
         (
             {"Flickr_8k.testImages.txt": "c.jpg\nd.jpg\n"},
-            r"1 picture that .* lacks: 'd\.jpg'",
+            r"1 image that .* lacks: 'd\.jpg'",
         ),
         (
             {"Flickr8k.token.txt": "a.jpg#0\tA dog .\n"},
-            r"for 2 pictures of a split: 'b\.jpg', ",
+            r"for 2 images of a split: 'b\.jpg', ",
         ),
         ({"Flickr8k.token.txt": "a.jpg A dog .\n"}, r"token\.txt, line 1"),
         ({"Flickr8k.token.txt": "a.jpg#0\tx\n\nb.jpg#x\ty\n"}, r"token\.txt, line 3"),
@@ -118,7 +118,7 @@ def test_what_else_does_not_match_is_named(
         ({"Flickr_8k.devImages.txt": "b.jpg\nb.jpg"}, r"names 'b\.jpg' twice"),
         ({"Flickr_8k.devImages.txt": "a.jpg"}, r"'a\.jpg' is in two split lists"),
         ({"Flickr_8k.devImages.txt": "\n"}, "is empty"),
-        ({"other/a.jpg": PICTURE}, r"two pictures named 'a\.jpg'"),
+        ({"other/a.jpg": PICTURE}, r"two images named 'a\.jpg'"),
     ],
 )
 def test_content_that_does_not_fit_together_is_said(
@@ -148,7 +148,7 @@ def test_kaggles_single_zip(tmp_path: Path) -> None:
     assert (out / "text.zip").read_bytes() == first
 
 
-def test_a_damaged_picture_is_found_where_no_digest_vouches(tmp_path: Path) -> None:
+def test_a_damaged_image_is_found_where_no_digest_vouches(tmp_path: Path) -> None:
     images, text = flickr(tmp_path)
     content = images.read_bytes()
     images.write_bytes(content.replace(b"red", b"rEd", 1))

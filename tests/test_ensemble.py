@@ -8,23 +8,23 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import read
-from pipeline.config.evaluate import EvaluateConfig
-from pipeline.config.extract import ExtractConfig
-from pipeline.config.train import TrainConfig
-from pipeline.evaluate import evaluate
-from pipeline.extract import extract
-from pipeline.model.build import DECODERS
-from pipeline.model.ensemble import Ensemble, features_for
-from pipeline.model.search import Search, beam_search
-from pipeline.store.table import read_summary
-from pipeline.store.vocabulary import (
+from pipeline.captions.table import read_summary
+from pipeline.captions.vocabulary import (
     START,
     Vocabulary,
     read_vocabulary,
     write_vocabulary,
 )
-from pipeline.train import train
+from pipeline.config import read
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.extract import ExtractConfig
+from pipeline.config.train import TrainConfig
+from pipeline.decoders.build import DECODERS
+from pipeline.evaluation.ensemble import Ensemble, features_for
+from pipeline.generation.beam_search import BeamSearchConfig, beam_search
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.extract import extract
+from pipeline.stages.train import train
 from tests.conftest import Artifacts, command, one_line, write_params
 from tests.test_decoder import GRID, decoder
 
@@ -32,7 +32,7 @@ from tests.test_decoder import GRID, decoder
 @pytest.mark.parametrize("name", DECODERS)
 def test_an_ensemble_of_one_is_that_model(name: str) -> None:
     model, features = decoder(name).eval(), torch.randn(6, *GRID)
-    search = Search(beam=3, length_penalty=0.7, max_length=8)
+    search = BeamSearchConfig(beam=3, length_penalty=0.7, max_length=8)
     alone = beam_search(model, features_for(model, features), search)
     together = beam_search(Ensemble([model]), features, search)
     assert [one.words for one in together] == [one.words for one in alone]
@@ -125,7 +125,7 @@ def test_what_attention_looked_at_is_drawn(
     said = command(*common, "--model", several["attention"])
     assert said.returncode == 0, said.stderr
     path, caption = said.stdout.strip().split("\t")
-    with Image.open(path) as sheet:  # the picture and a tile a word
+    with Image.open(path) as sheet:  # the image and a tile a word
         assert sheet.width > 6 * 64
         assert sheet.height > 64 * -(-(1 + len(caption.split())) // 6)
     assert "attends to no grid; train an attention decoder" in one_line(

@@ -1,4 +1,4 @@
-"""Evaluation: captions, a score a picture, and metrics that say what they are."""
+"""Evaluation: captions, a score an image, and metrics that say what they are."""
 
 import json
 from dataclasses import replace
@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pipeline.captions.table import read_summary, write_summary
 from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.errors import InputError
-from pipeline.scoring.bleu import bleu_of_sums, with_totals
-from pipeline.store.features import read_features
-from pipeline.store.recipe import FeatureRecipe
-from pipeline.store.results import score_table
-from pipeline.store.rows import create_features
-from pipeline.store.table import read_summary, write_summary
+from pipeline.evaluation.reports import score_table
+from pipeline.extraction.feature_writer import create_features
+from pipeline.features.feature_cache import read_features
+from pipeline.features.recipe import FeatureRecipe
+from pipeline.metrics.bleu import add_ngram_totals, bleu_from_counts
+from pipeline.runtime.errors import InputError
 from tests.conftest import Artifacts, command, one_line, write_params
 
 
@@ -36,7 +36,7 @@ def test_metrics_say_what_they_are(tiny: Artifacts) -> None:
     assert made["split"] == "test (lists)"
     (about,) = made["about"]
     assert (about["scale"], about["tokenizer"]) == (100.0, "ptb-lower-nopunct-2")
-    assert (about["pictures"], about["references"]) == (12, 5.0)
+    assert (about["images"], about["references"]) == (12, 5.0)
     assert about["features"] == "shufflenet_v2_x0_5 (shapes.safetensors), pooled, squash"
     assert 0 <= made["bleu_4"] <= made["bleu_1"] <= 100
 
@@ -65,7 +65,7 @@ def test_captions_are_in_cocos_results_form(tiny: Artifacts) -> None:
     assert all(one.keys() == {"image_id", "caption"} for one in captions)
 
 
-def test_a_row_of_scores_a_picture(tiny: Artifacts) -> None:
+def test_a_row_of_scores_an_image(tiny: Artifacts) -> None:
     scores = pd.read_csv(tiny.reports / "scores.csv")
     made = json.loads((tiny.reports / "metrics.json").read_text())
     assert scores["cider"].mean() == pytest.approx(made["cider"], abs=1e-3)
@@ -77,9 +77,9 @@ def test_the_counts_of_each_caption_add_up_to_bleu(tiny: Artifacts) -> None:
     scores = pd.read_csv(tiny.reports / "scores.csv")
     made = json.loads((tiny.reports / "metrics.json").read_text())
     columns = ["words", "closest_reference", *(f"matches_{n}" for n in range(1, 5))]
-    sums = with_totals(scores[columns].to_numpy()).sum(axis=0)
+    sums = add_ngram_totals(scores[columns].to_numpy()).sum(axis=0)
     ours = [made[f"bleu_{n}"] for n in range(1, 5)]
-    assert bleu_of_sums(sums).tolist() == pytest.approx(ours, abs=1e-3)
+    assert bleu_from_counts(sums).tolist() == pytest.approx(ours, abs=1e-3)
 
 
 def test_the_references_stand_beside_the_captions(tiny: Artifacts) -> None:
@@ -97,7 +97,7 @@ def test_the_lengths_add_up(tiny: Artifacts) -> None:
 
 
 def test_another_split_by_param(tiny: Artifacts, tmp_path: Path) -> None:
-    assert metrics(tiny, tmp_path, split="dev")["split"] == "dev (lists)"
+    assert metrics(tiny, tmp_path, split="val")["split"] == "val (lists)"
 
 
 def test_max_length_is_kept(tiny: Artifacts, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Experiments as users run them: sweeps, queues, temporary runs, tables, pictures, sharing.
+"""Experiments as users run them: sweeps, queues, temporary runs, tables, images, sharing.
 
 One repository for the whole file, and one sweep in it. What its stages note: tests/laboratory.py.
 """
@@ -18,9 +18,9 @@ import pytest
 import yaml
 from dvc.utils.hydra import get_hydra_sweeps
 
-from pipeline.store.features import read_features
-from pipeline.store.fetch import fetch
-from pipeline.store.files import file_digest
+from pipeline.features.feature_cache import read_features
+from pipeline.runtime.files import file_digest
+from pipeline.sources.fetch import fetch
 from tests.browser import draw
 from tests.conftest import ROOT, Artifacts
 from tests.laboratory import DEAR, STAND_IN, Found, Laboratory, finish, start_workers
@@ -124,7 +124,7 @@ def test_their_folders_hold_links_to_the_archive_and_the_features(
         pytest.skip("DVC clones files on this file system, which takes no room, but an inode")
     digest = file_digest(folder / name)
     cached = (folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).stat()
-    assert {one.inode for one in found} == {(cached.st_dev, cached.st_ino)}
+    assert {one.inode for one in found} == {(cached.st_val, cached.st_ino)}
 
 
 def clones_files(folder: Path) -> bool:
@@ -137,7 +137,7 @@ def test_what_is_linked_is_opened_for_reading_alone(laboratory: Laboratory) -> N
     """The stages above ran without root's power to write to a read-only file, and so does this."""
     write = "open('features/features.h5', 'r+b')"
     assert "PermissionError" in laboratory.repository.try_to("python", "-c", write).stderr
-    read = "from pathlib import Path; from pipeline.store.pictures import PictureArchive as Archive"
+    read = "from pathlib import Path; from pipeline.images.archive import ImageArchive as Archive"
     laboratory.repository.run("python", "-c", f"{read}; Archive(Path('data/images.zip'))")
 
 
@@ -175,7 +175,7 @@ def test_the_table_has_what_varies_and_the_scores_best_first(
     assert scores == sorted(scores, reverse=True)
 
 
-def test_two_experiments_are_overlaid_in_pictures_worth_looking_at(
+def test_two_experiments_are_overlaid_in_images_worth_looking_at(
     laboratory: Laboratory, sweep: Sweep, tmp_path: Path
 ) -> None:
     """`dvc plots diff`, drawn by a browser; what it looks like is left in experiments.png."""
@@ -183,8 +183,8 @@ def test_two_experiments_are_overlaid_in_pictures_worth_looking_at(
     repository.run("dvc", "plots", "diff", "cells-1", "cells-2", "--out", str(tmp_path))
     charts = draw(tmp_path / "index.html", tmp_path / "experiments.png")
     assert [chart.title for chart in charts] == [
-        *("loss by epoch", "CIDEr on dev by epoch", "BLEU-4 on dev by epoch", "caption length"),
-        *("learning rate by epoch", "self-critical training: CIDEr on dev by epoch"),
+        *("loss by epoch", "CIDEr on val by epoch", "BLEU-4 on val by epoch", "caption length"),
+        *("learning rate by epoch", "self-critical training: CIDEr on val by epoch"),
     ]
     two = {
         "loss by epoch": {"train_loss", "val_loss"},

@@ -1,4 +1,4 @@
-"""The feature cache: every picture once, the same bytes each time, and readable by what it says."""
+"""The feature cache: every image once, the same bytes each time, and readable by what it says."""
 
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,21 @@ import torch
 import torchvision
 from PIL import Image
 
-from pipeline.backbone import preprocessing_of
-from pipeline.cnn.frozen import FrozenCNN
-from pipeline.cnn.precision import fastest_faithful
-from pipeline.cnn.prepare import prepare
-from pipeline.cnn.trunk import build_trunk
+from pipeline.backbones.backbone import build_trunk
+from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
-from pipeline.errors import InputError
-from pipeline.extract import extract, make_recipe
-from pipeline.model.features import PictureFeatures
-from pipeline.store.features import checksums_of, read_features
-from pipeline.store.pictures import PictureArchive
-from pipeline.store.weights import Backbone, read_backbones, write_backbones
+from pipeline.dataset.feature_dataset import FeatureDataset
+from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.precision import select_dtype
+from pipeline.extraction.preprocess import preprocess
+from pipeline.features.feature_cache import checksums_of, read_features
+from pipeline.images.archive import ImageArchive
+from pipeline.runtime.errors import InputError
+from pipeline.stages.backbone import preprocessing_of
+from pipeline.stages.extract import extract, make_recipe
 from tests.conftest import Artifacts, command, make_zip, one_line, write_params
-from tests.pictures import jpeg, scene
+from tests.images import jpeg, scene
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def test_the_file_describes_itself(tiny: Artifacts) -> None:
     assert (cache.recipe.framing, view.preprocessing.size) == ("squash", 64)
     assert cache.array.shape == (62, 1024)
     assert cache.array.dtype == np.float16
-    assert cache.ids == PictureArchive(tiny.images).ids
+    assert cache.ids == ImageArchive(tiny.images).ids
 
 
 def test_a_grid_pools_to_the_pooled_vector(tiny: Artifacts, tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_a_probe_takes_the_first_precision_that_keeps_the_features(
         candidates = [torch.float16]
         name = "conv5.1.weight"
         loud = {**backbone.tensors, name: backbone.tensors[name] * 1e6}
-        backbone = Backbone(backbone.name, "loud", backbone.preprocessing, loud)
+        backbone = BackboneWeights(backbone.name, "loud", backbone.preprocessing, loud)
     recipe = make_recipe([backbone], config(tmp_path))
-    pictures = [(picture,) for picture in torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8)]
-    cnn = fastest_faithful(
-        lambda precision: FrozenCNN([backbone], recipe, CPU, precision),
+    images = [(image,) for image in torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8)]
+    cnn = select_dtype(
+        lambda precision: FeatureExtractor([backbone], recipe, CPU, precision),
         candidates,
-        lambda: pictures,
+        lambda: images,
         batch=4,
     )
     assert cnn.precision is chosen
@@ -123,29 +123,29 @@ def test_a_size_that_a_cnn_cannot_take_is_one_line_with_one_that_it_can(
     tmp_path: Path, name: str, size: int, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pre = preprocessing_of(name, "DEFAULT")
-    backbone = Backbone(name, "random:0", pre, build_trunk(name).state_dict())
+    backbone = BackboneWeights(name, "random:0", pre, build_trunk(name).state_dict())
     recipe = make_recipe([backbone], config(tmp_path, image_size=size))
     with pytest.raises(InputError) as error:
-        FrozenCNN([backbone], recipe, CPU)
-    assert f"{name} cannot take pictures of {said}" in str(error.value)
+        FeatureExtractor([backbone], recipe, CPU)
+    assert f"{name} cannot take images of {said}" in str(error.value)
     assert f"(extract.image_size: {pre.size}, or null)" in str(error.value)
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("framing", ["crop", "squash"])
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (500, 375), (64, 64), (31, 400)])
-def test_pictures_are_prepared_as_torchvision_does(
+def test_images_are_prepared_as_torchvision_does(
     tiny: Artifacts, tmp_path: Path, framing: str, size: tuple[int, int]
 ) -> None:
     recipe = make_recipe(read_backbones(tiny.backbone), config(tmp_path, framing=framing))
-    picture = scene(size=size).rotate(20)
+    image = scene(size=size).rotate(20)
     pre = recipe.views[0].preprocessing
     f = torchvision.transforms.functional
     if framing == "squash":
-        expected = f.resize(picture, [pre.size, pre.size])
+        expected = f.resize(image, [pre.size, pre.size])
     else:
-        expected = f.center_crop(f.resize(picture, [pre.resize]), [pre.size])
-    (prepared,) = prepare(jpeg(picture, format="PNG"), "x", recipe)
+        expected = f.center_crop(f.resize(image, [pre.resize]), [pre.size])
+    (prepared,) = preprocess(jpeg(image, format="PNG"), "x", recipe)
     difference = prepared.permute(2, 0, 1).int() - f.pil_to_tensor(expected).int()
     assert difference.abs().max() <= 1  # Pillow's resizing rounds otherwise
 
@@ -160,11 +160,11 @@ def huge() -> bytes:
     [
         (b"", r"b\.jpg in .* is empty"),
         (jpeg(scene())[:-200], r"b\.jpg in .* cannot be decoded"),
-        (b"<html>gone</html>", r"b\.jpg in .* is no picture"),
+        (b"<html>gone</html>", r"b\.jpg in .* is no image"),
         (huge(), r"b\.jpg in .* is 30000 x 30000, more than 200 megapixels"),
     ],
 )
-def test_a_bad_picture_is_named_and_leaves_nothing(
+def test_a_bad_image_is_named_and_leaves_nothing(
     tiny: Artifacts, tmp_path: Path, content: bytes, said: str
 ) -> None:
     images = make_zip(tmp_path / "i.zip", {"a.jpg": jpeg(scene()), "b.jpg": content})
@@ -179,7 +179,7 @@ def test_numbers_too_large_for_the_dtype_are_said(tiny: Artifacts, tmp_path: Pat
     name = "conv5.1.weight"
     loud = {**backbone.tensors, name: backbone.tensors[name] * 1e6}
     weights = tmp_path / "loud.safetensors"
-    write_backbones(weights, [Backbone(backbone.name, "loud", backbone.preprocessing, loud)])
+    write_backbones(weights, [BackboneWeights(backbone.name, "loud", backbone.preprocessing, loud)])
     with pytest.raises(InputError, match=r"not finite; set extract\.dtype: float32"):
         extract(tiny.images, weights, tmp_path / "f.h5", config(tmp_path))
 
@@ -212,22 +212,22 @@ def test_rows_that_are_missing_changed_or_not_finite_are_said(
         file["features"][3, 5] = np.nan
     cache = read_features(path)
     with pytest.raises(InputError, match=r"damaged: the features of '000003_.*' are not what was"):
-        PictureFeatures(cache, cache.ids, CPU)
-    PictureFeatures(cache, cache.ids[4:], CPU)
+        FeatureDataset(cache, cache.ids, CPU)
+    FeatureDataset(cache, cache.ids[4:], CPU)
     with h5py.File(path, "r+") as file:  # by someone who knows the format
         file["checksums"][3] = checksums_of(file["features"][3:4])[0]
     cache = read_features(path)
     with pytest.raises(InputError, match="not finite"):
-        PictureFeatures(cache, cache.ids, CPU)
-    with pytest.raises(InputError, match=r"lacks 1 picture, 'other\.jpg'"):
-        PictureFeatures(cache, [cache.ids[0], "other.jpg"], CPU)
+        FeatureDataset(cache, cache.ids, CPU)
+    with pytest.raises(InputError, match=r"lacks 1 image, 'other\.jpg'"):
+        FeatureDataset(cache, [cache.ids[0], "other.jpg"], CPU)
 
 
 def test_a_grid_that_rots_while_it_is_learnt_from_is_said(tiny: Artifacts, tmp_path: Path) -> None:
     path = tmp_path / "grid.h5"
     extract(tiny.images, tiny.backbone, path, config(tmp_path, layer="grid"))
     cache = read_features(path)
-    features = PictureFeatures(cache, cache.ids, CPU)
+    features = FeatureDataset(cache, cache.ids, CPU)
     place = path.read_bytes().index(cache.array[7].tobytes())
     with path.open("r+b") as file:
         file.seek(place + 100)
@@ -243,7 +243,7 @@ def test_rows_come_in_the_order_asked_for(tiny: Artifacts, tmp_path: Path, layer
     extract(tiny.images, tiny.backbone, out, config(tmp_path, layer=layer))
     cache = read_features(out)
     ids = cache.ids[::-7]
-    features = PictureFeatures(cache, ids, CPU)
+    features = FeatureDataset(cache, ids, CPU)
     expected = torch.from_numpy(
         np.stack([cache.array[cache.ids.index(one)] for one in ids]).astype(np.float32)
     )

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.store.fetch import fetch
+from pipeline.runtime.errors import InputError
+from pipeline.sources.fetch import fetch
 from tests.server import Behaviour, serving
 
 

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.model.average import Average
-from pipeline.model.batches import batches, count_batches, encode
-from pipeline.model.features import with_noise
-from pipeline.model.fit import caption_loss, learning_rate_factor
-from pipeline.model.heard import drop_words, own_words
-from pipeline.store.vocabulary import END, PAD, START, UNK, build_vocabulary
+from pipeline.captions.vocabulary import END, PAD, START, UNK, build_vocabulary
+from pipeline.dataset.batching import batches, count_batches, encode
+from pipeline.dataset.feature_dataset import add_noise
+from pipeline.training.ema import ModelEma
+from pipeline.training.scheduled_sampling import apply_word_dropout, scheduled_sampling
+from pipeline.training.trainer import caption_loss, warmup_cosine
 from tests.test_decoder import decoder, features_for
 
 CPU = torch.device("cpu")
@@ -21,23 +21,23 @@ def test_dropped_words_are_unk_and_the_start_stays() -> None:
     words = torch.full((200, 11), 5)
     words[:, 0] = START
     words[0, 4:] = PAD
-    dropped = drop_words(words, 0.25)
+    dropped = apply_word_dropout(words, 0.25)
     assert (dropped[:, 0] == START).all()
     assert (dropped[0, 4:] == PAD).all()
     words, dropped = words[1:], dropped[1:]
     assert set(dropped[:, 1:].unique().tolist()) == {5, UNK}
     assert float((dropped[:, 1:] == UNK).float().mean()) == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(drop_words(words, 0.0), words)
+    assert torch.equal(apply_word_dropout(words, 0.0), words)
 
 
 def test_noise_is_in_each_features_own_measure() -> None:
     torch.manual_seed(0)
     features = torch.randn(400, 9, 3)
     std = torch.tensor([0.1, 1.0, 10.0])
-    noise = with_noise(features, std, 0.5) - features
+    noise = add_noise(features, std, 0.5) - features
     assert torch.allclose(noise.std(dim=(0, 1)), 0.5 * std, rtol=0.05)
     assert (noise.mean(dim=(0, 1)).abs() < 0.05 * std).all()
-    assert torch.equal(with_noise(features, std, 0.0), features)
+    assert torch.equal(add_noise(features, std, 0.0), features)
 
 
 class CountsOn:
@@ -56,23 +56,21 @@ def test_own_words_are_what_the_decoder_says_there() -> None:
     words[:, 0] = START
     words[0, 4:] = PAD
     decoder: Any = CountsOn()
-    heard = own_words(decoder, torch.zeros(200, 1), words, 0.25)
+    heard = scheduled_sampling(decoder, torch.zeros(200, 1), words, 0.25)
     assert (heard[:, 0] == START).all()
     assert (heard[0, 4:] == PAD).all()
     changed = heard[1:, 2:] != words[1:, 2:]  # the first word would be <end>, which is never heard
     assert torch.equal(heard[1:, 2:][changed], words[1:, 1:-1][changed] + 1)
     assert float(changed.float().mean()) == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(own_words(decoder, torch.zeros(200, 1), words, 0.0), words)
+    assert torch.equal(scheduled_sampling(decoder, torch.zeros(200, 1), words, 0.0), words)
 
 
 def test_batches_are_every_caption_once_and_nearly_unpadded() -> None:
-    references = [
-        [["w"] * (1 + (picture + turn) % 9) for turn in range(5)] for picture in range(40)
-    ]
+    references = [[["w"] * (1 + (image + turn) % 9) for turn in range(5)] for image in range(40)]
     captions = encode(references, build_vocabulary([["w"]], 1))
     cut = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0)))
     assert sum(len(batch.inputs) for batch in cut) == 200
-    assert len(cut) == count_batches(captions, 16, by_picture=False)
+    assert len(cut) == count_batches(captions, 16, by_image=False)
     tokens = sum(batch.tokens for batch in cut)
     assert tokens == sum(len(caption) + 1 for refs in references for caption in refs)
     assert sum(batch.targets.numel() for batch in cut) < 1.1 * tokens
@@ -85,36 +83,34 @@ def test_batches_are_every_caption_once_and_nearly_unpadded() -> None:
 
 
 @pytest.mark.parametrize("counts", [(5,), (1, 2, 5)])
-def test_batches_by_picture_keep_a_pictures_captions_together(counts: tuple[int, ...]) -> None:
+def test_batches_by_image_keep_an_images_captions_together(counts: tuple[int, ...]) -> None:
     references = [
-        [["w"] * (1 + (picture + turn) % 9) for turn in range(counts[picture % len(counts)])]
-        for picture in range(40)
+        [["w"] * (1 + (image + turn) % 9) for turn in range(counts[image % len(counts)])]
+        for image in range(40)
     ]
     captions = encode(references, build_vocabulary([["w"]], 1))
-    cut = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0), by_picture=True))
-    assert sorted(torch.cat([batch.pictures for batch in cut]).tolist()) == list(range(40))
-    assert len(cut) == count_batches(captions, 16, by_picture=True)
+    cut = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0), by_image=True))
+    assert sorted(torch.cat([batch.images for batch in cut]).tolist()) == list(range(40))
+    assert len(cut) == count_batches(captions, 16, by_image=True)
     for batch in cut:
         assert len(batch.inputs) <= 16
-        said = (batch.targets != PAD).sum(dim=1).view(len(batch.pictures), -1)  # with <end>
-        for picture, lengths in zip(batch.pictures.tolist(), said.tolist(), strict=True):
-            assert lengths == [len(caption) + 1 for caption in references[picture]]
+        said = (batch.targets != PAD).sum(dim=1).view(len(batch.images), -1)  # with <end>
+        for image, lengths in zip(batch.images.tolist(), said.tolist(), strict=True):
+            assert lengths == [len(caption) + 1 for caption in references[image]]
         assert torch.equal(batch.kept, (batch.targets != PAD).flatten().nonzero().squeeze(1))
 
 
-@pytest.mark.parametrize("by_picture", [False, True])
-def test_batches_of_few_shapes_have_the_same_captions_and_the_same_loss(by_picture: bool) -> None:
+@pytest.mark.parametrize("by_image", [False, True])
+def test_batches_of_few_shapes_have_the_same_captions_and_the_same_loss(by_image: bool) -> None:
     """As CUDA graphs take them: filled up with captions of <pad>, which the loss ignores."""
     torch.manual_seed(0)
-    references = [
-        [["w"] * (1 + (picture + turn) % 9) for turn in range(5)] for picture in range(17)
-    ]
+    references = [[["w"] * (1 + (image + turn) % 9) for turn in range(5)] for image in range(17)]
     captions = encode(references, build_vocabulary([["w"]], 1))
     learns = decoder(vocabulary_size=5)
     features = features_for(learns, 17)
     losses, said = [], []
     for few_shapes in (False, True):
-        cut = list(batches(captions, 20, CPU, None, by_picture, few_shapes))
+        cut = list(batches(captions, 20, CPU, None, by_image, few_shapes))
         if few_shapes:
             assert {len(batch.inputs) for batch in cut} == {20}
             assert {batch.inputs.shape[1] % 2 for batch in cut} == {0}
@@ -122,7 +118,7 @@ def test_batches_of_few_shapes_have_the_same_captions_and_the_same_loss(by_pictu
             [
                 float(
                     caption_loss(
-                        *(learns, features[batch.pictures], batch.inputs, batch.targets),
+                        *(learns, features[batch.images], batch.inputs, batch.targets),
                         *batch.extra,
                         smoothing=0.1,
                         precision=torch.float32,
@@ -138,14 +134,14 @@ def test_batches_of_few_shapes_have_the_same_captions_and_the_same_loss(by_pictu
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("pictures", [3, 20])  # fewer words than the rows are rounded up to; more
-def test_the_loss_and_its_gradient_are_of_the_words_alone(pictures: int, smoothing: float) -> None:
+@pytest.mark.parametrize("images", [3, 20])  # fewer words than the rows are rounded up to; more
+def test_the_loss_and_its_gradient_are_of_the_words_alone(images: int, smoothing: float) -> None:
     torch.manual_seed(0)
-    references = [[["w"] * (1 + picture % 7), ["w", "v"]] for picture in range(pictures)]
+    references = [[["w"] * (1 + image % 7), ["w", "v"]] for image in range(images)]
     captions = encode(references, build_vocabulary([["w", "v"]], 1))
-    (batch,) = batches(captions, 2 * pictures, CPU, None, by_picture=True)
+    (batch,) = batches(captions, 2 * images, CPU, None, by_image=True)
     learns = decoder(vocabulary_size=6)
-    features = features_for(learns, pictures)[batch.pictures]
+    features = features_for(learns, images)[batch.images]
 
     def gradient(loss: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(loss, list(learns.parameters())))
@@ -170,7 +166,7 @@ def test_words_out_of_the_vocabulary_are_unk() -> None:
 def test_the_average_warms_up_to_its_decay() -> None:
     """Ten steps after a leap it has made most of it; long after, it is as slow as its decay."""
     learns = decoder(vocabulary_size=6)
-    average = Average(learns, 0.9)
+    average = ModelEma(learns, 0.9)
 
     def leap(value: float, steps: int) -> float:
         torch.nn.init.constant_(learns.embed.weight, value)
@@ -186,7 +182,7 @@ def test_the_average_warms_up_to_its_decay() -> None:
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
-    rates = [learning_rate_factor(step, 100, warmup=0.2) for step in range(100)]
+    rates = [warmup_cosine(step, 100, warmup=0.2) for step in range(100)]
     assert rates.index(max(rates)) == 20
     assert rates[:21] == sorted(rates[:21])
     assert rates[20:] == sorted(rates[20:], reverse=True)

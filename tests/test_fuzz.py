@@ -8,7 +8,7 @@ from tests.conftest import Artifacts
 from tests.fuzz import attempt, parsers
 
 NAMES = (
-    *("picture archive", "text archive", "captions table", "summary", "vocabulary", "params"),
+    *("image archive", "text archive", "captions table", "summary", "vocabulary", "params"),
     *("model", "backbone", "features"),
     *("captions.json", "references.json", "scores.csv", "metrics.json"),
 )

@@ -11,22 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.cnn import nvjpeg
-from pipeline.cnn.prepare import prepare, stack
+from pipeline.backbones.weights import read_backbones
 from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.extract import ExtractConfig
 from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
-from pipeline.cuda_graphs import CudaGraphs
-from pipeline.errors import InputError
-from pipeline.extract import extract, make_recipe
-from pipeline.model.build import DECODERS
-from pipeline.scst import scst
-from pipeline.store.checkpoint import Checkpoint
-from pipeline.store.features import read_features
-from pipeline.store.weights import read_backbones
-from pipeline.train import train
+from pipeline.decoders.build import DECODERS
+from pipeline.extraction import nvjpeg
+from pipeline.extraction.preprocess import collate, preprocess
+from pipeline.features.feature_cache import read_features
+from pipeline.runtime.checkpoint import Checkpoint
+from pipeline.runtime.cuda_graphs import CudaGraphs
+from pipeline.runtime.errors import InputError
+from pipeline.stages.extract import extract, make_recipe
+from pipeline.stages.scst import scst
+from pipeline.stages.train import train
 from tests.conftest import Artifacts, write_params
 
 GPU = "cuda"
@@ -128,11 +128,11 @@ def test_nvjpeg_sees_what_pillow_sees(tiny: Artifacts) -> None:
         contents.append(content.getvalue())
     names = ["a", "b", "c"]
     (made,) = nvjpeg.prepare_on_gpu(contents, names, recipe, torch.device(GPU))
-    (usual,) = stack([prepare(*one, recipe) for one in zip(contents, names, strict=True)])
+    (usual,) = collate([preprocess(*one, recipe) for one in zip(contents, names, strict=True)])
     apart = (made.cpu().float() - usual.float()).abs()
     assert apart.mean() < 1.5
     broken = [contents[0], contents[1][:300]]
-    with pytest.raises(InputError, match=r"the picture b .*decoded"):
+    with pytest.raises(InputError, match=r"the image b .*decoded"):
         nvjpeg.prepare_on_gpu(broken, names[:2], recipe, torch.device(GPU))
 
 
@@ -146,7 +146,7 @@ def test_what_was_killed_goes_on_where_it_stood(
     path = params(
         tmp_path,
         train={"checkpoint_seconds": 0, "word_dropout": 0.2, "ema": 0.9},
-        scst={"checkpoint_seconds": 0, "epochs": 2, "pictures": 8, "ema": 0.9},
+        scst={"checkpoint_seconds": 0, "epochs": 2, "images": 8, "ema": 0.9},
     )
 
     def run(folder: Path) -> None:

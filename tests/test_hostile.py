@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from pipeline.captions import make_captions
+from pipeline.captions.table import read_summary, read_table
 from pipeline.config import read
 from pipeline.config.captions import CaptionsConfig
 from pipeline.config.vocab import VocabConfig
-from pipeline.errors import InputError
-from pipeline.store.pictures import PictureArchive, decode_picture
-from pipeline.store.table import read_summary, read_table
-from pipeline.store.text import KAGGLE, TOKENS, read_text_archive
+from pipeline.images.archive import ImageArchive, decode_image
+from pipeline.runtime.errors import InputError
+from pipeline.sources.flickr8k import KAGGLE, TOKENS, read_text_archive
+from pipeline.stages.prepare import make_captions
 from tests.conftest import ROOT, command, make_zip, one_line, params, write_params
 
 
@@ -79,18 +79,18 @@ def test_no_caption_is_a_formula_to_a_spreadsheet(tmp_path: Path) -> None:
     tokens = "".join(f"a.jpg#{i}\t{one}\nb.jpg#{i}\ty\n" for i, one in enumerate(captions))
     lists = {
         f"Flickr_8k.{name}Images.txt": f"{one}.jpg\n"
-        for name, one in (("train", "a"), ("dev", "b"), ("test", "c"))
+        for name, one in (("train", "a"), ("val", "b"), ("test", "c"))
     }
     text = make_zip(tmp_path / "text.zip", {TOKENS: tokens + "c.jpg#0\tz\n", **lists})
     table, summary = tmp_path / "captions.csv", tmp_path / "captions.json"
-    make_captions(text, table, summary, CaptionsConfig(dev_share=0.1, test_share=0.1))
+    make_captions(text, table, summary, CaptionsConfig(val_share=0.1, test_share=0.1))
     cells = [cell for line in table.read_text().splitlines() for cell in line.split(",")]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t"))]
     read = read_table(table, read_summary(summary))
     assert read["caption"][read["image_id"] == "a.jpg"].tolist() == captions
 
 
-def test_names_in_a_zip_lead_nowhere_and_links_are_no_pictures(tmp_path: Path) -> None:
+def test_names_in_a_zip_lead_nowhere_and_links_are_no_images(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link.jpg")
     link.external_attr = 0o120777 << 16
     path = tmp_path / "images.zip"
@@ -99,11 +99,11 @@ def test_names_in_a_zip_lead_nowhere_and_links_are_no_pictures(tmp_path: Path) -
             archive.writestr(name, jpeg())
         archive.writestr(link, "/etc/passwd")
         archive.writestr(zipfile.ZipInfo("/"), b"")
-    with PictureArchive(path) as pictures:
-        assert {"up.jpg", "root.jpg", "link.jpg"} <= set(pictures.ids)
-        decode_picture(pictures.content("up.jpg"), "up.jpg")
-        with pytest.raises(InputError, match="is no picture"):
-            decode_picture(pictures.content("link.jpg"), "link.jpg")
+    with ImageArchive(path) as images:
+        assert {"up.jpg", "root.jpg", "link.jpg"} <= set(images.ids)
+        decode_image(images.content("up.jpg"), "up.jpg")
+        with pytest.raises(InputError, match="is no image"):
+            decode_image(images.content("link.jpg"), "link.jpg")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -113,11 +113,11 @@ def test_an_encrypted_member_is_said(tmp_path: Path) -> None:
     content[6] |= 1  # in the member's own header,
     content[content.index(b"PK\x01\x02") + 8] |= 1  # and in the directory
     path.write_bytes(content)
-    with PictureArchive(path) as pictures, pytest.raises(InputError, match=r"a\.jpg.*encrypted"):
-        pictures.content("a.jpg")
+    with ImageArchive(path) as images, pytest.raises(InputError, match=r"a\.jpg.*encrypted"):
+        images.content("a.jpg")
 
 
-def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow has Ghostscript run what an EPS says, whatever the file is called."""
     stub, ran = tmp_path / "gs", tmp_path / "ran"
     stub.write_text(f"#!/bin/sh\ntouch {ran}\n")
@@ -127,23 +127,23 @@ def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyP
     content = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(content, "EPS")
     with pytest.raises(InputError, match=r"not read \(JPEG PNG GIF BMP PPM TIFF WEBP are\)"):
-        decode_picture(content.getvalue(), "a.jpg")
+        decode_image(content.getvalue(), "a.jpg")
     assert not ran.exists()
 
 
-def test_a_transparent_picture_is_held_little_more_than_once(tmp_path: Path) -> None:
-    picture, side = tmp_path / "a.png", 6000
-    Image.new("RGBA", (side, side), (255, 0, 0, 128)).save(picture)
+def test_a_transparent_image_is_held_little_more_than_once(tmp_path: Path) -> None:
+    image, side = tmp_path / "a.png", 6000
+    Image.new("RGBA", (side, side), (255, 0, 0, 128)).save(image)
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from pipeline.store.pictures import decode_picture\n"
+        "from pipeline.images.archive import decode_image\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "content = Path(sys.argv[1]).read_bytes(); before = peak()\n"
-        "assert decode_picture(content, 'a.png').getpixel((0, 0)) == (255, 127, 127)\n"
+        "assert decode_image(content, 'a.png').getpixel((0, 0)) == (255, 127, 127)\n"
         "print(peak() - before)"
     )
     said = subprocess.run(
-        [sys.executable, "-c", script, picture], cwd=ROOT, capture_output=True, check=True
+        [sys.executable, "-c", script, image], cwd=ROOT, capture_output=True, check=True
     )
     assert int(said.stdout) < 2.5 * 4 * side * side  # Pillow has four bytes a pixel: two, no more
 
@@ -156,7 +156,7 @@ def test_a_transparent_picture_is_held_little_more_than_once(tmp_path: Path) -> 
         (2, 101, "is 2 x 101, one side more than 50 times the other"),
     ],
 )
-def test_a_picture_that_would_become_gigabytes_is_not_decoded(
+def test_an_image_that_would_become_gigabytes_is_not_decoded(
     width: int, height: int, said: str
 ) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -169,7 +169,7 @@ def test_a_picture_that_would_become_gigabytes_is_not_decoded(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
     with pytest.raises(InputError, match=said):
-        decode_picture(png, "lie.png")
+        decode_image(png, "lie.png")
 
 
 def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ STAGES = ("download", "extract", "train", "scst", "evaluate")
 def test_killed_at_random_moments_a_stage_ends_with_the_same_bytes(
     tiny: Artifacts, tmp_path: Path, stage: str
 ) -> None:
-    chance = random.Random(stage)
+    rng = random.Random(stage)
     with jobs(tiny, tmp_path) as all_jobs:
         (job,) = (one for one in all_jobs if one.name == stage)
         whole = reference(job, tmp_path / "whole")
         done: Counter[str] = Counter()
         for number in range(20):
             folder = tmp_path / str(number)
-            faults = kill(job, folder, whole, chance)
+            faults = kill(job, folder, whole, rng)
             done.update(faults)
             if faults:
                 assert finish(job, folder) == whole.made, faults

@@ -13,13 +13,13 @@ from pipeline.config import read
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.scst import ScstConfig
 from pipeline.config.vocab import VocabConfig
-from pipeline.errors import InputError
-from pipeline.model import reinforce
-from pipeline.model.sample import sample
-from pipeline.scst import scst
-from pipeline.store.model import read_model
-from pipeline.store.tensors import read_tensors, write_tensors
-from pipeline.vocab import make_vocabulary
+from pipeline.decoders.captioner_file import read_model
+from pipeline.generation.sampling import sample
+from pipeline.runtime.errors import InputError
+from pipeline.runtime.tensors import read_tensors, write_tensors
+from pipeline.self_critical import trainer as reinforce
+from pipeline.stages.scst import scst
+from pipeline.stages.vocab import make_vocabulary
 from tests.conftest import Artifacts, command, write_params
 
 CPU = torch.device("cpu")

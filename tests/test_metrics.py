@@ -8,15 +8,15 @@ import pytest
 from nltk.translate.bleu_score import corpus_bleu
 from pycocoevalcap.bleu.bleu import Bleu
 
-from pipeline.scoring.metrics import bleu, cider, each_bleu_4, headline, rouge_l
-from pipeline.scoring.validation import SplitScores
-from pipeline.scoring.yardsticks import best_constant, human_scores
+from pipeline.metrics.baselines import best_constant_caption, human_scores
+from pipeline.metrics.scores import bleu, cider, compute_scores, rouge_l, sentence_bleu_4
+from pipeline.metrics.validation import SplitScores
 
 WORDS = ["a", "the", "dog", "cat", "man", "runs", "sits", "on", "grass", "snow", "red", "big"]
 
 
 def sentences(
-    seed: int, pictures: int, shortest: int = 4
+    seed: int, images: int, shortest: int = 4
 ) -> tuple[list[list[str]], list[list[list[str]]]]:
     """Random captions, and five references of each that share words with it."""
     rng = random.Random(seed)
@@ -24,7 +24,7 @@ def sentences(
     def sentence() -> list[str]:
         return rng.choices(WORDS, k=rng.randint(shortest, 14))
 
-    captions = [sentence() for _ in range(pictures)]
+    captions = [sentence() for _ in range(images)]
     references = [
         [[word if rng.random() < 0.7 else rng.choice(WORDS) for word in caption] for _ in range(5)]
         for caption in captions
@@ -49,7 +49,7 @@ def test_bleu_equals_coco_captions(seed: int, shortest: int) -> None:
 
 
 def test_bleu_equals_nltks_where_no_caption_is_too_short_for_an_n_gram() -> None:
-    captions, references = sentences(0, pictures=40)
+    captions, references = sentences(0, images=40)
     weights = [(1.0,), (1 / 2,) * 2, (1 / 3,) * 3, (1 / 4,) * 4]
     theirs = corpus_bleu(references, captions, weights)
     assert bleu(captions, references) == pytest.approx([100 * one for one in theirs])
@@ -65,25 +65,25 @@ def test_bleu_by_hand() -> None:
 
 
 def test_perfect_captions_have_the_highest_scores() -> None:
-    _, references = sentences(0, pictures=20)
-    perfect = headline([refs[0] for refs in references], references)
+    _, references = sentences(0, images=20)
+    perfect = compute_scores([refs[0] for refs in references], references)
     assert perfect["bleu_4"] == pytest.approx(100)
     assert perfect["rouge_l"] == pytest.approx(100)
-    worse = headline([refs[0][::-1] for refs in references], references)
+    worse = compute_scores([refs[0][::-1] for refs in references], references)
     assert worse["bleu_4"] < 50
     assert worse["cider"] < perfect["cider"]
 
 
 def test_empty_captions_score_nothing_and_break_nothing() -> None:
-    _, references = sentences(0, pictures=3)
+    _, references = sentences(0, images=3)
     empty: list[list[str]] = [[], [], []]
     assert bleu(empty, references) == [0.0] * 4
-    assert each_bleu_4(empty, references) == [0.0] * 3
+    assert sentence_bleu_4(empty, references) == [0.0] * 3
     assert cider(empty, references)[0] == 0.0
 
 
 def test_each_caption_has_its_own_score_and_the_mean_is_the_corpus_one() -> None:
-    captions, references = sentences(3, pictures=10)
+    captions, references = sentences(3, images=10)
     for metric in (cider, rouge_l):
         mean, each = metric(captions, references)
         assert len(each) == 10
@@ -91,8 +91,8 @@ def test_each_caption_has_its_own_score_and_the_mean_is_the_corpus_one() -> None
 
 
 def test_the_best_constant_is_found_exactly() -> None:
-    candidates, references = sentences(1, pictures=30)
-    best = best_constant(candidates, references)
+    candidates, references = sentences(1, images=30)
+    best = best_constant_caption(candidates, references)
 
     def said_of_all(caption: list[str]) -> float:
         return bleu([caption] * len(references), references)[3]
@@ -101,7 +101,7 @@ def test_the_best_constant_is_found_exactly() -> None:
 
 
 def test_people_are_scored_against_the_other_references() -> None:
-    _, references = sentences(2, pictures=10)
+    _, references = sentences(2, images=10)
     same = [[refs[0]] * 5 for refs in references]
     perfect = human_scores(same)
     assert perfect is not None

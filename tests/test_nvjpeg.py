@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.cnn.nvjpeg import is_plain_jpeg
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.store.features import read_features
+from pipeline.extraction.nvjpeg import is_plain_jpeg
+from pipeline.features.feature_cache import read_features
+from pipeline.runtime.errors import InputError
+from pipeline.stages.extract import extract
 from tests.conftest import Artifacts, write_params
 
 

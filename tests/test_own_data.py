@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.captions import make_captions
 from pipeline.config.captions import CaptionsConfig
 from pipeline.config.download import DownloadConfig
-from pipeline.download import download
-from pipeline.errors import InputError
-from pipeline.store.pictures import PictureArchive
-from pipeline.store.text import TextArchive, read_text_archive
+from pipeline.images.archive import ImageArchive
+from pipeline.runtime.errors import InputError
+from pipeline.sources.flickr8k import TextArchive, read_text_archive
+from pipeline.stages.download import download
+from pipeline.stages.prepare import make_captions
 from tests.conftest import SHARED, make_zip
 
 CASES = SHARED / "cases"
-SHARES = CaptionsConfig(dev_share=0.3, test_share=0.3)
+SHARES = CaptionsConfig(val_fraction=0.3, test_fraction=0.3)
 
 
 def jpeg(kind: str = "JPEG") -> bytes:
@@ -30,7 +30,7 @@ def jpeg(kind: str = "JPEG") -> bytes:
 
 
 def take(folder: Path, images: Path, text: Path | None = None) -> tuple[list[str], TextArchive]:
-    """What `download` puts in place: the ids of the pictures, and the captions."""
+    """What `download` puts in place: the ids of the images, and the captions."""
     config = DownloadConfig(
         images=str(images),
         images_md5=None,
@@ -41,12 +41,12 @@ def take(folder: Path, images: Path, text: Path | None = None) -> tuple[list[str
     )
     out = folder / "data"
     download(out / "images.zip", out / "text.zip", config)
-    with PictureArchive(out / "images.zip") as archive:
+    with ImageArchive(out / "images.zip") as archive:
         return archive.ids, read_text_archive(out / "text.zip")
 
 
 def own(folder: Path, table: str, *names: str, **more: bytes) -> Path:
-    """One zip of pictures by these names and a captions.txt."""
+    """One zip of images by these names and a captions.txt."""
     members: dict[str, bytes | str] = {name: jpeg() for name in names}
     return make_zip(folder / "own.zip", {**members, **more, "captions.txt": table})
 
@@ -87,9 +87,9 @@ def test_a_table_is_read_by_its_header(tmp_path: Path, header: str, row: str) ->
         ('image,caption\na.jpg,x\na.jpg,"a dog\na.jpg,y"\n', "line 3: a quotation mark opens and"),
         ('image,caption\na.jpg,"a" dog\n', "line 2: ',' expected after '\"'; inside quotation"),
         ("caption,image\na dog, a cat,a.jpg\n", "line 2: expected the 2 columns 'caption,image'"),
-        ("image,caption\n,a dog\n", "line 2: no picture is named"),
+        ("image,caption\n,a dog\n", "line 2: no image is named"),
         ("image,caption\na.jpg\n", "line 2: expected the 2 columns"),
-        ("image,caption\nx/a.jpg,dog\ny/a.jpg,cat\n", "line 3: 'y/a.jpg' is another picture than"),
+        ("image,caption\nx/a.jpg,dog\ny/a.jpg,cat\n", "line 3: 'y/a.jpg' is another image than"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_said_with_the_line(
@@ -147,21 +147,21 @@ def test_utf8_names_without_the_flag_are_read(tmp_path: Path, name: str) -> None
 )
 def test_a_name_that_is_almost_there_is_shown(tmp_path: Path, member: str, named: str) -> None:
     line = refused(tmp_path, f"image,caption\n{named},a dog\n", member)
-    assert "needs 1 picture that" in line
+    assert "needs 1 image that" in line
     assert f"{named!r} is called {member!r} there: call both the same" in line
 
 
-def test_missing_pictures_are_counted_and_the_first_ones_named(tmp_path: Path) -> None:
+def test_missing_images_are_counted_and_the_first_ones_named(tmp_path: Path) -> None:
     rows = "".join(f"{n}.jpg,a dog\n" for n in range(9))
     line = refused(tmp_path, "image,caption\n" + rows, "0.jpg", "8.jpg")
-    assert "needs 7 pictures that" in line
+    assert "needs 7 images that" in line
     assert "lacks: '1.jpg', '2.jpg', '3.jpg', '4.jpg', '5.jpg' and 2 more" in line
 
 
 def test_a_kind_that_is_not_read_is_not_called_missing(tmp_path: Path) -> None:
     table = "image,caption\na.jpg,a dog\nb.HEIC,a cat\n"
     line = refused(tmp_path, table, "a.jpg", **{"Images/b.HEIC": b"ftypheic"})
-    assert "needs 1 picture of a kind that is not read (.HEIC), which" in line
+    assert "needs 1 image of a kind that is not read (.HEIC), which" in line
     assert "has: 'b.HEIC'; convert them to JPEG" in line
 
 
@@ -175,18 +175,16 @@ def test_less_common_kinds_are_read(tmp_path: Path, suffix: str, kind: str) -> N
     assert take(tmp_path, archive)[0] == [name]
 
 
-def test_all_bad_pictures_are_named_at_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_bad_images_are_named_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = [f"{n:02}.jpg" for n in range(40)]
     bad = {"03.jpg": b"", "20.jpg": jpeg()[:-150], "39.jpg": b"<html>"}
     table = "image,caption\n" + "".join(f"{name},a dog\n" for name in names)
     line = refused(tmp_path, table, *(name for name in names if name not in bad), **bad)
-    assert line.startswith("3 of 40 pictures in")
+    assert line.startswith("3 of 40 images in")
     assert "cannot be used: '03.jpg', '20.jpg', '39.jpg'" in line
-    assert "the picture 03.jpg is empty" in caplog.text
-    assert "the picture 20.jpg cannot be decoded" in caplog.text
-    assert "39.jpg is no picture" in caplog.text
+    assert "the image 03.jpg is empty" in caplog.text
+    assert "the image 20.jpg cannot be decoded" in caplog.text
+    assert "39.jpg is no image" in caplog.text
 
 
 def test_a_folder_and_a_loose_table_are_answered_with_the_command_that_zips_them(
@@ -218,8 +216,8 @@ def test_an_archive_of_another_kind_is_called_so(tmp_path: Path) -> None:
     outer = make_zip(tmp_path / "outer.zip", {"own.zip": inner.read_bytes(), "Captions.TXT": ""})
     with pytest.raises(InputError, match=r"captions\.txt: expected the header"):
         take(tmp_path, outer)
-    with pytest.raises(InputError, match=r"no pictures; .* it has 'Captions.TXT', 'own\.zip'"):
-        PictureArchive(outer)
+    with pytest.raises(InputError, match=r"no images; .* it has 'Captions.TXT', 'own\.zip'"):
+        ImageArchive(outer)
 
 
 CHINESE = ["一只狗在草地上奔跑。", "两个人在街上走路。", "一个男人在爬山。"]
@@ -262,8 +260,8 @@ def test_cases_that_are_read(tmp_path: Path, name: str, count: int) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("heic", "1 picture of a kind that is not read (.HEIC)"),
-        ("missing_rows", "needs 4 pictures that"),
+        ("heic", "1 image of a kind that is not read (.HEIC)"),
+        ("missing_rows", "needs 4 images that"),
         ("no_header", "has no header, it begins with 'IMG_0000.jpg,a dog runs on the grass'"),
         ("open_quote", "captions.txt, line 5: a quotation mark opens"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline import caption
-from pipeline.store.pictures import PictureArchive
+from pipeline.images.archive import ImageArchive
 from tests.conftest import Artifacts
 from tests.repository import MADE, Checkout, Repository
 
@@ -115,15 +115,15 @@ def test_a_fresh_clone_has_nothing_to_compute_once_it_has_pulled(clone: Checkout
 
 
 @pytest.mark.parametrize("remote", ["directory"], indirect=True)
-def test_it_captions_a_picture(
+def test_it_captions_an_image(
     clone: Checkout,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with PictureArchive(clone.folder / "data/images.zip") as archive:
-        picture = tmp_path / archive.ids[0]
-        picture.write_bytes(archive.content(archive.ids[0]))
+    with ImageArchive(clone.folder / "data/images.zip") as archive:
+        image = tmp_path / archive.ids[0]
+        image.write_bytes(archive.content(archive.ids[0]))
     monkeypatch.chdir(clone.folder)  # `showtell caption` looks for model and weights here
-    caption.main([picture])
-    assert re.fullmatch(rf"{picture}\s+\w+( \w+)*\n", capsys.readouterr().out)
+    caption.main([image])
+    assert re.fullmatch(rf"{image}\s+\w+( \w+)*\n", capsys.readouterr().out)

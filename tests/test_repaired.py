@@ -1,4 +1,4 @@
-"""An extraction goes on where pictures were repaired, removed or added since."""
+"""An extraction goes on where images were repaired, removed or added since."""
 
 import logging
 import re
@@ -9,17 +9,17 @@ import pytest
 
 from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.store.pictures import PictureArchive
+from pipeline.images.archive import ImageArchive
+from pipeline.runtime.errors import InputError
+from pipeline.stages.extract import extract
 from tests.conftest import Artifacts, make_zip, write_params
 
 
 def archive_of(tiny: Artifacts, path: Path, **changed: bytes | None) -> Path:
-    """Sixteen pictures; None leaves one out."""
-    with PictureArchive(tiny.images) as archive:
-        pictures = {f"p{n:02}": archive.content(one) for n, one in enumerate(archive.ids[:16])}
-    whole = {**pictures, **changed}
+    """Sixteen images; None leaves one out."""
+    with ImageArchive(tiny.images) as archive:
+        images = {f"p{n:02}": archive.content(one) for n, one in enumerate(archive.ids[:16])}
+    whole = {**images, **changed}
     return make_zip(path, {f"{name}.jpg": one for name, one in whole.items() if one is not None})
 
 
@@ -34,7 +34,7 @@ def archive_of(tiny: Artifacts, path: Path, **changed: bytes | None) -> Path:
     ],
     ids=str,
 )
-def test_an_extraction_goes_on_before_the_first_picture_that_has_changed(
+def test_an_extraction_goes_on_before_the_first_image_that_has_changed(
     tiny: Artifacts,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -45,9 +45,9 @@ def test_an_extraction_goes_on_before_the_first_picture_that_has_changed(
     """A bad one that is repaired or removed costs no more than what came behind it."""
     caplog.set_level(logging.INFO)
     config = read(write_params(tmp_path / "params.yaml", extract={"batch_size": 4}), ExtractConfig)
-    with PictureArchive(tiny.images) as archive:
+    with ImageArchive(tiny.images) as archive:
         another = archive.content(archive.ids[-1])
-    out, bad = tmp_path / "features.h5", {} if ended else {"p11": b"no picture"}
+    out, bad = tmp_path / "features.h5", {} if ended else {"p11": b"no image"}
     before = archive_of(tiny, tmp_path / "before.zip", **bad)
     with nullcontext() if ended else pytest.raises(InputError, match=r"p11\.jpg in .* is no pict"):
         extract(before, tiny.backbone, out, config)
@@ -57,7 +57,7 @@ def test_an_extraction_goes_on_before_the_first_picture_that_has_changed(
     repaired = {name: one and another for name, one in changed.items()}
     after = archive_of(tiny, tmp_path / "after.zip", **repaired)
     extract(after, tiny.backbone, out, config)
-    assert re.search(rf"other pictures than before: {kept} of \d+ rows are still", caplog.text)
+    assert re.search(rf"other images than before: {kept} of \d+ rows are still", caplog.text)
     extract(after, tiny.backbone, tmp_path / "afresh.h5", config)
     assert out.read_bytes() == (tmp_path / "afresh.h5").read_bytes()
     assert not ended or (tmp_path / "cache").read_bytes() == held

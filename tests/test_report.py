@@ -14,27 +14,27 @@ import pytest
 
 from pipeline.config import read
 from pipeline.config.report import ReportConfig
-from pipeline.errors import InputError
-from pipeline.page import render
-from pipeline.page.charts import nice_ticks
-from pipeline.page.evaluation import Picture
-from pipeline.page.origin import as_yaml
-from pipeline.page.render import for_script
-from pipeline.report import SHOWN, Inputs, report, spread
-from pipeline.scoring import bootstrap
-from pipeline.scoring.bootstrap import resample_counts, score_intervals
-from pipeline.store.results import sealed
+from pipeline.evaluation import bootstrap
+from pipeline.evaluation.bootstrap import resample_counts, score_intervals
+from pipeline.evaluation.reports import sealed
+from pipeline.report import render
+from pipeline.report.charts import nice_ticks
+from pipeline.report.evaluation import CaptionedImage
+from pipeline.report.provenance import as_yaml
+from pipeline.report.render import json_for_script
+from pipeline.runtime.errors import InputError
+from pipeline.stages.report import PARAM_GROUPS, Inputs, pick_evenly, report
 from tests.conftest import ROOT, Artifacts, command, make_zip, one_line, params, write_params
 from tests.reports import Said, inputs_in, write_run
 
 
 def write_report(inputs: Inputs, out: Path, **changes: Any) -> str:
     path = write_params(out.parent / "params.yaml", report=changes)
-    report(inputs, out, [read(path, group) for group in SHOWN], read(path, ReportConfig))
+    report(inputs, out, [read(path, group) for group in PARAM_GROUPS], read(path, ReportConfig))
     return out.read_text(encoding="utf-8")
 
 
-def pictures_of(page: str) -> list[list[Any]]:
+def images_of(page: str) -> list[list[Any]]:
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
     assert found
     return json.loads(found[1])
@@ -69,10 +69,10 @@ def test_the_command_gives_the_same_bytes_as_the_function(
     assert [path.name for path in out.parent.iterdir()] == ["report.html"]
 
 
-def test_every_picture_is_there_with_caption_references_and_scores(made: Inputs, page: str) -> None:
+def test_every_image_is_there_with_caption_references_and_scores(made: Inputs, page: str) -> None:
     captions = {one["image_id"]: one["caption"] for one in json.loads(made.captions.read_text())}
     references = json.loads(made.references.read_text())
-    shown = pictures_of(page)
+    shown = images_of(page)
     assert {one[0]: one[1] for one in shown} == captions
     assert {one[0]: one[2] for one in shown} == references
     cider = json.loads(made.metrics.read_text())["cider"]
@@ -86,7 +86,7 @@ def test_it_shows_scores_yardsticks_curves_and_every_param(made: Inputs, page: s
         for name in ("bleu_1", "bleu_4", "cider", "rouge_l"):
             assert f">{row[name]:.1f}<" in page
     assert page.count('<svg class="chart"') == 6
-    for group in (config.group for config in SHOWN):
+    for group in (config.group for config in PARAM_GROUPS):
         keys = params()[group]
         assert f"<h3>{group}</h3>" in page
         assert all(f"<dt>{key}</dt>" in page for key in keys)
@@ -107,7 +107,7 @@ def test_neither_the_time_nor_this_machine_is_in_it(page: str, tmp_path: Path) -
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, pipeline.report; assert not {'torch', 'dvc'} & set(sys.modules)"
+    code = "import sys, pipeline.stages.report; assert not {'torch', 'dvc'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -125,12 +125,12 @@ def test_a_model_that_says_less_than_one_caption_of_all_is_warned_of(
     constant = metrics["yardsticks"][0]
     assert metrics["cider"] < constant["cider"]  # two epochs in the little world are not enough
     assert "Below the constant caption" in page
-    assert f"“{constant['caption']}”, said of every picture" in page
+    assert f"“{constant['caption']}”, said of every image" in page
     better = write_report(write_run(tmp_path, some(5)), tmp_path / "report.html")
     assert "Below the constant caption" not in better
 
 
-def some(pictures: int) -> list[Said]:
+def some(images: int) -> list[Said]:
     return [
         Said(
             f"{i}.jpg",
@@ -138,33 +138,33 @@ def some(pictures: int) -> list[Said]:
             ["a dog runs", "two dogs, ball 3"],
             *[1.0 * i] * 2,
         )
-        for i in range(pictures)
+        for i in range(images)
     ]
 
 
-def test_of_too_many_pictures_it_shows_some_from_the_worst_to_the_best(tmp_path: Path) -> None:
+def test_of_too_many_images_it_shows_some_from_the_worst_to_the_best(tmp_path: Path) -> None:
     inputs = write_run(tmp_path, some(21))
-    page = write_report(inputs, tmp_path / "report.html", pictures=5)
-    assert [one[0] for one in pictures_of(page)] == [f"{i}.jpg" for i in (0, 5, 10, 15, 20)]
+    page = write_report(inputs, tmp_path / "report.html", images=5)
+    assert [one[0] for one in images_of(page)] == [f"{i}.jpg" for i in (0, 5, 10, 15, 20)]
     assert "5 of 21, at even ranks" in page
-    assert "21 pictures, captioned" in page
+    assert "21 images, captioned" in page
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_so_many_and_no_more(most: int) -> None:
-    assert len(spread([Picture("", "", [], i, i, 1) for i in range(7)], most)) == most
+    assert len(pick_evenly([CaptionedImage("", "", [], i, i, 1) for i in range(7)], most)) == most
 
 
 def test_thumbnails_have_the_pixels_and_quality_asked_for(tmp_path: Path) -> None:
     inputs = write_run(tmp_path, some(2))
-    fine = pictures_of(write_report(inputs, tmp_path / "a.html", thumbnail=100, quality=90))
-    poor = pictures_of(write_report(inputs, tmp_path / "b.html", thumbnail=100, quality=10))
+    fine = images_of(write_report(inputs, tmp_path / "a.html", thumbnail=100, quality=90))
+    poor = images_of(write_report(inputs, tmp_path / "b.html", thumbnail=100, quality=10))
     assert {tuple(one[6:8]) for one in fine + poor} == {(100, 75)}
     assert len(poor[0][8]) < len(fine[0][8]) / 3
 
 
 def test_text_of_strangers_cannot_end_what_it_stands_in() -> None:
-    said = for_script(["</script><!--", "a & b", "\u2028\u2029", "\ud800"])
+    said = json_for_script(["</script><!--", "a & b", "\u2028\u2029", "\ud800"])
     assert not re.search("[<>&\u2028\u2029]", said)
     assert json.loads(said) == ["</script><!--", "a & b", "\u2028\u2029", "\ud800"]
 
@@ -195,11 +195,11 @@ def edit(name: str, change: Callable[[str], str]) -> Callable[[Inputs], None]:
     return apply
 
 
-def without_picture(inputs: Inputs) -> None:
+def without_image(inputs: Inputs) -> None:
     make_zip(inputs.images, {"other.jpg": b"x"})
 
 
-def with_a_damaged_picture(inputs: Inputs) -> None:
+def with_a_damaged_image(inputs: Inputs) -> None:
     make_zip(inputs.images, {f"{i}.jpg": b"\xff\xd8 no more" for i in range(3)})
 
 
@@ -215,14 +215,14 @@ def with_a_damaged_picture(inputs: Inputs) -> None:
         (edit("metrics", lambda t: t.replace('"cider"', '"cidre"')), r"no metrics of this version"),
         (edit("metrics", lambda t: t.replace("1.0", '"x"', 1)), r"cider: 'x' is no number"),
         (edit("captions", lambda t: "{}"), r"captions\.json is no list of captions"),
-        (edit("captions", lambda t: t.replace("2.jpg", "1.jpg")), r"one a picture"),
+        (edit("captions", lambda t: t.replace("2.jpg", "1.jpg")), r"one an image"),
         (
             edit("captions", lambda t: t.replace("2.jpg", "9.jpg")),
-            r"has no picture '9\.jpg', which",
+            r"has no image '9\.jpg', which",
         ),
         (edit("references", lambda t: t.replace('"2.jpg"', '"7.jpg"')), r"references\.json has no"),
         (edit("references", lambda t: '{"0.jpg": 3}'), r"no object of lists of captions"),
-        (edit("scores", lambda t: t.replace("2.jpg", "1.jpg")), r"scores\.csv has a picture twice"),
+        (edit("scores", lambda t: t.replace("2.jpg", "1.jpg")), r"scores\.csv has an image twice"),
         (edit("scores", lambda t: t.replace("matches_4", "m")), r"has no column 'matches_4'"),
         (edit("scores", lambda t: t + "3.jpg,1\n"), r"line 5 has not as many cells"),
         (edit("scores", lambda t: t.replace(",2.0000", ",nan", 1)), r"2\.jpg, cider: 'nan' is no"),
@@ -233,8 +233,8 @@ def with_a_damaged_picture(inputs: Inputs) -> None:
         (edit("history", lambda t: t.replace("3.6", "1e308")), r"val_loss: '1e308' is no number"),
         (edit("history", lambda t: t.replace("3.6", "")), r"line 2, val_loss: '' is no number"),
         (edit("history", lambda t: t.replace("\n2,", "\n1,")), r"epochs out of order"),
-        (without_picture, r"images\.zip holds no picture '0\.jpg'"),
-        (with_a_damaged_picture, r"0\.jpg is no picture, or of a kind"),
+        (without_image, r"images\.zip holds no image '0\.jpg'"),
+        (with_a_damaged_image, r"0\.jpg is no image, or of a kind"),
     ],
 )
 def test_a_bad_input_is_named(tmp_path: Path, damage: Callable[[Inputs], None], said: str) -> None:
@@ -257,7 +257,7 @@ def test_on_the_command_line_it_is_one_line(tmp_path: Path) -> None:
 # The numbers.
 
 
-def test_a_resample_draws_as_many_pictures_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resample_draws_as_many_images_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(resample_counts(7, 50, seed=3)))
     assert whole.shape == (50, 7)
     assert (whole.sum(axis=1) == 7).all()
@@ -266,8 +266,8 @@ def test_a_resample_draws_as_many_pictures_as_there_are(monkeypatch: pytest.Monk
 
 
 def test_intervals_of_means_are_those_of_the_normal_law() -> None:
-    chance = np.random.default_rng(0)
-    means = np.round(chance.normal(50, 10, (400, 1)), 4)
+    rng = np.random.default_rng(0)
+    means = np.round(rng.normal(50, 10, (400, 1)), 4)
     counts = np.tile([10, 10, 8, 5, 3, 1], (400, 1))
     *bleu, (low, high) = score_intervals(counts, means, resamples=4000, seed=0)
     assert (low + high) / 2 == pytest.approx(means.mean(), abs=0.1)
@@ -314,7 +314,7 @@ def test_another_run_stands_beside_the_yardsticks(made: Inputs, tmp_path: Path) 
 def test_another_run_that_was_not_measured_alike_is_refused(made: Inputs, tmp_path: Path) -> None:
     base = tmp_path / "metrics.json"
     for change, said in (
-        ({"split": "dev (lists)"}, "another split"),
+        ({"split": "val (lists)"}, "another split"),
         ({"about": []}, "no metrics"),
     ):
         base.write_text(json.dumps(json.loads(made.metrics.read_text()) | change))

@@ -13,11 +13,11 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sy
 
 from pipeline.config import read
 from pipeline.config.report import ReportConfig
-from pipeline.report import SHOWN, report
+from pipeline.stages.report import PARAM_GROUPS, report
 from tests.conftest import write_params
 from tests.reports import Said, write_run
 
-PICTURES = 150
+IMAGES = 150
 TIMEOUT = 20_000  # ms; a busy machine is no failure
 HOSTILE = Said(
     '"onerror="hacked=1"><b>.jpg',
@@ -39,18 +39,18 @@ def said(number: int) -> Said:
     )
 
 
-def page_of(folder: Path, pictures: int) -> Path:
-    """The page of so many pictures, the first of them hostile."""
-    inputs = write_run(folder, [HOSTILE, *map(said, range(1, pictures))])
+def page_of(folder: Path, images: int) -> Path:
+    """The page of so many images, the first of them hostile."""
+    inputs = write_run(folder, [HOSTILE, *map(said, range(1, images))])
     path, out = write_params(folder / "params.yaml"), folder / "report.html"
-    configs = [read(path, group) for group in SHOWN]
+    configs = [read(path, group) for group in PARAM_GROUPS]
     report(replace(inputs, base=inputs.metrics), out, configs, read(path, ReportConfig))
     return out
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return page_of(tmp_path_factory.mktemp("page"), PICTURES)
+    return page_of(tmp_path_factory.mktemp("page"), IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +101,20 @@ def ids(page: Page) -> list[str]:
     return page.locator("#cards .id").all_text_contents()
 
 
-def test_a_thousand_pictures_are_less_than_ten_megabytes_and_few_are_laid_out(
+def test_a_thousand_images_are_less_than_ten_megabytes_and_few_are_laid_out(
     context: BrowserContext, tmp_path: Path
 ) -> None:
     file = page_of(tmp_path, 1000)
     assert 2_000_000 < file.stat().st_size < 10_000_000
     page = context.new_page()
     page.goto(file.as_uri())
-    expect(page.locator("#found")).to_have_text("1,000 pictures, 48 shown")
+    expect(page.locator("#found")).to_have_text("1,000 images, 48 shown")
     assert page.locator("#cards img").count() == 48  # the others are not laid out
 
 
 def test_few_cards_are_laid_out_at_first_and_more_on_demand(page: Page) -> None:
     assert len(ids(page)) == 48
-    expect(page.locator("#found")).to_have_text("150 pictures, 48 shown")
+    expect(page.locator("#found")).to_have_text("150 images, 48 shown")
     page.get_by_role("button", name="Show 48 more").click()
     expect(page.locator("#cards .id")).to_have_count(96)
     expect(page.locator("#cards > li").nth(48)).to_be_focused()  # the first of the new ones
@@ -140,7 +140,7 @@ def test_scores_are_sorted_by_best_and_ids_by_the_alphabet(page: Page) -> None:
     page.get_by_label("Sort by").select_option("CIDEr")
     assert order.locator("option").all_inner_texts() == ["worst to best", "best to worst"]
     assert ids(page)[0] == HOSTILE.image_id
-    page.get_by_label("Sort by").select_option("picture id")
+    page.get_by_label("Sort by").select_option("image id")
     order.select_option("Z to A")
     assert ids(page)[:2] == ["0149_bed.jpg", "0148_bed.jpg"]
 
@@ -166,19 +166,19 @@ SEARCHES = [
 def test_it_finds_words_and_ids(page: Page) -> None:
     for words, where, found in SEARCHES:
         page.get_by_label("In", exact=True).select_option(where)
-        page.get_by_label("Find words or a picture id").fill(words)
-        count = re.compile(rf"^{found} of 150 pictures match")
+        page.get_by_label("Find words or an image id").fill(words)
+        count = re.compile(rf"^{found} of 150 images match")
         expect(page.locator("#found")).to_have_text(count)
         assert len(ids(page)) == min(found, 48)
 
 
 def test_what_was_found_is_marked_and_announced(page: Page) -> None:
-    page.get_by_label("Find words or a picture id").fill("san sea")
+    page.get_by_label("Find words or an image id").fill("san sea")
     card = page.locator("#cards > li").first
     assert card.locator("mark").all_inner_texts() == ["san", "sea", "san"]
     status = page.get_by_role("status")
     assert status.get_attribute("aria-live") == "polite"
-    expect(status).to_have_text("149 of 150 pictures match, 48 shown")
+    expect(status).to_have_text("149 of 150 images match, 48 shown")
 
 
 def test_strangers_text_is_shown_as_text(page: Page) -> None:
@@ -186,7 +186,7 @@ def test_strangers_text_is_shown_as_text(page: Page) -> None:
     assert card.locator(".id").text_content() == HOSTILE.image_id
     assert (card.locator(".caption").text_content() or "").split() == HOSTILE.caption.split()
     assert card.locator("ul li").all_text_contents() == HOSTILE.references
-    assert card.locator("img").get_attribute("alt") == "Picture " + HOSTILE.image_id
+    assert card.locator("img").get_attribute("alt") == "Image " + HOSTILE.image_id
     assert HOSTILE.caption.split()[0] in page.locator("main").inner_text()  # the constant yardstick
     assert page.evaluate("typeof hacked") == "undefined"
     assert page.locator("script").count() == 2
@@ -246,7 +246,7 @@ def test_every_control_and_chart_has_a_name(page: Page) -> None:
     every = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
     assert len(every) == len(set(every))
     titles = page.locator("svg.chart > title").all_text_contents()
-    assert {"Loss", "Scores on dev", "Self-critical training", "Caption length"} <= set(titles)
+    assert {"Loss", "Scores on val", "Self-critical training", "Caption length"} <= set(titles)
 
 
 @pytest.mark.parametrize("context", [{"viewport": {"width": w, "height": 844}} for w in (320, 390)],
@@ -297,9 +297,9 @@ def test_light_and_dark_can_both_be_read(page: Page, request: pytest.FixtureRequ
 
 @pytest.mark.parametrize("context", [{"java_script_enabled": False}], indirect=True)
 def test_without_javascript_scores_and_curves_still_show(page: Page) -> None:
-    expect(page.get_by_role("heading", name="150 pictures")).to_be_visible()
+    expect(page.get_by_role("heading", name="150 images")).to_be_visible()
     expect(page.locator(".big").first).to_be_visible()
     for chart in page.locator("svg.chart").all():
         expect(chart).to_be_visible()
-    expect(page.get_by_text("The pictures show with JavaScript")).to_be_visible()
+    expect(page.get_by_text("The images show with JavaScript")).to_be_visible()
     expect(page.locator("#gallery")).to_be_hidden()

@@ -45,7 +45,7 @@ def test_two_runs_from_nothing_give_the_same_lock(
 # What one param makes run, besides `report`, which shows them all; the cheap ones first.
 RERUN: tuple[tuple[dict[str, dict[str, Any]], set[str]], ...] = (
     ({"download": {"retries": 1}}, {"download"}),
-    ({"captions": {"dev_share": 0.2}}, {"captions"}),  # this text archive has its own lists
+    ({"captions": {"val_fraction": 0.2}}, {"captions"}),  # this text archive has its own lists
     ({"report": {"quality": 50}}, set()),
     ({"evaluate": {"beam": 1}}, {"evaluate"}),
     ({"scst": {"seed": 1}}, {"scst"}),  # no epochs: the model stays the same

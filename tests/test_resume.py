@@ -13,12 +13,12 @@ from pipeline.config.extract import ExtractConfig
 from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
 from pipeline.config.vocab import VocabConfig
-from pipeline.extract import extract
-from pipeline.scst import scst
-from pipeline.store.checkpoint import Checkpoint, acknowledge
-from pipeline.store.tensors import read_tensors, write_tensors
-from pipeline.train import train
-from pipeline.vocab import make_vocabulary
+from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete
+from pipeline.runtime.tensors import read_tensors, write_tensors
+from pipeline.stages.extract import extract
+from pipeline.stages.scst import scst
+from pipeline.stages.train import train
+from pipeline.stages.vocab import make_vocabulary
 from tests.conftest import Artifacts, write_params
 
 Run = Callable[[], None]
@@ -38,7 +38,7 @@ def training(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
 
 
 def self_critical(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
-    keys = {"epochs": 3, "pictures": 8, "checkpoint_seconds": 0.0, **changes}
+    keys = {"epochs": 3, "images": 8, "checkpoint_seconds": 0.0, **changes}
     config = read(write_params(folder / "params.yaml", scst=keys), ScstConfig)
     outs = tuple(folder / name for name in OUTS)
     inputs = (tiny.trained, tiny.features, tiny.table, tiny.summary)
@@ -93,7 +93,7 @@ def test_the_same_bytes_wherever_it_was_killed(
             (tmp_path / name).unlink(missing_ok=True)
     run()
     assert outs_of(tmp_path) == whole
-    acknowledge(tmp_path / OUTS[0])
+    discard_if_complete(tmp_path / OUTS[0])
     assert not list(tmp_path.glob(".*"))  # and nothing is left over
 
 
@@ -158,7 +158,7 @@ def test_it_starts_afresh_and_says_so_where_anything_differs(
         inputs = (tiny.features, *captions, vocabulary)
     elif what == "code":
         (tmp_path / "changed.py").write_text("")
-        monkeypatch.setattr("pipeline.store.checkpoint.CODE", tmp_path)
+        monkeypatch.setattr("pipeline.runtime.checkpoint.CODE", tmp_path)
     else:
         named = "state" if what == "damage" else "best-*"
         (saved,) = (tmp_path / ".model.safetensors.resume").glob(f"{named}.safetensors")
@@ -200,9 +200,9 @@ def nothing_to_do(_: Any, left: Any, *__: Any) -> Iterator[Any]:
 
 
 STAGES: dict[str, tuple[Callable[..., Run], tuple[str, ...], str]] = {
-    "extract": (extraction, ("features.h5",), "pipeline.extract.features_of"),
-    "train": (training, OUTS, "pipeline.train.Fit.epoch"),
-    "scst": (self_critical, OUTS, "pipeline.scst.Reinforce.epoch"),
+    "extract": (extraction, ("features.h5",), "pipeline.stages.extract.iter_features"),
+    "train": (training, OUTS, "pipeline.stages.train.Fit.epoch"),
+    "scst": (self_critical, OUTS, "pipeline.stages.scst.Reinforce.epoch"),
 }
 
 
@@ -237,7 +237,7 @@ def test_what_has_ended_is_not_done_again_where_nobody_noted_that(
         assert "has ended before: this is what it made" in caplog.text
         for path in outs:
             path.unlink()
-    acknowledge(outs[0])
+    discard_if_complete(outs[0])
     caplog.clear()
     run()  # really
     assert [path.read_bytes() for path in outs] == made

@@ -64,31 +64,31 @@ def path_of(made: Artifacts, name: str) -> Path:
     return path
 
 
-def flip(content: bytes, chance: random.Random) -> bytes:
-    place = chance.randrange(len(content))
+def flip(content: bytes, rng: random.Random) -> bytes:
+    place = rng.randrange(len(content))
     return bytes(
-        [*content[:place], content[place] ^ (1 << chance.randrange(8)), *content[place + 1 :]]
+        [*content[:place], content[place] ^ (1 << rng.randrange(8)), *content[place + 1 :]]
     )
 
 
-def cut(content: bytes, chance: random.Random) -> bytes:
-    return content[: chance.randrange(len(content))]
+def cut(content: bytes, rng: random.Random) -> bytes:
+    return content[: rng.randrange(len(content))]
 
 
-def blank(content: bytes, chance: random.Random) -> bytes:
+def blank(content: bytes, rng: random.Random) -> bytes:
     """A block of the disk that came back as zeros."""
-    begin = chance.randrange(len(content))
+    begin = rng.randrange(len(content))
     end = min(len(content), begin + 512)
     return content[:begin] + bytes(end - begin) + content[end:]
 
 
-def turned(content: bytes, chance: random.Random) -> bytes:
+def turned(content: bytes, rng: random.Random) -> bytes:
     """Two neighbouring bytes have changed places."""
-    place = chance.randrange(len(content) - 1)
+    place = rng.randrange(len(content) - 1)
     return content[:place] + content[place : place + 2][::-1] + content[place + 2 :]
 
 
-def nothing(content: bytes, chance: random.Random) -> bytes:
+def nothing(content: bytes, rng: random.Random) -> bytes:
     return b""
 
 
@@ -131,13 +131,13 @@ def run(
 def test_damage_is_said_or_does_no_harm(
     tiny: Artifacts, whole: dict[str, list[bytes]], tmp_path: Path, stage: str, option: str
 ) -> None:
-    chance = random.Random(f"{stage} {option}")
+    rng = random.Random(f"{stage} {option}")
     source = path_of(tiny, INPUTS[stage][option])
     for number, damage in enumerate(DAMAGE):
         broken = tmp_path / f"{number}-{source.name}"
-        broken.write_bytes(damage(source.read_bytes(), chance))
+        broken.write_bytes(damage(source.read_bytes(), rng))
         line, made = run(tiny, stage, tmp_path / f"{number}", **{option: broken})
-        if line is None and (stage, option) not in SHOWN:
+        if line is None and (stage, option) not in PARAM_GROUPS:
             assert made == whole[stage], f"{damage.__name__} of {source.name} changed the result"
         elif line is not None:
             assert not made, f"{damage.__name__} of {source.name}: {line}"
@@ -145,7 +145,7 @@ def test_damage_is_said_or_does_no_harm(
 
 # Curves and lengths are drawn as they stand in git, and of the model only the digest is shown: no
 # score is read from them.
-SHOWN = [("report", name) for name in ("history", "scst", "lengths", "model")]
+PARAM_GROUPS = [("report", name) for name in ("history", "scst", "lengths", "model")]
 
 
 @pytest.mark.parametrize(("stage", "option"), READ)
@@ -180,7 +180,7 @@ def test_a_folder_in_the_place_of_a_file_is_said(
     assert not made
 
 
-# What tells that it is of another run: the pictures' names, the table's digest, the split's.
+# What tells that it is of another run: the images' names, the table's digest, the split's.
 SWAPPED = [
     ("vocab", "summary"),
     *(("train", name) for name in ("features", "table", "summary", "vocabulary")),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.model.sample import Sampling, sample
-from pipeline.store.vocabulary import END
+from pipeline.captions.vocabulary import END
+from pipeline.generation.sampling import SamplingConfig, sample
 from tests.test_search import TableDecoder
 
 A, B, C, D = range(4, 8)
@@ -16,22 +16,22 @@ TABLE = {1: [0.0, 0.0, 0.0, 0.0, 0.4, 0.3, 0.2, 0.1], **FIRST}
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
-        (Sampling(), {A: 0.4, B: 0.3, C: 0.2, D: 0.1}),
-        (Sampling(top_k=1), {A: 1.0}),
-        (Sampling(top_k=2), {A: 4 / 7, B: 3 / 7}),
-        (Sampling(top_k=100), {A: 0.4, B: 0.3, C: 0.2, D: 0.1}),
-        (Sampling(top_p=0.01), {A: 1.0}),  # the likeliest always stays
-        (Sampling(top_p=0.5), {A: 4 / 7, B: 3 / 7}),  # the word that gets there is in
-        (Sampling(top_p=0.85), {A: 4 / 9, B: 3 / 9, C: 2 / 9}),
-        (Sampling(top_k=3, top_p=0.5), {A: 4 / 7, B: 3 / 7}),  # 0.4 + 0.3 of 0.9
-        (Sampling(temperature=0.5), {A: 16 / 30, B: 9 / 30, C: 4 / 30, D: 1 / 30}),
+        (SamplingConfig(), {A: 0.4, B: 0.3, C: 0.2, D: 0.1}),
+        (SamplingConfig(top_k=1), {A: 1.0}),
+        (SamplingConfig(top_k=2), {A: 4 / 7, B: 3 / 7}),
+        (SamplingConfig(top_k=100), {A: 0.4, B: 0.3, C: 0.2, D: 0.1}),
+        (SamplingConfig(top_p=0.01), {A: 1.0}),  # the likeliest always stays
+        (SamplingConfig(top_p=0.5), {A: 4 / 7, B: 3 / 7}),  # the word that gets there is in
+        (SamplingConfig(top_p=0.85), {A: 4 / 9, B: 3 / 9, C: 2 / 9}),
+        (SamplingConfig(top_k=3, top_p=0.5), {A: 4 / 7, B: 3 / 7}),  # 0.4 + 0.3 of 0.9
+        (SamplingConfig(temperature=0.5), {A: 16 / 30, B: 9 / 30, C: 4 / 30, D: 1 / 30}),
     ],
 )
 def test_words_are_drawn_as_often_as_they_should(
-    sampling: Sampling, expected: dict[int, float]
+    sampling: SamplingConfig, expected: dict[int, float]
 ) -> None:
-    chance = torch.Generator().manual_seed(0)
-    drawn = sample(TableDecoder(TABLE), torch.tensor([0]), 20_000, sampling, chance)
+    rng = torch.Generator().manual_seed(0)
+    drawn = sample(TableDecoder(TABLE), torch.tensor([0]), 20_000, sampling, rng)
     assert (drawn[:, 1] == END).all()
     counts = torch.bincount(drawn[:, 0], minlength=8) / 20_000
     assert set(counts.nonzero().flatten().tolist()) == set(expected)

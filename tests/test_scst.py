@@ -10,19 +10,19 @@ import torch
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from safetensors.torch import load_file
 
+from pipeline.captions.vocabulary import END, PAD, START, UNK, build_vocabulary
 from pipeline.config import read
 from pipeline.config.scst import ScstConfig
 from pipeline.config.train import TrainConfig
-from pipeline.errors import InputError
-from pipeline.model import reinforce
-from pipeline.model.batches import encode, one_caption_each
-from pipeline.model.build import DECODERS
-from pipeline.model.sample import Sampling, log_probabilities, sample
-from pipeline.scoring.metrics import cider
-from pipeline.scoring.reward import BleuReward, CiderReward, References
-from pipeline.scst import scst
-from pipeline.store.vocabulary import END, PAD, START, UNK, build_vocabulary
-from pipeline.train import train
+from pipeline.dataset.batching import encode, sample_captions
+from pipeline.decoders.build import DECODERS
+from pipeline.generation.sampling import SamplingConfig, log_probabilities, sample
+from pipeline.metrics.rewards import BleuReward, CiderReward, References
+from pipeline.metrics.scores import cider
+from pipeline.runtime.errors import InputError
+from pipeline.self_critical import trainer as reinforce
+from pipeline.stages.scst import scst
+from pipeline.stages.train import train
 from tests.conftest import Artifacts, write_params
 from tests.test_decoder import decoder, features_for
 
@@ -106,7 +106,7 @@ def test_captions_are_drawn_as_often_as_the_decoder_finds_them_likely(
         for parameter in model.parameters():
             parameter.mul_(2)  # not all alike
     features = features_for(model, 2)
-    drawn = sample(model, features, 4000, Sampling(temperature, max_length=2), seeded())
+    drawn = sample(model, features, 4000, SamplingConfig(temperature, max_length=2), seeded())
     assert drawn.shape == (8000, 3)
     assert not {START, UNK} & set(drawn.flatten().tolist())
     assert (drawn[:, 0] != END).all()
@@ -115,11 +115,11 @@ def test_captions_are_drawn_as_often_as_the_decoder_finds_them_likely(
     with torch.no_grad():
         likely = log_probabilities(model, features, drawn, temperature)
     assert ((likely == 0) | (drawn != PAD)).all()
-    for picture in range(2):
-        own = slice(picture * 4000, (picture + 1) * 4000)
+    for image in range(2):
+        own = slice(image * 4000, (image + 1) * 4000)
         both = drawn[own, :2].tolist()
         for caption in {tuple(one) for one in both}:
-            row = both.index(list(caption)) + picture * 4000
+            row = both.index(list(caption)) + image * 4000
             share = sum(tuple(one) == caption for one in both) / 4000
             assert share == pytest.approx(float(likely[row, :2].sum().exp()), abs=0.03)
 
@@ -128,13 +128,13 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_one_caption_of_each_picture_is_its_own() -> None:
-    references = [[["w"] * (picture + 1)] * (1 + picture % 3) for picture in range(9)]
+def test_one_caption_of_each_image_is_its_own() -> None:
+    references = [[["w"] * (image + 1)] * (1 + image % 3) for image in range(9)]
     captions = encode(references, build_vocabulary([["w"]], 1))
-    pictures = torch.tensor([8, 0, 3, 3])
-    batch = one_caption_each(captions, pictures, seeded(), CPU)
+    images = torch.tensor([8, 0, 3, 3])
+    batch = sample_captions(captions, images, seeded(), CPU)
     assert (batch.targets != PAD).sum(dim=1).tolist() == [10, 2, 5, 5]
-    assert torch.equal(batch.pictures, pictures)
+    assert torch.equal(batch.images, images)
 
 
 def run(
@@ -144,7 +144,7 @@ def run(
     captions: tuple[Path, Path] | None = None,
     **changes: Any,
 ) -> pd.DataFrame:
-    settings = {"pictures": 10, "learning_rate": 0.002, "patience": 50}
+    settings = {"images": 10, "learning_rate": 0.002, "patience": 50}
     params = write_params(folder / "params.yaml", scst=settings | changes)
     model, history = folder / "captioner.safetensors", folder / "scst.csv"
     table_and_summary = captions or (tiny.table, tiny.summary)
@@ -164,18 +164,18 @@ def trained(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model
 
 
-def learnt_as_dev(tiny: Artifacts, folder: Path) -> tuple[Path, Path]:
-    """Dev is too small to tell here: the training pictures stand in for it."""
+def learnt_as_val(tiny: Artifacts, folder: Path) -> tuple[Path, Path]:
+    """Dev is too small to tell here: the training images stand in for it."""
     table = pd.read_csv(tiny.table, dtype=str, keep_default_na=False)
     learnt = table[table["split"] == "train"]
-    both = pd.concat([learnt, learnt.assign(split="dev")]).to_csv(index=False)
+    both = pd.concat([learnt, learnt.assign(split="val")]).to_csv(index=False)
     return tiny.with_table(folder, both)
 
 
 def test_the_score_of_its_own_captions_rises_and_the_best_epoch_is_kept(
     tiny: Artifacts, trained: Path, tmp_path: Path
 ) -> None:
-    history = run(tiny, trained, tmp_path, captions=learnt_as_dev(tiny, tmp_path), epochs=8)
+    history = run(tiny, trained, tmp_path, captions=learnt_as_val(tiny, tmp_path), epochs=8)
     assert history["epoch"].tolist() == list(range(9))
     assert history["reward"].iloc[-1] > 1.1 * history["reward"].iloc[1]
     assert (tmp_path / "captioner.safetensors").read_bytes() != trained.read_bytes()
@@ -188,7 +188,7 @@ def test_bleu_counts_in_the_reward_as_often_as_params_say(
     """Of the captions of one step, which are drawn alike whatever is made of them."""
     rewards = []
     for bleu in (0.0, 1.0, 3.0):
-        history = run(tiny, trained, tmp_path, epochs=1, pictures=1000, bleu=bleu)
+        history = run(tiny, trained, tmp_path, epochs=1, images=1000, bleu=bleu)
         rewards.append(history["reward"].iloc[1])
     assert 1 < rewards[1] - rewards[0] < 100
     assert rewards[2] - rewards[0] == pytest.approx(3 * (rewards[1] - rewards[0]), rel=1e-4)
@@ -250,7 +250,7 @@ def test_an_average_of_the_weights_is_kept_where_there_is_one(
     for ema in (0.0, 0.99):
         (folder := tmp_path / str(ema)).mkdir()
         history = run(
-            tiny, trained, folder, captions=learnt_as_dev(tiny, folder), epochs=2, ema=ema
+            tiny, trained, folder, captions=learnt_as_val(tiny, folder), epochs=2, ema=ema
         )
         rewards.append(history["reward"].tolist()[1:])
         kept.append(load_file(folder / "captioner.safetensors"))
@@ -267,9 +267,9 @@ def test_dropout_is_in_the_gradient_and_not_in_what_is_drawn(
     for dropout in (False, True):
         folder = tmp_path / str(dropout)
         folder.mkdir()
-        captions = learnt_as_dev(tiny, folder)
+        captions = learnt_as_val(tiny, folder)
         history = run(
-            tiny, trained, folder, captions, epochs=2, pictures=40, dropout=dropout, patience=2
+            tiny, trained, folder, captions, epochs=2, images=40, dropout=dropout, patience=2
         )
         rewards.append(history["reward"].tolist())
     assert rewards[0][1] == rewards[1][1]

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.model.decoder import State
-from pipeline.model.search import (
+from pipeline.captions.vocabulary import END, PAD, START, UNK
+from pipeline.decoders.decoder import DecoderState
+from pipeline.generation.beam_search import (
     BeamSearch,
-    Search,
+    BeamSearchConfig,
     beam_search,
-    diverse_search,
+    diverse_beam_search,
     hypotheses,
     search_tokens,
 )
-from pipeline.store.vocabulary import END, PAD, START, UNK
 
 A, B, C, D = range(4, 8)  # words, after <pad> <start> <end> <unk>
 
@@ -32,25 +32,25 @@ TABLE = {
     C: [0.01, 0.01, 0.28, 0.10, 0.20, 0.10, 0.05, 0.25],
     D: [0.01, 0.01, 0.60, 0.08, 0.10, 0.10, 0.05, 0.05],
 }
-SECOND = {word: row[:4] + row[4:][::-1] for word, row in TABLE.items()}  # another picture
+SECOND = {word: row[:4] + row[4:][::-1] for word, row in TABLE.items()}  # another image
 
 
 class TableDecoder:
-    """Says the next word by a table; the state is the picture's number."""
+    """Says the next word by a table; the state is the image's number."""
 
     def __init__(self, *tables: dict[int, list[float]]) -> None:
         rows = [[table.get(word, [1 / 8] * 8) for word in range(8)] for table in tables]
-        self.log_probs = torch.tensor(rows, dtype=torch.float64).log()  # (pictures, word, next)
+        self.log_probs = torch.tensor(rows, dtype=torch.float64).log()  # (images, word, next)
         self.steps = 0
 
-    def start(self, features: Tensor) -> State:
-        return State(memory=(features.long(),), beams=(features.long(),))
+    def start(self, features: Tensor) -> DecoderState:
+        return DecoderState(memory=(features.long(),), beams=(features.long(),))
 
-    def step(self, words: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         self.steps += 1
-        (pictures,), (beams,) = state.memory, state.beams
-        # A beam's row stays with its picture's, wherever the search moves the two.
-        assert torch.equal(pictures.repeat_interleave(len(beams) // len(pictures)), beams)
+        (images,), (beams,) = state.memory, state.beams
+        # A beam's row stays with its image's, wherever the search moves the two.
+        assert torch.equal(images.repeat_interleave(len(beams) // len(images)), beams)
         return self.log_probs[beams, words], state
 
 
@@ -79,7 +79,7 @@ def exhaustive(
 def test_a_wide_beam_finds_the_best_of_all_sentences(
     max_length: int, length_penalty: float, block_ngram: int, allow_unk: bool
 ) -> None:
-    search = Search(1024, length_penalty, max_length, block_ngram, allow_unk)
+    search = BeamSearchConfig(1024, length_penalty, max_length, block_ngram, allow_unk)
     made = beam_search(TableDecoder(TABLE, SECOND), torch.tensor([0, 1]), search)
     for table, hypothesis in zip((TABLE, SECOND), made, strict=True):
         score, sentence = exhaustive(
@@ -108,7 +108,7 @@ def test_a_wide_beam_finds_the_best_of_all_sentences(
 def test_exact_sentences_and_scores_by_hand(
     beam: int, length_penalty: float, max_length: int, words: list[int], probability: float
 ) -> None:
-    search = Search(beam, length_penalty, max_length)
+    search = BeamSearchConfig(beam, length_penalty, max_length)
     (made,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
     assert made.words == words
     normal = (len(words) + 1) ** length_penalty
@@ -117,37 +117,39 @@ def test_exact_sentences_and_scores_by_hand(
 
 @pytest.mark.parametrize("beam", [1, 2, 3, 5, 20])
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.5])
-def test_a_batch_gives_what_each_picture_gives_alone(beam: int, length_penalty: float) -> None:
+def test_a_batch_gives_what_each_image_gives_alone(beam: int, length_penalty: float) -> None:
     decoder = TableDecoder(TABLE, SECOND)
-    search = Search(beam, length_penalty, max_length=6)
-    pictures = torch.tensor([0, 1, 1, 0, 1])
-    together = beam_search(decoder, pictures, search)
-    alone = [beam_search(decoder, picture.view(1), search)[0] for picture in pictures]
+    search = BeamSearchConfig(beam, length_penalty, max_length=6)
+    images = torch.tensor([0, 1, 1, 0, 1])
+    together = beam_search(decoder, images, search)
+    alone = [beam_search(decoder, image.view(1), search)[0] for image in images]
     assert [one.words for one in together] == [one.words for one in alone]
     assert [one.score for one in together] == pytest.approx([one.score for one in alone])
 
 
 @pytest.mark.parametrize(("beam", "groups"), [(1, 1), (3, 1), (8, 1), (6, 3)])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_pictures_that_stay_in_the_batch_get_the_captions_of_those_that_leave(
+def test_images_that_stay_in_the_batch_get_the_captions_of_those_that_leave(
     beam: int, groups: int, length_penalty: float
 ) -> None:
     """As on a GPU, where the whole search is one graph."""
-    search = Search(beam, length_penalty, max_length=7, block_ngram=2, groups=groups)
-    pictures = torch.tensor([0, 1, 1, 0])
+    search = BeamSearchConfig(beam, length_penalty, max_length=7, block_ngram=2, groups=groups)
+    images = torch.tensor([0, 1, 1, 0])
     made = []
     for leaving in (True, False):
         decoder = TableDecoder(TABLE, SECOND)
-        words, scores = search_tokens(decoder, pictures, search, leaving)
+        words, scores = search_tokens(decoder, images, search, leaving)
         made.append(hypotheses(words, scores, search))
     assert made[0] == made[1]
-    assert BeamSearch(TableDecoder(TABLE, SECOND), search)(pictures) == made[0]
+    assert BeamSearch(TableDecoder(TABLE, SECOND), search)(images) == made[0]
 
 
 def test_a_beam_is_never_better_than_the_best_sentence_nor_worse_than_its_score() -> None:
     """A reported score is the score of the reported sentence."""
     for beam in (1, 2, 3, 8):
-        (made,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), Search(beam, 0.7, 5))
+        (made,) = beam_search(
+            TableDecoder(TABLE), torch.tensor([0]), BeamSearchConfig(beam, 0.7, 5)
+        )
         scores = {tuple(sentence): score for score, sentence in exhaustive(TABLE, 5, 0.7)}
         assert made.score == pytest.approx(scores[tuple(made.words)], abs=1e-6)
         assert made.score <= max(scores.values()) + 1e-6  # float32's rounding
@@ -156,31 +158,35 @@ def test_a_beam_is_never_better_than_the_best_sentence_nor_worse_than_its_score(
 def test_a_caption_has_a_word_at_least_and_max_length_at_most() -> None:
     silent = {word: [0.0, 0.0, 0.97, 0.01, 0.005, 0.005, 0.005, 0.005] for word in range(8)}
     endless = {word: [0.0, 0.0, 0.0001, 0.0, 0.9996, 0.0001, 0.0001, 0.0001] for word in range(8)}
-    made = beam_search(TableDecoder(silent, endless), torch.tensor([0, 1]), Search(3, 1.0, 7))
+    made = beam_search(
+        TableDecoder(silent, endless), torch.tensor([0, 1]), BeamSearchConfig(3, 1.0, 7)
+    )
     assert len(made[0].words) == 1
     assert len(made[1].words) == 7
 
 
 def test_only_words_are_said() -> None:
     noise = {word: [0.3, 0.3, 0.1, 0.2, 0.025, 0.025, 0.025, 0.025] for word in range(8)}
-    (made,) = beam_search(TableDecoder(noise), torch.tensor([0]), Search(2, 1.0, 5))
+    (made,) = beam_search(TableDecoder(noise), torch.tensor([0]), BeamSearchConfig(2, 1.0, 5))
     assert not {PAD, START, END, UNK} & set(made.words)
-    allowed = Search(2, 1.0, 5, allow_unk=True)
+    allowed = BeamSearchConfig(2, 1.0, 5, allow_unk=True)
     assert UNK in beam_search(TableDecoder(noise), torch.tensor([0]), allowed)[0].words
 
 
 def test_search_stops_once_nothing_can_win() -> None:
     decided = {word: [0.0, 0.0, 0.9, 0.0, 0.025, 0.025, 0.025, 0.025] for word in range(4, 8)}
     decoder = TableDecoder({**decided, START: [0.0, 0.0, 0.0, 0.0, 0.97, 0.01, 0.01, 0.01]})
-    beam_search(decoder, torch.tensor([0]), Search(beam=4, length_penalty=0.0, max_length=50))
+    beam_search(
+        decoder, torch.tensor([0]), BeamSearchConfig(beam=4, length_penalty=0.0, max_length=50)
+    )
     assert decoder.steps < 5
 
 
 def test_groups_that_pay_nothing_say_the_same() -> None:
     """Each finds what a beam search as wide as the group finds."""
-    search = Search(6, 0.7, 5, groups=3, diversity=0.0)
-    (alone,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), Search(2, 0.7, 5))
-    (made,) = diverse_search(TableDecoder(TABLE), torch.tensor([0]), search)
+    search = BeamSearchConfig(6, 0.7, 5, groups=3, diversity=0.0)
+    (alone,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), BeamSearchConfig(2, 0.7, 5))
+    (made,) = diverse_beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
     assert [one.words for one in made] == [alone.words] * 3
     assert [one.score for one in made] == pytest.approx([alone.score] * 3)
 
@@ -189,8 +195,8 @@ def test_a_group_pays_for_the_words_of_those_before_it() -> None:
     """Greedy groups, by hand: after a 0.40 comes b 0.25, until a costs less than it is ahead."""
     ahead = math.log(0.40 / 0.25)
     for diversity, second in ((ahead - 0.01, A), (ahead + 0.01, B)):
-        search = Search(2, 0.0, 1, groups=2, diversity=diversity)
-        (made,) = diverse_search(TableDecoder(TABLE), torch.tensor([0]), search)
+        search = BeamSearchConfig(2, 0.0, 1, groups=2, diversity=diversity)
+        (made,) = diverse_beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
         assert [one.words for one in made] == [[A], [second]]
         end = {A: 0.40 * 0.08, B: 0.25 * 0.35}[second]
         assert made[1].score == pytest.approx(math.log(end))  # what it paid is not in its score
@@ -199,15 +205,15 @@ def test_a_group_pays_for_the_words_of_those_before_it() -> None:
 @pytest.mark.parametrize(("beam", "groups"), [(4, 4), (6, 3), (6, 2), (40, 2)])
 def test_groups_in_a_batch_say_what_they_say_alone(beam: int, groups: int) -> None:
     decoder = TableDecoder(TABLE, SECOND)
-    search = Search(beam, 0.7, 6, groups=groups, diversity=1.0)
-    pictures = torch.tensor([0, 1, 1, 0, 1])
-    together = diverse_search(decoder, pictures, search)
-    for picture, made in zip(pictures, together, strict=True):
-        (alone,) = diverse_search(decoder, picture.view(1), search)
+    search = BeamSearchConfig(beam, 0.7, 6, groups=groups, diversity=1.0)
+    images = torch.tensor([0, 1, 1, 0, 1])
+    together = diverse_beam_search(decoder, images, search)
+    for image, made in zip(images, together, strict=True):
+        (alone,) = diverse_beam_search(decoder, image.view(1), search)
         assert [one.words for one in made] == [one.words for one in alone]
-        table = (TABLE, SECOND)[int(picture)]
+        table = (TABLE, SECOND)[int(image)]
         scores = {tuple(sentence): score for score, sentence in exhaustive(table, 6, 0.7)}
         for one in made:
             assert one.score == pytest.approx(scores[tuple(one.words)], abs=1e-5)
-    best = beam_search(decoder, pictures, search)
+    best = beam_search(decoder, images, search)
     assert [one.score for one in best] == [max(one.score for one in made) for made in together]

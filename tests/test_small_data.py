@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.captions.table import read_summary, read_table
+from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.config import read
 from pipeline.config.train import TrainConfig
-from pipeline.model.captioning import GreedyScores
-from pipeline.model.split import load_split
-from pipeline.store.features import read_features
-from pipeline.store.model import read_model
-from pipeline.store.table import read_summary, read_table
-from pipeline.store.vocabulary import read_vocabulary
-from pipeline.train import Epoch, best_epoch, ended
+from pipeline.dataset.split import load_split
+from pipeline.decoders.captioner_file import read_model
+from pipeline.features.feature_cache import read_features
+from pipeline.generation.generate import GreedyValidator
+from pipeline.stages.train import Epoch, best_epoch, ended
 from tests.conftest import Artifacts, write_params
 from tests.test_train import run
 
@@ -31,32 +31,32 @@ def test_it_stops_early_and_keeps_the_best_epoch(tiny: Artifacts, tmp_path: Path
         read_vocabulary(tiny.vocabulary, about.table_digest),
         read_table(tiny.table, about),
     )
-    dev = load_split(read_features(tiny.features), table, "dev", words, CPU)
+    val = load_split(read_features(tiny.features), table, "val", words, CPU)
     made = read_model(model, CPU)
-    kept = GreedyScores(made.decoder, dev, words, made.max_length)()
+    kept = GreedyValidator(made.decoder, val, words, made.max_length)()
     assert kept[1] == pytest.approx(history["cider"][best], rel=1e-4)
 
 
-def rows_of(*scores: tuple[float, float]) -> list[Epoch]:
-    """Epochs of these CIDEr and dev losses."""
+def row_indices(*scores: tuple[float, float]) -> list[Epoch]:
+    """Epochs of these CIDEr and val losses."""
     return [Epoch(n + 1, 0.1, 1.0, loss, 0.0, cider) for n, (cider, loss) in enumerate(scores)]
 
 
-def test_of_equal_scores_the_lower_dev_loss_is_better(tiny: Artifacts) -> None:
+def test_of_equal_scores_the_lower_val_loss_is_better(tiny: Artifacts) -> None:
     config = read(tiny.params, TrainConfig)
-    assert best_epoch(rows_of((0, 5.0), (0, 4.0), (0, 4.5)), config) == 2
-    assert best_epoch(rows_of((3, 5.0), (2, 4.0), (3, 4.5)), config) == 3
-    assert best_epoch(rows_of((3, 4.0), (3, 4.0)), config) == 1
+    assert best_epoch(row_indices((0, 5.0), (0, 4.0), (0, 4.5)), config) == 2
+    assert best_epoch(row_indices((3, 5.0), (2, 4.0), (3, 4.5)), config) == 3
+    assert best_epoch(row_indices((3, 4.0), (3, 4.0)), config) == 1
 
 
 def test_patience_begins_with_the_first_score_above_0(tmp_path: Path) -> None:
     changes = {"epochs": 9, "patience": 2}
     config = read(write_params(tmp_path / "params.yaml", train=changes), TrainConfig)
     silent = [(0, 4.0 + loss) for loss in range(6)]  # the loss gets worse as well
-    assert not ended(rows_of(*silent), config)
-    assert not ended(rows_of(*silent, (1, 4.0), (0, 3.0)), config)
-    assert ended(rows_of((1, 4.0), (0, 3.0), (0, 3.0)), config)
-    assert ended(rows_of(*silent, *silent[:3]), config)  # all epochs are over
+    assert not ended(row_indices(*silent), config)
+    assert not ended(row_indices(*silent, (1, 4.0), (0, 3.0)), config)
+    assert ended(row_indices((1, 4.0), (0, 3.0), (0, 3.0)), config)
+    assert ended(row_indices(*silent, *silent[:3]), config)  # all epochs are over
 
 
 def test_small_data_is_learnt_in_smaller_batches(tiny: Artifacts, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_model_that_says_less_than_one_caption_of_all_is_warned_of(
     run(tiny, tmp_path, epochs=1, learning_rate=1e-9)
     (warning,) = (one for one in caplog.records if one.levelname == "WARNING")
     assert re.search(
-        r"dev CIDEr, .*, is below the .* of one caption said of every", warning.message
+        r"val CIDEr, .*, is below the .* of one caption said of every", warning.message
     )
 
 

@@ -1,4 +1,4 @@
-"""Splits of one picture, or of none: said before any training, and no score is made more of."""
+"""Splits of one image, or of none: said before any training, and no score is made more of."""
 
 import json
 import logging
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.captions import make_captions
 from pipeline.config import read
 from pipeline.config.captions import CaptionsConfig
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.errors import InputError
+from pipeline.runtime.errors import InputError
+from pipeline.stages.prepare import make_captions
 from tests.conftest import Artifacts, make_zip, one_line
 from tests.reports import Said, write_run
 from tests.runs import Runs
@@ -18,17 +18,17 @@ from tests.test_captions import LISTS, table_of
 from tests.test_report import write_report
 from tests.test_train import run
 
-SHARES = CaptionsConfig(dev_share=0.125, test_share=0.125)
-TOO_SMALL = r"the split 'dev' is too small: CIDEr of one picture is 0 by definition"
+SHARES = CaptionsConfig(val_fraction=0.125, test_fraction=0.125)
+TOO_SMALL = r"the split 'val' is too small: CIDEr of one image is 0 by definition"
 
 
-def kaggle(folder: Path, pictures: int) -> Path:
-    rows = "".join(f"{number}.jpg,A dog\n" for number in range(pictures))
+def kaggle(folder: Path, images: int) -> Path:
+    rows = "".join(f"{number}.jpg,A dog\n" for number in range(images))
     return make_zip(folder / "text.zip", {"captions.txt": f"image,caption\n{rows}"})
 
 
-def one_of_dev(tiny: Artifacts, folder: Path) -> tuple[Path, Path]:
-    """The little world's table with one picture in dev, the others of dev learnt from."""
+def one_of_val(tiny: Artifacts, folder: Path) -> tuple[Path, Path]:
+    """The little world's table with one image in val, the others of val learnt from."""
     header, *rows = tiny.table.read_text().splitlines()
     (first, *_) = (row.split(",")[0] for row in rows if ",dev," in row)
     kept = [row if row.startswith(first) else row.replace(",dev,", ",train,") for row in rows]
@@ -40,73 +40,71 @@ def test_the_sizes_of_the_splits_are_always_said(
 ) -> None:
     caplog.set_level(logging.INFO)
     table_of(tmp_path, "a.jpg#0\tA cat\na.jpg#1\tCats\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
-    said = "4 captions of 3 pictures: 1 to learn from, 1 in dev, 1 in test"
+    said = "4 captions of 3 images: 1 to learn from, 1 in val, 1 in test"
     assert said in caplog.messages
 
 
-@pytest.mark.parametrize("split", ["dev", "test"])
-def test_one_picture_is_warned_of_where_the_split_is_made(
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_one_image_is_warned_of_where_the_split_is_made(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str
 ) -> None:
     table_of(tmp_path, "a.jpg#0\tA cat\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
     (warning,) = (one for one in caplog.messages if f"'{split}' is too small" in one)
-    assert "CIDEr of one picture is 0 by definition" in warning
-    assert f"captions.{split}_share or the archive's list" in warning
+    assert "CIDEr of one image is 0 by definition" in warning
+    assert f"captions.{split}_fraction or the archive's list" in warning
 
 
 def test_an_empty_split_names_what_decides(tmp_path: Path) -> None:
     out = (tmp_path / "captions.csv", tmp_path / "captions.json")
-    with pytest.raises(InputError, match=r"none of 3 pictures .* captions\.dev_share \(0\.125\)"):
+    with pytest.raises(InputError, match=r"none of 3 images .* captions\.val_fraction \(0\.125\)"):
         make_captions(kaggle(tmp_path, 3), *out, SHARES)
     members = {"Flickr8k.token.txt": "a.jpg#0\tA cat\nc.jpg#0\tx y\n", **LISTS}
     members["Flickr_8k.devImages.txt"] = "\n"
-    with pytest.raises(InputError, match=r"dev.*list|devImages"):
+    with pytest.raises(InputError, match=r"val.*list|devImages"):
         make_captions(make_zip(tmp_path / "text.zip", members), *out, SHARES)
 
 
-def test_training_warns_before_it_begins_and_goes_by_the_dev_loss(
+def test_training_warns_before_it_begins_and_goes_by_the_val_loss(
     tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """CIDEr is 0 in every epoch: patience would end the run, and the first would be kept."""
     caplog.set_level(logging.INFO)
-    _, history = run(tiny, tmp_path, one_of_dev(tiny, tmp_path), epochs=6, patience=1)
+    _, history = run(tiny, tmp_path, one_of_val(tiny, tmp_path), epochs=6, patience=1)
     said = caplog.messages
     assert len(history) == 6
     assert (history["cider"] == 0).all()
     assert f"kept epoch {history['val_loss'].idxmin() + 1}" in said
-    warned = next(n for n, one in enumerate(said) if "'dev' is too small" in one)
+    warned = next(n for n, one in enumerate(said) if "'val' is too small" in one)
     assert warned < next(n for n, one in enumerate(said) if one.startswith("epoch 1/6"))
 
 
 def test_evaluation_warns_and_its_page_shows_no_interval(
     tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table, summary = one_of_dev(tiny, tmp_path)
-    config = read(tiny.params, EvaluateConfig).model_copy(update={"split": "dev"})
+    table, summary = one_of_val(tiny, tmp_path)
+    config = read(tiny.params, EvaluateConfig).model_copy(update={"split": "val"})
     digest = json.loads(summary.read_text())["split_digest"]
     assert digest == json.loads(tiny.summary.read_text())["split_digest"]
     tiny.evaluate(config, tmp_path, table=table, summary=summary)
-    assert any("'dev' is too small" in one for one in caplog.messages)
+    assert any("'val' is too small" in one for one in caplog.messages)
 
 
-def test_a_page_of_one_picture_has_no_intervals_and_says_why(tmp_path: Path) -> None:
+def test_a_page_of_one_image_has_no_intervals_and_says_why(tmp_path: Path) -> None:
     said = Said("a.jpg", "a dog runs with it", ["a dog runs with it now"], 0.0, 70.0)
     page = write_report(write_run(tmp_path, [said]), tmp_path / "report.html")
-    assert "CIDEr of one picture is 0 by definition" in page
+    assert "CIDEr of one image is 0 by definition" in page
     assert "no interval" in page
     assert "95 % interval 0.0" not in page
     assert 'class="interval"' not in page
 
 
-def test_too_few_pictures_cannot_tell_better_from_chance(tmp_path: Path) -> None:
-    runs = Runs(tmp_path / "repository", pictures=5)
+def test_too_few_images_cannot_tell_better_from_chance(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "repository", images=5)
     for tag, wrong in (("base", 0.7), ("good", 0.1)):
         runs.write(runs.captions(wrong=wrong))
         runs.commit(tag)
     done = runs.compare("base", "good")
     assert done.returncode == 0, done.stderr
     assert "Better" not in done.stdout.split("\n\n")[1]
-    assert "5 pictures are too few to tell a difference from chance" in done.stdout
-    assert "evaluate on more pictures" in one_line(
-        runs.compare("base", "good", "--fail-on", "noise")
-    )
+    assert "5 images are too few to tell a difference from chance" in done.stdout
+    assert "evaluate on more images" in one_line(runs.compare("base", "good", "--fail-on", "noise"))

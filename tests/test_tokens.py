@@ -4,8 +4,8 @@ import unicodedata
 
 import pytest
 
-from pipeline.scoring.tokens import tokenize
-from pipeline.store.text import read_text_archive
+from pipeline.captions.tokenizer import tokenize
+from pipeline.sources.flickr8k import read_text_archive
 from tests.conftest import SHARED
 from tests.hard_captions import DIFFERENT, digest, hard_captions, read_table
 

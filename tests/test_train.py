@@ -15,15 +15,15 @@ from pipeline.config import read
 from pipeline.config.extract import ExtractConfig
 from pipeline.config.train import TrainConfig
 from pipeline.config.vocab import VocabConfig
-from pipeline.errors import InputError
-from pipeline.extract import extract
-from pipeline.model import fit
-from pipeline.model.build import DECODERS
-from pipeline.model.decoder import Decoder
-from pipeline.model.heard import own_words
-from pipeline.store.model import read_model
-from pipeline.train import train
-from pipeline.vocab import make_vocabulary
+from pipeline.decoders.build import DECODERS
+from pipeline.decoders.captioner_file import read_model
+from pipeline.decoders.decoder import Decoder
+from pipeline.runtime.errors import InputError
+from pipeline.stages.extract import extract
+from pipeline.stages.train import train
+from pipeline.stages.vocab import make_vocabulary
+from pipeline.training import trainer as fit
+from pipeline.training.scheduled_sampling import scheduled_sampling
 from tests.conftest import ROOT, Artifacts, showtell, write_params
 
 CPU = torch.device("cpu")
@@ -241,7 +241,7 @@ def test_scheduled_sampling_begins_with_the_references_and_ends_with_own_words(
 
     def noted(decoder: Any, features: Any, inputs: torch.Tensor, share: float) -> torch.Tensor:
         shares.append(share)
-        return own_words(decoder, features, inputs, share)
+        return scheduled_sampling(decoder, features, inputs, share)
 
     monkeypatch.setattr(fit, "own_words", noted)
     run(tiny, tmp_path, epochs=2, scheduled_sampling=0.5)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.scoring.variety import variety
+from pipeline.evaluation.diversity import variety
 
 
 def test_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Several views of a picture, side by side in one cache: CNNs, sizes, and mirror images."""
+"""Several views of an image, side by side in one cache: CNNs, sizes, and mirror images."""
 
 import io
 import json
@@ -11,17 +11,17 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from pipeline.backbone import make_backbone
+from pipeline.backbones.weights import read_backbones
 from pipeline.config import read
 from pipeline.config.backbone import BackboneConfig
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.extract import ExtractConfig
 from pipeline.config.train import TrainConfig
-from pipeline.extract import auto_batch, extract, make_recipe
-from pipeline.store.features import read_features
-from pipeline.store.pictures import PictureArchive
-from pipeline.store.weights import read_backbones
-from pipeline.train import train
+from pipeline.features.feature_cache import read_features
+from pipeline.images.archive import ImageArchive
+from pipeline.stages.backbone import make_backbone
+from pipeline.stages.extract import default_batch_size, extract, make_recipe
+from pipeline.stages.train import train
 from tests.conftest import SHAPES, Artifacts, command, one_line, write_params
 
 TWO = {"name": ["shufflenet_v2_x0_5", "squeezenet1_1"], "weights": [str(SHAPES), "random"]}
@@ -42,16 +42,16 @@ def features(
 
 @pytest.fixture(scope="module")
 def mirror_world(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures of the little world, mirrored; as PNG, for JPEG would not keep them."""
+    """The images of the little world, mirrored; as PNG, for JPEG would not keep them."""
     folder = tmp_path_factory.mktemp("mirror")
     with (
-        PictureArchive(tiny.images) as images,
+        ImageArchive(tiny.images) as images,
         zipfile.ZipFile(folder / "plain.zip", "w") as plain,
         zipfile.ZipFile(folder / "mirrored.zip", "w") as mirrored,
     ):
         for image_id in images.ids[:8]:
-            picture = Image.open(io.BytesIO(images.content(image_id)))
-            for archive, shown in ((plain, picture), (mirrored, ImageOps.mirror(picture))):
+            image = Image.open(io.BytesIO(images.content(image_id)))
+            for archive, shown in ((plain, image), (mirrored, ImageOps.mirror(image))):
                 content = io.BytesIO()
                 shown.save(content, "PNG")
                 archive.writestr(f"{Path(image_id).stem}.png", content.getvalue())
@@ -100,7 +100,7 @@ def test_mirrored_vectors_are_the_mean_of_both(
     np.testing.assert_allclose(mean, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_a_mirrored_cell_is_where_it_is_in_the_picture(
+def test_a_mirrored_cell_is_where_it_is_in_the_image(
     tiny: Artifacts, mirror_world: Path, tmp_path: Path
 ) -> None:
     plain, mirrored = (
@@ -132,12 +132,12 @@ def test_cells_says_how_many_a_side(tiny: Artifacts, tmp_path: Path) -> None:
     assert grid.shape == (62, 3, 3, 1024)
 
 
-def test_on_a_cpu_larger_pictures_come_in_smaller_batches(tiny: Artifacts, tmp_path: Path) -> None:
+def test_on_a_cpu_larger_images_come_in_smaller_batches(tiny: Artifacts, tmp_path: Path) -> None:
     batches = {}
     for size in (64, 224, 320, 448, 1000):
         params = write_params(tmp_path / "params.yaml", extract={"image_size": [64, size]})
         recipe = make_recipe(read_backbones(tiny.backbone), read(params, ExtractConfig))
-        batches[size] = auto_batch(recipe, torch.device("cpu"))
+        batches[size] = default_batch_size(recipe, torch.device("cpu"))
     assert batches == {64: 4, 224: 4, 320: 2, 448: 1, 1000: 1}
 
 

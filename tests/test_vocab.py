@@ -6,24 +6,24 @@ from typing import Any
 
 import pytest
 
+from pipeline.captions.table import Summary, read_summary, write_summary, write_table
+from pipeline.captions.tokenizer import TOKENIZER
+from pipeline.captions.vocabulary import END, PAD, SPECIAL, START, UNK, read_vocabulary
 from pipeline.config.vocab import VocabConfig
-from pipeline.errors import InputError
-from pipeline.scoring.tokens import TOKENIZER
-from pipeline.store.files import write_sealed
-from pipeline.store.table import Summary, read_summary, write_summary, write_table
-from pipeline.store.vocabulary import END, PAD, SPECIAL, START, UNK, read_vocabulary
-from pipeline.vocab import make_vocabulary
+from pipeline.runtime.errors import InputError
+from pipeline.runtime.files import write_sealed
+from pipeline.stages.vocab import make_vocabulary
 
 
 def made(folder: Path, min_count: int) -> list[str]:
     rows = [
         ("a.jpg", "train", "", ["b", "a", "c", "<unk>"]),
         ("a.jpg", "train", "", ["b", "a", "d"]),
-        ("b.jpg", "dev", "", ["x", "x", "x", "b"]),
+        ("b.jpg", "val", "", ["x", "x", "x", "b"]),
         ("c.jpg", "test", "", ["y", "y", "y", "b"]),
     ]
     table, summary, out = (folder / f for f in ("captions.csv", "captions.json", "vocabulary.json"))
-    counts = {"train": 1, "dev": 1, "test": 1}
+    counts = {"train": 1, "val": 1, "test": 1}
     about = Summary("lists", "", TOKENIZER, write_table(table, rows), counts, len(rows), 0)
     write_summary(summary, about)
     make_vocabulary(table, summary, out, VocabConfig(min_count=min_count))
@@ -35,7 +35,7 @@ def test_frequent_words_first_ties_by_the_alphabet(tmp_path: Path) -> None:
     assert made(tmp_path, 2) == [*SPECIAL, "a", "b"]
 
 
-def test_words_of_dev_and_test_are_unknown(tmp_path: Path) -> None:
+def test_words_of_val_and_test_are_unknown(tmp_path: Path) -> None:
     made(tmp_path, 1)
     digest = read_summary(tmp_path / "captions.json").table_digest
     vocabulary = read_vocabulary(tmp_path / "vocabulary.json", digest)

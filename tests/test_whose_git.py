@@ -61,7 +61,7 @@ def test_the_gate_on_the_demo_works_from_a_subfolder(tmp_path: Path) -> None:
     shutil.copytree(ROOT / ".dvc/plots", project / ".dvc/plots")
     for name in (".dvc/config", "params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, project / name)
-    (project / "pipeline/demo/run.py").write_text(MADE_DEMO)
+    (project / "pipeline/commands/demo.py").write_text(MADE_DEMO)
     git = ("git", "-C", str(top), "-c", "user.name=t", "-c", "user.email=t@example.com")
     subprocess.run(["git", "init", "--quiet", str(top)], check=True)
     for tag, wrong in (("base", 0.4), ("good", 0.15)):

@@ -1,1 +1,1 @@
-"""Whether one run is better than another, and how sure that is."""
+"""Runs compared, with significance."""

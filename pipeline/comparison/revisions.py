@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.runtime.errors import InputError
 
 WORKSPACE = "workspace"
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, cast
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from pipeline.errors import InputError
+from pipeline.runtime.errors import InputError
 
 MERGE = "tag:yaml.org,2002:merge"  # the key <<, which takes over another mapping's keys
 GROUPS = (
@@ -76,7 +76,7 @@ def read(path: Path, config: type[AnyConfig]) -> AnyConfig:
     }
     if any(getattr(one, "device", None) == "cuda" for one in by_group.values()):
         # By name, as above. Before any work, not when the stage comes that wants the GPU.
-        importlib.import_module("pipeline.device").choose_device("cuda")
+        importlib.import_module("pipeline.runtime.device").resolve_device("cuda")
     given, taken = by_group["extract"].layer, by_group["train"].layer
     if given != taken:
         raise InputError(

@@ -10,14 +10,14 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class CaptionsConfig(Config):
-    """How pictures are split where the text archive brings no split lists."""
+    """How images are split where the text archive brings no split lists."""
 
     group: ClassVar[str] = "captions"
-    dev_share: Share
-    test_share: Share
+    val_fraction: Share
+    test_fraction: Share
 
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> "CaptionsConfig":
-        if self.dev_share + self.test_share >= 1:
-            raise ValueError("such that dev_share + test_share stay below 1")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("such that val_fraction + test_fraction stay below 1")
         return self

@@ -11,7 +11,7 @@ class EvaluateConfig(Config):
     """How captions are searched for, and on which split they are scored."""
 
     group: ClassVar[str] = "evaluate"
-    split: Literal["dev", "test"]
+    split: Literal["val", "test"]
     beam: Annotated[int, Field(ge=1, le=100)]
     length_penalty: Annotated[float, Field(ge=0, le=5)]
     max_length: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"]

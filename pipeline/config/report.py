@@ -8,10 +8,10 @@ from pipeline.config import Config
 
 
 class ReportConfig(Config):
-    """What the page shows of the pictures, and how its intervals are drawn."""
+    """What the page shows of the images, and how its intervals are drawn."""
 
     group: ClassVar[str] = "report"
-    pictures: Annotated[int, Field(ge=1, le=1_000_000)]
+    images: Annotated[int, Field(ge=1, le=1_000_000)]
     thumbnail: Annotated[int, Field(ge=16, le=1024)]
     quality: Annotated[int, Field(ge=1, le=95)]
     resamples: Annotated[int, Field(ge=100, le=1_000_000)]

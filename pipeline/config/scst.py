@@ -13,7 +13,7 @@ class ScstConfig(Config):
     group: ClassVar[str] = "scst"
     epochs: Annotated[int, Field(ge=0, le=1_000_000)]
     patience: Annotated[int, Field(ge=1, le=1_000_000)]
-    pictures: Annotated[int, Field(ge=1, le=65536)]
+    images: Annotated[int, Field(ge=1, le=65536)]
     samples: Annotated[int, Field(ge=2, le=64)]
     bleu: Annotated[float, Field(ge=0, le=100)]
     temperature: Annotated[float, Field(gt=0, le=2)]

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config import Config
-from pipeline.model.names import DecoderName, layer_of
+from pipeline.decoders.registry import DecoderName, feature_kind
 
 Width = Annotated[int, Field(ge=1, le=16384)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -46,7 +46,7 @@ class TrainConfig(Config):
     @property
     def layer(self) -> Literal["pooled", "grid"]:
         """The features that the decoder takes."""
-        return layer_of(self.decoder)
+        return feature_kind(self.decoder)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

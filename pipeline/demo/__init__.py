@@ -1,1 +1,1 @@
-"""The whole graph on a little world of coloured shapes, made here, offline."""
+"""The demo's data set of drawn shapes, and its CNN."""

@@ -2,7 +2,7 @@
 
 As ImageNet is to Flickr8k, so is this task to the demo's: another task on the same world, with no
 words. The CNN is shown one to three shapes and says which of the 30 kinds are there and, of those,
-in which half of the picture from left to right and from top to bottom.
+in which half of the image from left to right and from top to bottom.
 """
 
 import logging
@@ -17,11 +17,11 @@ import typer
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.cnn.trunk import build_trunk, pool
-from pipeline.demo.world import KINDS, SIDE, draw, random_things
-from pipeline.device import make_repeatable
-from pipeline.progress import bar
-from pipeline.store.files import atomic
+from pipeline.backbones.backbone import build_trunk, pool
+from pipeline.demo.shapes import KINDS, SIDE, draw, random_things
+from pipeline.runtime.device import seed_everything
+from pipeline.runtime.files import atomic_write
+from pipeline.runtime.progress import bar
 
 log = logging.getLogger(__name__)
 
@@ -32,40 +32,40 @@ BATCH = 64
 
 
 def draw_examples(count: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures uint8 (N, 3, SIDE, SIDE), presence (N, kinds), halves (N, kinds, 2) as 0 or 1."""
-    pictures = torch.empty(count, 3, SIDE, SIDE, dtype=torch.uint8)
+    """Images uint8 (N, 3, SIDE, SIDE), presence (N, kinds), halves (N, kinds, 2) as 0 or 1."""
+    images = torch.empty(count, 3, SIDE, SIDE, dtype=torch.uint8)
     presence = torch.zeros(count, len(KINDS))
     halves = torch.zeros(count, len(KINDS), 2)
-    for row in bar(range(count), label="draw", unit="picture"):
+    for row in bar(range(count), label="draw", unit="image"):
         things = random_things(rng, rng.randint(1, 3))
-        pictures[row] = torch.from_numpy(np.array(draw(things, rng))).permute(2, 0, 1)
+        images[row] = torch.from_numpy(np.array(draw(things, rng))).permute(2, 0, 1)
         for thing in things:
             kind = KINDS.index((thing.colour, thing.shape))
             presence[row, kind] = 1
             halves[row, kind] = torch.tensor([thing.x > 0.5, thing.y > 0.5]).float()
-    return pictures, presence, halves
+    return images, presence, halves
 
 
-def normalised(pictures: Tensor) -> Tensor:
+def normalised(images: Tensor) -> Tensor:
     """uint8 (B, 3, SIDE, SIDE) -> float (B, 3, SIZE, SIZE), as extraction prepares them."""
-    small = F.interpolate(pictures.float(), size=SIZE, mode="bilinear", antialias=True)
+    small = F.interpolate(images.float(), size=SIZE, mode="bilinear", antialias=True)
     mean, std = (255 * torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
     return ((small - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def pretrain(out: Path, pictures: int, epochs: int, seed: int) -> float:
+def pretrain(out: Path, images: int, epochs: int, seed: int) -> float:
     """Train the CNN and write its trunk to `out` (float16); the share of kinds named right.
 
-    Right means that, in a picture held out, all kinds that are there are named and none other.
+    Right means that, in an image held out, all kinds that are there are named and none other.
     """
-    make_repeatable(seed)
-    shown, presence, halves = draw_examples(pictures, random.Random(seed))
+    seed_everything(seed)
+    shown, presence, halves = draw_examples(images, random.Random(seed))
     trunk = build_trunk(BACKBONE).train().requires_grad_(True)
     trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = pool(trunk(normalised(shown[:2]))).shape[1]
     head = nn.Linear(features, len(KINDS) * 3)
-    held_out = max(1, pictures // 20)
-    train_rows = pictures - held_out
+    held_out = max(1, images // 20)
+    train_rows = images - held_out
     weights = [*trunk.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=4e-3, weight_decay=0.02)
     steps = train_rows // BATCH
@@ -99,7 +99,7 @@ def pretrain(out: Path, pictures: int, epochs: int, seed: int) -> float:
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in trunk.state_dict().items()
     }
-    with atomic(out) as scratch:
+    with atomic_write(out) as scratch:
         scratch.write_bytes(save(tensors))
     return right
 
@@ -108,7 +108,7 @@ def pretrain(out: Path, pictures: int, epochs: int, seed: int) -> float:
 def _test(
     trunk: nn.Module, head: nn.Module, shown: Tensor, presence: Tensor, halves: Tensor, begin: int
 ) -> tuple[float, float]:
-    """Share of held-out pictures named right, and of things placed in the right halves."""
+    """Share of held-out images named right, and of things placed in the right halves."""
     trunk.eval()
     answer = torch.cat(
         [head(pool(trunk(normalised(part)))) for part in shown[begin:].split(BATCH)]
@@ -123,10 +123,10 @@ def main(
     out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")] = Path(
         "pipeline/demo/shapes.safetensors"
     ),
-    pictures: Annotated[int, typer.Option(min=100, help="Pictures to draw.")] = 20000,
+    images: Annotated[int, typer.Option(min=100, help="Images to draw.")] = 20000,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of the pictures and the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and the training.")] = 0,
 ) -> None:
     """Train the demo's small CNN to name shapes."""
-    right = pretrain(out, pictures, epochs, seed)
-    log.info("wrote %s: %.1f %% of held-out pictures named right", out, 100 * right)
+    right = pretrain(out, images, epochs, seed)
+    log.info("wrote %s: %.1f %% of held-out images named right", out, 100 * right)

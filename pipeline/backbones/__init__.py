@@ -1,0 +1,1 @@
+"""CNNs without their classifier heads, and their weights."""

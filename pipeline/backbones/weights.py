@@ -1,0 +1,62 @@
+"""The frozen CNNs' weights as an artifact: trunk tensors, and what they are."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.features.recipe import Preprocessing
+from pipeline.runtime.errors import InputError
+from pipeline.runtime.tensors import read_tensors, tensors_digest, write_tensors
+
+
+@dataclass(frozen=True)
+class BackboneWeights:
+    """A trunk's weights, by the trunk's own names."""
+
+    name: str  # torchvision's name of the classifier
+    weights: str  # where they came from: a torchvision name, a file's name, or random:SEED
+    preprocessing: Preprocessing
+    tensors: dict[str, Tensor]
+
+    @property
+    def digest(self) -> str:
+        return tensors_digest(self.tensors)
+
+
+def write_backbones(path: Path, backbones: Sequence[BackboneWeights]) -> None:
+    """One file of one or several trunks."""
+    headers: list[dict[str, Any]] = [
+        {
+            "name": backbone.name,
+            "weights": backbone.weights,
+            "preprocessing": asdict(backbone.preprocessing),
+        }
+        for backbone in backbones
+    ]
+    tensors = {
+        f"{number}.{name}": tensor
+        for number, backbone in enumerate(backbones)
+        for name, tensor in backbone.tensors.items()
+    }
+    write_tensors(path, tensors, {"backbones": headers})
+
+
+def read_backbones(path: Path) -> list[BackboneWeights]:
+    """
+    Raises:
+        InputError: the file is absent, damaged, or no backbone.
+    """
+    tensors, content = read_tensors(path, made_by="backbone")
+    backbones = []
+    try:
+        for number, header in enumerate(content["backbones"]):
+            begin = f"{number}."
+            own = {k.removeprefix(begin): v for k, v in tensors.items() if k.startswith(begin)}
+            pre = Preprocessing.from_json(header["preprocessing"])
+            backbones.append(BackboneWeights(str(header["name"]), str(header["weights"]), pre, own))
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is no backbone; run the stage 'backbone' again") from None
+    return backbones

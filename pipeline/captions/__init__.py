@@ -1,0 +1,1 @@
+"""Captions as tokens: the tokenizer, the table of captions, the vocabulary."""

@@ -1,0 +1,83 @@
+"""The vocabulary: word ids in a stable order, as JSON."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.errors import InputError
+from pipeline.runtime.files import read_sealed, write_sealed
+
+PAD, START, END, UNK = range(4)
+SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words by id; the first four are the special ones."""
+
+    words: tuple[str, ...]
+    ids: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", {word: i for i, word in enumerate(self.words)})
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, tokens: Iterable[str]) -> list[int]:
+        """Word ids, <unk> for a word not in the vocabulary."""
+        return [self.ids.get(token, UNK) for token in tokens]
+
+    def decode(self, ids: Sequence[int]) -> list[str]:
+        return [self.words[i] for i in ids]
+
+
+def build_vocabulary(captions: Iterable[Sequence[str]], min_count: int) -> Vocabulary:
+    """Words seen `min_count` times or more, the most frequent first, ties by the alphabet."""
+    counts = Counter(token for caption in captions for token in caption)
+    kept = sorted(
+        (word for word, count in counts.items() if count >= min_count and word not in SPECIAL),
+        key=lambda word: (-counts[word], word),
+    )
+    return Vocabulary((*SPECIAL, *kept))
+
+
+def write_vocabulary(path: Path, vocabulary: Vocabulary, min_count: int, table_digest: str) -> None:
+    content = {"min_count": min_count, "table_digest": table_digest}
+    write_sealed(path, {**content, "words": list(vocabulary.words)})
+
+
+def read_vocabulary(path: Path, table_digest: str) -> Vocabulary:
+    """
+    Args:
+        table_digest: of the captions that are to be said with it.
+
+    Raises:
+        InputError: the file is absent, damaged, no vocabulary, or that of other captions.
+    """
+    content = read_sealed(path, made_by="vocab")
+    vocabulary = check_words(content.get("words"), where=str(path))
+    if content.get("table_digest") != table_digest:
+        raise InputError(f"{path} is the vocabulary of another captions table; run 'vocab' again")
+    return vocabulary
+
+
+def check_words(words: Any, where: str) -> Vocabulary:
+    """A vocabulary from a JSON list, checked.
+
+    Raises:
+        InputError: it is no list of distinct words that begins with the special ones.
+    """
+    if (
+        not isinstance(words, list)
+        or not all(isinstance(word, str) and word.isprintable() for word in words)
+        or tuple(words[: len(SPECIAL)]) != SPECIAL
+        or len(set(words)) != len(words)
+    ):
+        raise InputError(
+            f"{where} holds no vocabulary: expected distinct words that begin with "
+            f"{' '.join(SPECIAL)}; run the stage 'vocab' again"
+        )
+    return Vocabulary(tuple(words))

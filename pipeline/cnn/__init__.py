@@ -1,1 +1,0 @@
-"""The frozen CNN: its trunk, what it is shown, and how it is run."""

@@ -1,0 +1,100 @@
+"""`showtell attend`: where an attention decoder looked, word by word, as images."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pipeline.commands.caption import Captioner, collect_images, parse_device
+from pipeline.generation.beam_search import BeamSearchConfig
+from pipeline.runtime.device import seed_everything
+from pipeline.runtime.errors import InputError, sanitize
+from pipeline.runtime.files import atomic_write
+
+COLUMNS = 6
+TEXT_HEIGHT, GAP = 24, 8  # pixels
+
+
+def attention_sheet(image: Tensor, words: Sequence[str], weights: Tensor) -> Image.Image:
+    """The image as the CNN saw it, then once a word, bright where that word looked.
+
+    Args:
+        image: uint8 (S, S, 3).
+        words: T of them.
+        weights: (T, height, width), each word's summing to one, or to less where it looked at
+            the decoder's own sentinel instead.
+    """
+    whole = Image.fromarray(image.numpy())
+    size = whole.width
+    dark = Image.new("RGB", whole.size)
+    tiles = [("", whole)]
+    for word, grid in zip(words, weights, strict=True):
+        bright = (grid / grid.max().clamp_min(1e-9) * 255).round().to(torch.uint8)
+        mask = Image.fromarray(bright.numpy()).resize(whole.size, Image.Resampling.BICUBIC)
+        mask = mask.point(lambda value: 50 + value * 205 // 255)
+        label = word if float(grid.sum()) > 0.995 else f"{word} ({grid.sum():.0%} seen)"
+        tiles.append((label, Image.composite(whole, dark, mask)))
+    rows = -(-len(tiles) // COLUMNS)
+    cell = (size + GAP, size + TEXT_HEIGHT + GAP)
+    sheet = Image.new("RGB", (COLUMNS * cell[0] + GAP, rows * cell[1] + GAP), "white")
+    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for number, (label, tile) in enumerate(tiles):
+        x, y = GAP + number % COLUMNS * cell[0], GAP + number // COLUMNS * cell[1]
+        sheet.paste(tile, (x, y + TEXT_HEIGHT))
+        canvas.text((x, y), label, fill="black", font=font)
+    return sheet
+
+
+def main(
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTO", help="Images, or folders of images.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder for a PNG an image.")] = Path("attention"),
+    model: Annotated[list[Path], typer.Option(help="The trained model.")] = [  # noqa: B006
+        Path("models/captioner.safetensors")
+    ],
+    backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
+        "models/backbone.safetensors"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
+    length_penalty: Annotated[
+        float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
+    ] = 1.0,
+) -> None:
+    """Draw where an attention decoder looked, word by word."""
+    seed_everything(seed=0)
+    chosen = parse_device(device)
+    images = collect_images(photos)
+    names = [path.name for path in images]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two images are named {twice[0]}; draw them to two folders")
+    if len(model) > 1:  # an ensemble has no one place where it looked
+        raise InputError(f"one model at a time can be drawn, not {len(model)}; name one --model")
+    captioner = Captioner(backbone, model, chosen)
+    if not captioner.attends:
+        raise InputError(
+            f"the decoder of {model[0]} attends to no grid; train an attention decoder"
+        )
+    search = BeamSearchConfig(beam, length_penalty, captioner.max_length, block_ngram=2)
+    failed = False
+    for path in images:
+        try:
+            views = captioner.preprocess(path)
+        except InputError as error:
+            print(f"error: {sanitize(str(error))}", file=sys.stderr)
+            failed = True
+            continue
+        ((caption,),) = captioner.caption([views], search)
+        weights = captioner.attention(views, caption.split())
+        target = out / f"{path.name}.attention.png"
+        with atomic_write(target) as scratch:
+            attention_sheet(views[0], caption.split(), weights).save(scratch, "PNG")
+        print(f"{sanitize(str(target))}\t{caption}", flush=True)
+    if failed:
+        raise SystemExit(1)

@@ -1,0 +1,1 @@
+"""Features and captions of a split, batched for training."""

@@ -1,0 +1,100 @@
+"""The cached features of one split, wherever they fit: on the device, or mapped from the file."""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.features.feature_cache import Features
+from pipeline.runtime.errors import InputError
+
+CHUNK = 4_000_000  # numbers looked at together
+READERS = 8  # threads that read and check rows while a GPU takes them
+
+
+class FeatureDataset:
+    """Features of N images by number.
+
+    Vectors live on the device whole, and so do grids on a GPU that has room for twice as much.
+    Other grids stay in the file, mapped: the system's page cache is their memory, shared by all
+    processes that read the file. What is read is checked each time: a week is long for a disk.
+    """
+
+    def __init__(self, cache: Features, ids: Sequence[str], device: torch.device) -> None:
+        """
+        Raises:
+            InputError: an image is not in the cache, or its features are damaged or not finite.
+        """
+        self._rows = cache.row_indices(ids)  # (N,), in the file
+        self._cache, self.device = cache, device
+        self.shape = cache.array.shape[1:]
+        self._resident: Tensor | None = None
+        if len(self.shape) == 1 or self._fits():
+            kind = torch.float32 if len(self.shape) == 1 else getattr(torch, cache.array.dtype.name)
+            self._resident = torch.empty(len(self), *self.shape, dtype=kind, device=device)
+        self.mean, self.std = self._compute_stats()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, images: Tensor | slice) -> Tensor:
+        """float32 (P, …) on the device, of images (P,) by number, or of a slice.
+
+        Raises:
+            InputError: what is read from the file now is not what was written there.
+        """
+        if self._resident is not None:
+            chosen = images if isinstance(images, slice) else images.to(self.device)
+            return self._resident[chosen].float()
+        which = images if isinstance(images, slice) else images.cpu().numpy()
+        rows = torch.from_numpy(self._cache.checked(self._rows[which]))
+        return rows.to(self.device).float()
+
+    def _fits(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        size = len(self) * math.prod(self.shape) * self._cache.array.dtype.itemsize
+        return 2 * size < torch.cuda.mem_get_info(self.device)[0]
+
+    def _compute_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (D,) over images and cells, float32; all is checked, and
+        held where it is to be."""
+        total, squares = torch.zeros(2, self.shape[-1], dtype=torch.float64, device=self.device)
+        begin = 0
+        for rows in self._parts():
+            part = torch.from_numpy(rows).to(self.device)
+            if self._resident is not None:
+                self._resident[begin : begin + len(part)] = part
+            begin += len(part)
+            part = part.double().flatten(0, -2)  # (P * cells, D)
+            total, squares = total + part.sum(dim=0), squares + part.square().sum(dim=0)
+        if not torch.isfinite(squares).all():
+            raise InputError(
+                f"{self._cache.path} holds numbers that are not finite; run 'extract' again"
+            )
+        count = len(self) * math.prod(self.shape[:-1])
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0)
+        return mean.float(), variance.sqrt().float()
+
+    def _parts(self) -> Iterator[np.ndarray]:
+        """All rows in order, some at a time, read and checked; beside a GPU by several threads."""
+        images = max(1, CHUNK // math.prod(self.shape))
+        parts = [self._rows[begin : begin + images] for begin in range(0, len(self), images)]
+        if self.device.type == "cpu":
+            yield from map(self._cache.checked, parts)
+            return
+        with ThreadPoolExecutor(READERS) as readers:
+            for begin in range(0, len(parts), 2 * READERS):  # so many of them at once in memory
+                yield from readers.map(self._cache.checked, parts[begin : begin + 2 * READERS])
+
+
+def add_noise(features: Tensor, std: Tensor, noise: float) -> Tensor:
+    """Features (…, D) with Gaussian noise on each, of `noise` times its standard deviation (D,).
+
+    No image then looks quite the same twice (Bishop, Neural Computation 1995).
+    """
+    return features + noise * std * torch.randn_like(features) if noise else features

@@ -1,0 +1,1 @@
+"""The reports of an evaluation, and what is computed for them alone."""

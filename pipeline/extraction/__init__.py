@@ -1,0 +1,1 @@
+"""From images to features: preprocessing, the CNN, the writer of the cache."""

@@ -1,0 +1,1 @@
+"""From features to captions: beam search, sampling, greedy decoding."""

@@ -1,0 +1,1 @@
+"""Image files, single and in zips: found, read and decoded."""

@@ -1,0 +1,101 @@
+"""BLEU, CIDEr and ROUGE-L of captions against their references, all on the scale 0 to 100.
+
+BLEU is of NLTK's counts, without smoothing (`pipeline.metrics.bleu`), CIDEr is pycocoevalcap's
+CIDEr-D with the references' own document frequencies (Vedantam et al. 2015), ROUGE-L is
+pycocoevalcap's (Lin 2004). All take the tokens of `pipeline.captions.tokenizer`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from nltk.translate.bleu_score import (
+    SmoothingFunction,
+    closest_ref_length,
+    modified_precision,
+    sentence_bleu,
+)
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from pipeline.metrics.bleu import ORDERS, SCALE, add_ngram_totals, bleu_from_counts
+
+Tokens = Sequence[str]
+
+
+def bleu_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
+    """Per caption, (N, 2 + ORDERS) integers: its words, the words of the reference nearest in
+    length, and for n = 1 to 4 how many of its n-grams are in a reference, clipped.
+
+    The counts are NLTK's. Its `corpus_bleu` is not used, because it counts a caption with too few
+    words for an n-gram as one n-gram that is wrong; the paper and coco-caption count none.
+    """
+    rows = [
+        [
+            len(caption),
+            closest_ref_length(refs, len(caption)),
+            *(
+                modified_precision(refs, caption, n).numerator if len(caption) >= n else 0
+                for n in range(1, ORDERS + 1)
+            ),
+        ]
+        for caption, refs in zip(captions, references, strict=True)
+    ]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), 2 + ORDERS)
+
+
+def bleu(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """Corpus BLEU-1 to BLEU-4, x100, unsmoothed; 0 where no n-gram matches."""
+    sums = add_ngram_totals(bleu_counts(captions, references)).sum(axis=0)
+    return [float(one) for one in bleu_from_counts(sums)]
+
+
+def cider(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> tuple[float, list[float]]:
+    """CIDEr-D, x100: the mean, and each caption's."""
+    mean, each = Cider().compute_score(*_as_coco(captions, references))
+    return SCALE * float(mean), [SCALE * float(one) for one in each]
+
+
+def rouge_l(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> tuple[float, list[float]]:
+    """ROUGE-L, x100: the mean, and each caption's."""
+    mean, each = Rouge().compute_score(*_as_coco(captions, references))
+    return SCALE * float(mean), [SCALE * float(one) for one in each]
+
+
+def sentence_bleu_4(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> list[float]:
+    """Smoothed sentence BLEU-4 of each caption, x100: to sort captions by, not to average.
+
+    Corpus BLEU is no mean over sentences; without smoothing most sentences would have 0. Smoothed
+    by adding 0.1 to orders without a match (Chen & Cherry 2014, method 1).
+    """
+    smooth = SmoothingFunction(epsilon=0.1).method1
+    return [
+        SCALE * float(sentence_bleu(refs, caption, smoothing_function=smooth)) if caption else 0.0
+        for caption, refs in zip(captions, references, strict=True)
+    ]
+
+
+def compute_scores(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> dict[str, float]:
+    """The scores that a set of captions is known by."""
+    orders = bleu(captions, references)
+    return {
+        **{f"bleu_{n}": orders[n - 1] for n in range(1, 5)},
+        "cider": cider(captions, references)[0],
+        "rouge_l": rouge_l(captions, references)[0],
+    }
+
+
+def _as_coco(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """References and captions by number, as pycocoevalcap takes them."""
+    gts = {i: [" ".join(one) for one in refs] for i, refs in enumerate(references)}
+    res = {i: [" ".join(caption)] for i, caption in enumerate(captions)}
+    return gts, res

@@ -1,1 +1,0 @@
-"""Decoders behind one small interface, and the search that all of them share."""

@@ -1,0 +1,116 @@
+"""Writing files whole or not at all, and telling them apart."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.errors import InputError
+
+
+def named_file(text: str, key: str) -> Path:
+    """The file that the param `key` names.
+
+    Raises:
+        InputError: there is none; the line says where it was looked for.
+    """
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  Path's own raises of unknown users
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"{key} names {text}, which is a folder; name a file")
+    if path.is_absolute():
+        raise InputError(f"{key} names {text}, which is not a file; check the path")
+    why = "check the path"
+    if in_experiment():
+        why = "experiments of --temp and the queue run in a copy of the repository, so give a path "
+        why += "that begins with /"
+    raise InputError(f"{key} names {text}, but {path.absolute()} is not a file; {why}")
+
+
+def in_experiment() -> bool:
+    """Whether this runs in one of the folders that DVC makes for experiments and removes again."""
+    return ".dvc/tmp/exps" in Path.cwd().as_posix()
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path to write to, moved to `path` once it is whole and on the disk.
+
+    A crash or an error leaves whatever was at `path` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield scratch
+        with scratch.open("rb") as written:
+            os.fsync(written.fileno())
+        replace_durably(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def replace_durably(source: Path, target: Path) -> None:
+    """Put a file in another's place, and the new name on the disk as well."""
+    source.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def file_digest(path: Path, algorithm: str = "md5") -> str:
+    """Hexadecimal digest of a file's bytes."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, algorithm).hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that git can diff: indented, UTF-8, no NaN, keys in the order given."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+
+
+def json_digest(content: Any) -> str:
+    """A fingerprint of JSON's content, however it is laid out; 16 hexadecimal digits."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with a digest of itself, by which `read_sealed` knows it."""
+    write_json(path, {**content, "digest": json_digest(content)})
+
+
+def read_sealed(path: Path, made_by: str) -> dict[str, Any]:
+    """
+    Raises:
+        InputError: the file is absent, no JSON object, or not what was written.
+    """
+    content = read_json(path, made_by)
+    if not isinstance(content, dict) or "digest" not in content:
+        raise InputError(f"{path} was not written by this version's '{made_by}'; run it again")
+    if content.pop("digest") != json_digest(content):
+        raise InputError(f"{path} is damaged: it is not what was written; run '{made_by}' again")
+    return content
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """Read JSON, naming the stage that makes it where it cannot be read.
+
+    Raises:
+        InputError: the file is absent or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the stage '{made_by}' makes it") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, absurd numbers, nesting
+        raise InputError(
+            f"{path} is no valid JSON ({error}); run the stage '{made_by}' again"
+        ) from None

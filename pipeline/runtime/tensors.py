@@ -1,0 +1,70 @@
+"""Tensors with a JSON header in one safetensors file: no pickle, always the same bytes."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pipeline.runtime.errors import InputError
+from pipeline.runtime.files import atomic_write, json_digest
+
+# One key only: with several, safetensors writes them in a random order.
+HEADER = "showtell"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors (moved to the CPU), a header and a digest of it all."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    sealed = {**header, "digest": _digest(whole, header)}
+    text = json.dumps(sealed, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as scratch:
+        # save_file would leave the file readable by its owner alone.
+        scratch.write_bytes(save(whole, metadata={HEADER: text}))
+
+
+def read_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        InputError: the file is absent, damaged, or not of this project, or holds a number that is
+            not finite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; the stage '{made_by}' makes it") from None
+    except OSError as error:  # a folder, say
+        raise InputError(f"{path} cannot be read ({error}); check the path") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged or no safetensors file ({error}); run '{made_by}' again"
+        ) from None
+    if not isinstance(header, dict) or "digest" not in header:
+        raise InputError(f"{path} was not written by this version's '{made_by}'; run it again")
+    if header.pop("digest") != _digest(tensors, header):
+        raise InputError(f"{path} is damaged: it is not what was written; run '{made_by}' again")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds numbers that are not finite; run '{made_by}'")
+    return tensors, header
+
+
+def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    return json_digest([header, tensors_digest(tensors)])
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """A fingerprint of names, types, shapes and values; 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,1 +1,0 @@
-"""One tokeniser and one scorer, for training's validation, evaluation and comparison alike."""

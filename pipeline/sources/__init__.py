@@ -1,0 +1,1 @@
+"""Where a data set comes from: downloads, and the formats of captions."""

@@ -1,0 +1,134 @@
+"""Stage 2: one table of every caption of a split, with its tokens."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.captions.table import (
+    FLICKR8K_SPLIT_DIGEST,
+    SPLIT_NAMES,
+    Summary,
+    split_digest,
+    warn_small,
+    write_summary,
+    write_table,
+)
+from pipeline.captions.tokenizer import TOKENIZER, tokenize
+from pipeline.config import read
+from pipeline.config.captions import CaptionsConfig
+from pipeline.runtime.errors import InputError
+from pipeline.sources.flickr8k import ORPHAN_CAPTIONS, TextArchive, read_text_archive
+
+log = logging.getLogger(__name__)
+
+# Letters of scripts that write no spaces between words: Thai, Lao, Burmese, Khmer, Japanese,
+# Chinese.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+"
+)
+LONGEST_MEAN = 6.0  # letters a word, in those; a sentence has more, words of any of them fewer
+
+
+def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig) -> None:
+    """Write the table of captions and the summary of where they came from.
+
+    Raises:
+        InputError: a split has no images, or an image of one has no words in its captions.
+    """
+    archive = read_text_archive(text)
+    split_of = assign_splits(archive, config)
+    written = empty = 0
+    unspaced = letters = 0  # words of such scripts
+
+    def rows() -> Iterator[tuple[str, str, str, list[str]]]:  # one at a time: tokens are large
+        nonlocal written, empty, unspaced, letters
+        for image_id in sorted(split_of):
+            before = written
+            for caption in archive.captions.get(image_id, []):
+                tokens = tokenize(caption)
+                for found in filter(None, map(UNSPACED.findall, tokens)):
+                    unspaced, letters = unspaced + 1, letters + len("".join(found))
+                if tokens:
+                    yield image_id, split_of[image_id], caption, tokens
+                    written += 1
+                else:
+                    log.warning("skipped: a caption of %s without words", image_id)
+                    empty += 1
+            if written == before:
+                raise InputError(f"{text}: no caption of {image_id!r} has any words")
+
+    table_digest = write_table(table, rows())
+    images = {name: list(split_of.values()).count(name) for name in SPLIT_NAMES}
+    log.info(
+        "%d captions of %d images: %d to learn from, %d in val, %d in test",
+        *(written, len(split_of), *images.values()),
+    )
+    for name in ("val", "test"):
+        warn_small(name, images[name])
+    if letters > LONGEST_MEAN * unspaced:
+        log.warning(
+            "%d words of scripts without spaces have %.1f letters on average: whole sentences are "
+            "taken for words; put spaces between the words first (docs/params.md says how)",
+            *(unspaced, letters / unspaced),
+        )
+    digest = split_digest(split_of)
+    origin = "hash, not official" if archive.splits is None else "lists"
+    write_summary(
+        summary,
+        Summary(
+            split="official" if digest == FLICKR8K_SPLIT_DIGEST else origin,
+            split_digest=digest,
+            tokenizer=TOKENIZER,
+            table_digest=table_digest,
+            images=images,
+            captions=written,
+            empty_captions=empty,
+        ),
+    )
+
+
+def assign_splits(archive: TextArchive, config: CaptionsConfig) -> dict[str, str]:
+    """The split of every image: by the archive's lists, else by a hash of the id.
+
+    A hash keeps each image where it is when others are added or the order changes.
+    """
+    if archive.splits is not None:
+        way_out = "put some on its list in the text archive"
+        split_of = {one: split for split, ids in archive.splits.items() for one in ids}
+    else:
+        way_out = (
+            f"change captions.val_fraction ({config.val_fraction:g}) or captions.test_fraction "
+            f"({config.test_fraction:g}), or bring more images"
+        )
+        log.warning("no split lists: the split is made from a hash of the ids, not the official")
+        split_of = {
+            image_id: _split_by_hash(image_id, config)
+            for image_id in archive.captions
+            if image_id not in ORPHAN_CAPTIONS
+        }
+    for name in SPLIT_NAMES:
+        if name not in split_of.values():
+            raise InputError(f"none of {len(split_of)} images is in the split '{name}'; {way_out}")
+    return split_of
+
+
+def _split_by_hash(image_id: str, config: CaptionsConfig) -> str:
+    place = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8]) / 2**64
+    if place < config.test_fraction:
+        return "test"
+    return "val" if place < config.test_fraction + config.val_fraction else "train"
+
+
+def main(
+    text: Annotated[Path, typer.Option(help="The text archive.")],
+    table: Annotated[Path, typer.Option(help="Where to write the captions table (CSV).")],
+    summary: Annotated[Path, typer.Option(help="Where to write its summary (JSON).")],
+    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+) -> None:
+    """Tokenise every caption into one table."""
+    make_captions(text, table, summary, read(params, CaptionsConfig))

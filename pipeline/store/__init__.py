@@ -1,1 +1,0 @@
-"""Files on disk: one module knows each format, and writes, reads and checks it."""

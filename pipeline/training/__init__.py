@@ -1,0 +1,1 @@
+"""Teacher forcing: the trainer and its parts."""
