@@ -44,15 +44,14 @@ compare: $(VENV)/installed  ## the demo at two commits, and whether it got worse
 page: $(VENV)/installed  ## build/report.html: this run's page with another's scores beside it; BASE=main
 	mkdir -p build
 	git show $(or $(BASE),HEAD):./reports/metrics.json > build/base.json
-	$(BIN)/python -m pipeline $$($(BIN)/python -c 'import yaml; print(*yaml.safe_load(open("dvc.yaml"))["stages"]["report"]["cmd"].split()[3:])') \
-	  --base build/base.json --out build/report.html
+	$(BIN)/showtell report --base build/base.json --out build/report.html
 
 install: $(VENV)/installed
 
 experiments: $(VENV)/installed  ## what varies and the scores, best first; EXP=--all-commits for all there are
 	$(BIN)/dvc exp show --only-changed --hide-workspace --sort-by cider --sort-order desc \
 	  --keep 'bleu_4|cider|rouge_l|length' \
-	  --drop '.*/|Created|Executor|bleu_[123]|distinct|vocabulary_used' $(EXP)
+	  --drop '.*/|Created|Executor|bleu_[123]|unique_captions|vocabulary_used' $(EXP)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "showtell needs Python 3.11 or later: make PYTHON=python3.11 ...")'

@@ -8,8 +8,8 @@ import typer
 
 from benchmarks import edges, extraction, search, training
 from benchmarks.timing import HEADER, machine
-from pipeline.config import read
-from pipeline.config.train import TrainConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import TrainConfig
 from pipeline.entrypoint import app, one_line_errors
 from pipeline.runtime.device import (
     fast_dtypes,
@@ -39,7 +39,7 @@ def main(
     precision = resolve_dtype("auto", device)
     frozen = [*fast_dtypes(device), torch.float32][0]
     seed_everything(seed=0)
-    decoder = read(params, TrainConfig)
+    decoder = load_params(params, TrainConfig)
     print(f"{machine(device)}; medians of {repeats} interleaved rounds\n\n{HEADER}", flush=True)
     work = {
         "extraction": lambda: extraction.rows(images, photos, device, frozen, repeats),

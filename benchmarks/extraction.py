@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.timing import Row, interleaved
 from pipeline.backbones.backbone import build_trunk, pool
 from pipeline.backbones.weights import BackboneWeights
-from pipeline.config.extract import ExtractConfig
+from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.feature_writer import create_features
 from pipeline.extraction.preprocess import decode
@@ -33,13 +33,13 @@ SECONDS = 6  # that the CNN alone takes for a round: an archive has thousands of
 
 CONFIG = ExtractConfig(
     layer="pooled",
-    framing="squash",
+    crop_mode="squash",
     image_size=(None,),
-    mirrored=False,
-    cells=None,
+    hflip=False,
+    grid_size=None,
     dtype="float16",
     batch_size="auto",
-    workers="auto",
+    num_workers="auto",
     jpeg_decoder="auto",
     device="auto",
     deterministic=True,

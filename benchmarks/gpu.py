@@ -28,19 +28,17 @@ from benchmarks import gpu_extraction, gpu_run
 from benchmarks.timing import HEADER, Row, gemm_flops, machine
 from benchmarks.training import flops_per_token, tutorial
 from pipeline.captions.vocabulary import END, PAD, SPECIAL, START
-from pipeline.config import read
-from pipeline.config.scst import ScstConfig
-from pipeline.config.train import TrainConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ScstConfig, TrainConfig
 from pipeline.dataset.batching import EncodedCaptions
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.dataset.split import Split
-from pipeline.decoders.build import build_decoder
-from pipeline.decoders.decoder import Decoder
+from pipeline.decoders.decoder import Decoder, DecoderConfig
+from pipeline.decoders.registry import build_decoder
 from pipeline.entrypoint import app, one_line_errors
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
 from pipeline.self_critical.trainer import SelfCriticalTrainer
-from pipeline.stages.train import decoder_config
 from pipeline.training.trainer import Trainer, batches_of
 
 PARTS = ("tests", "training", "scst", "search", "extraction", "run", "coco")
@@ -109,7 +107,7 @@ def _wait(device: torch.device) -> None:
 
 def untrained(split: Split, config: TrainConfig, words: int) -> Decoder:
     torch.manual_seed(0)
-    decoder = build_decoder(decoder_config(config, split.features.shape, words))
+    decoder = build_decoder(DecoderConfig.of(config.model_dump(), split.features.shape, words))
     decoder.to(split.features.device)
     decoder.set_feature_stats(split.features.mean, split.features.std)
     return decoder
@@ -145,12 +143,12 @@ class Bench:
         """An epoch of teacher forcing, beside its steps alone, the arithmetic and the tutorials."""
         config = self.train.model_copy(update={"decoder": decoder, **PLAIN})
         split = made_up(size, shape, self.device)
-        fit = Trainer(untrained(split, config, size.words), config, split.captions, self.precision)
+        trainer = Trainer(untrained(split, config, size.words), config, split, self.precision)
         numbers = count(1)
         for _ in range(2):  # the first sees each shape, the second may capture the rest
-            fit.epoch(split, next(numbers))
+            trainer.train_epoch(next(numbers))
         took = statistics.median(
-            seconds(lambda: fit.epoch(split, next(numbers)), self.device)
+            seconds(lambda: trainer.train_epoch(next(numbers)), self.device)
             for _ in range(size.repeats)
         )
         ready = [
@@ -160,9 +158,9 @@ class Bench:
 
         def steps() -> None:
             for inputs in ready:
-                fit._learn(*inputs)
+                trainer._train_step(*inputs)
 
-        alone = seconds(steps, self.device) / len(ready) * fit.steps
+        alone = seconds(steps, self.device) / len(ready) * trainer.steps
         scale = size.share
         yield Row(f"{name}, an epoch", scale * took, "s", "its steps alone", took / alone)
         tokens = int(split.captions.lengths.sum()) - len(split.captions)
@@ -193,20 +191,18 @@ class Bench:
     def reinforce(self) -> Iterator[Row]:
         config = self.train.model_copy(update={"decoder": "spatial_attention", **PLAIN})
         split = made_up(FLICKR8K, GRID, self.device)
-        learns = SelfCriticalTrainer(
-            *(untrained(split, config, FLICKR8K.words), split, self.scst, self.precision),
-            max_length=25,
-        )
-        learns.epoch(1)
+        decoder = untrained(split, config, FLICKR8K.words)
+        trainer = SelfCriticalTrainer(decoder, split, self.scst, self.precision, max_length=25)
+        trainer.train_epoch(1)
         took = statistics.median(
-            seconds(partial(learns.epoch, number), self.device) for number in (2, 3, 4)
+            seconds(partial(trainer.train_epoch, number), self.device) for number in (2, 3, 4)
         )
         yield Row("self-critical, Flickr8k, an epoch", took, "s", "6 s", took / 6)
-        some = torch.arange(self.scst.images)
-        self.profile("scst", lambda: learns._step(some))
+        some = torch.arange(self.scst.batch_size)
+        self.profile("scst", lambda: trainer._train_on(some))
         if self.device.type == "cuda":
             features = split.features[some]
-            drawn = seconds(lambda: learns._draw(features, some.to(self.device)), self.device)
+            drawn = seconds(lambda: trainer._sample(features, some.to(self.device)), self.device)
             yield Row(
                 "self-critical, a batch drawn and scored", 1000 * drawn, "ms", "20 ms", drawn / 0.02
             )
@@ -221,7 +217,7 @@ class Bench:
             split = made_up(FLICKR8K, shape, self.device)
             speaks = untrained(split, config, FLICKR8K.words).eval()
             for batch in (100, 500):
-                search = BeamSearch(speaks, BeamSearchConfig(5, 1.0, 20, block_ngram=2))
+                search = BeamSearch(speaks, BeamSearchConfig(5, 1.0, 20, no_repeat_ngram_size=2))
                 parts = [
                     split.features[begin : begin + batch] for begin in range(0, SEARCHED, batch)
                 ]
@@ -265,10 +261,12 @@ def main(
 ) -> None:
     """Measure the hot paths on a GPU, each beside its limit."""
     device = resolve_device("auto")
-    seed_everything(0, read(params, TrainConfig).deterministic)
+    seed_everything(0, load_params(params, TrainConfig).deterministic)
     if profiles is not None:
         profiles.mkdir(parents=True, exist_ok=True)
-    bench = Bench(device, read(params, TrainConfig), read(params, ScstConfig), profiles)
+    bench = Bench(
+        device, load_params(params, TrainConfig), load_params(params, ScstConfig), profiles
+    )
     print(f"{machine(device)}\n\n{HEADER}", flush=True)
     with TemporaryDirectory() as scratch:
         work: dict[str, Callable[[], Iterator[Row]]] = {

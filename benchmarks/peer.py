@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.train import TrainConfig
+from pipeline.config.schema import TrainConfig
 
 DecoderState = tuple[Tensor, Tensor, Tensor, Tensor]
 

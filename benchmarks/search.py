@@ -9,11 +9,11 @@ from benchmarks.peer import PeerTopDown
 from benchmarks.timing import Row, interleaved
 from benchmarks.training import GRID, VECTOR, WORDS, made_up_references
 from pipeline.captions.vocabulary import END, START
-from pipeline.config.train import TrainConfig
-from pipeline.decoders.build import build_decoder
+from pipeline.config.schema import TrainConfig
+from pipeline.decoders.decoder import DecoderConfig
+from pipeline.decoders.registry import build_decoder
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.metrics.scores import bleu, cider, rouge_l
-from pipeline.stages.train import decoder_config
 
 IMAGES, ALONE, BATCH = 1000, 50, 100
 
@@ -21,10 +21,10 @@ IMAGES, ALONE, BATCH = 1000, 50, 100
 def rows(config: TrainConfig, device: torch.device, repeats: int) -> list[Row]:
     torch.manual_seed(0)
     config = config.model_copy(update={"decoder": "show_and_tell"})
-    decoder = build_decoder(decoder_config(config, VECTOR, WORDS)).to(device).eval()
+    decoder = build_decoder(DecoderConfig.of(config.model_dump(), VECTOR, WORDS)).to(device).eval()
     features = torch.rand(IMAGES, *VECTOR, device=device)
     # Untrained, it hardly ever ends a caption by itself: all get as long as Flickr8k's are.
-    search = BeamSearch(decoder, BeamSearchConfig(beam=5, length_penalty=0.7, max_length=11))
+    search = BeamSearch(decoder, BeamSearchConfig(beam_size=5, length_penalty=0.7, max_length=11))
 
     def batched() -> int:
         for part in features.split(BATCH):
@@ -48,10 +48,10 @@ def rows(config: TrainConfig, device: torch.device, repeats: int) -> list[Row]:
 def _beside_a_peer(config: TrainConfig, device: torch.device, repeats: int) -> Row:
     """Top-down attention's search, and the same in the structure of `benchmarks.peer`."""
     config = config.model_copy(update={"decoder": "top_down_attention"})
-    decoder = build_decoder(decoder_config(config, GRID, WORDS)).to(device).eval()
+    decoder = build_decoder(DecoderConfig.of(config.model_dump(), GRID, WORDS)).to(device).eval()
     peer = PeerTopDown(GRID[-1], WORDS, config).to(device).eval()
     grids = torch.rand(BATCH, *GRID, device=device)
-    search = BeamSearch(decoder, BeamSearchConfig(beam=5, max_length=11))
+    search = BeamSearch(decoder, BeamSearchConfig(beam_size=5, max_length=11))
 
     def ours() -> int:
         return len(search(grids))

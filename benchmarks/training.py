@@ -17,15 +17,15 @@ from benchmarks.peer import PeerTopDown
 from benchmarks.timing import Row, gemm_flops, interleaved
 from benchmarks.tutorial import AttentionDecoder, PooledDecoder
 from pipeline.captions.vocabulary import SPECIAL, Vocabulary
-from pipeline.config.train import TrainConfig
+from pipeline.config.schema import TrainConfig
 from pipeline.dataset.batching import EncodedCaptions, encode
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.dataset.split import Split
-from pipeline.decoders.build import build_decoder
+from pipeline.decoders.decoder import DecoderConfig
+from pipeline.decoders.registry import build_decoder
 from pipeline.extraction.feature_writer import create_features
 from pipeline.features.feature_cache import read_features
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
-from pipeline.stages.train import decoder_config
 from pipeline.training.trainer import Trainer, batches_of, caption_loss
 
 WORDS = 2541  # Flickr8k's vocabulary
@@ -85,7 +85,7 @@ def _collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, list[i
 def tutorial(data: Split, config: TrainConfig) -> Callable[[], int]:
     device = data.features.device
     kind: type[PooledDecoder | AttentionDecoder | PeerTopDown]
-    kind = PooledDecoder if config.layer == "pooled" else AttentionDecoder
+    kind = PooledDecoder if config.feature_kind == "pooled" else AttentionDecoder
     kind = PeerTopDown if config.decoder == "top_down_attention" else kind
     decoder = kind(data.features.shape[-1], WORDS, config).to(device)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=config.learning_rate)
@@ -113,18 +113,18 @@ def _tokens(data: Split) -> int:
     return int(data.captions.lengths.sum()) - len(data.captions)
 
 
-def _fit(data: Split, config: TrainConfig, precision: torch.dtype) -> Trainer:
+def _trainer(data: Split, config: TrainConfig, precision: torch.dtype) -> Trainer:
     torch.manual_seed(0)
-    decoder = build_decoder(decoder_config(config, data.features.shape, WORDS))
+    decoder = build_decoder(DecoderConfig.of(config.model_dump(), data.features.shape, WORDS))
     decoder.set_feature_stats(data.features.mean.cpu(), data.features.std.cpu())
-    return Trainer(decoder.to(data.features.device), config, data.captions, precision)
+    return Trainer(decoder.to(data.features.device), config, data, precision)
 
 
 def ours(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[], int]:
-    fit, numbers = _fit(data, config, precision), itertools.count(1)
+    trainer, numbers = _trainer(data, config, precision), itertools.count(1)
 
     def epoch() -> int:
-        fit.epoch(data, next(numbers))
+        trainer.train_epoch(next(numbers))
         return _tokens(data)
 
     return epoch
@@ -133,22 +133,26 @@ def ours(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[
 def bare(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[], int]:
     """Only the arithmetic: forward, backward and update on batches made beforehand, features and
     all."""
-    fit = _fit(data, config, precision)
+    trainer = _trainer(data, config, precision)
     device = data.features.device
     ready = list(batches_of(data, config, torch.Generator(), device))
     features = [data.features[batch.images] for batch in ready]
 
     def epoch() -> int:
-        decoder = fit.decoder.train()
+        decoder = trainer.decoder.train()
         for batch, rows in zip(ready, features, strict=True):
             loss = caption_loss(
-                *(decoder, rows, batch.inputs, batch.targets, batch.kept),
-                smoothing=config.label_smoothing,
-                precision=precision,
+                decoder,
+                rows,
+                batch.inputs,
+                batch.targets,
+                batch.token_index,
+                label_smoothing=config.label_smoothing,
+                dtype=precision,
             )
-            fit.optimizer.zero_grad(set_to_none=True)
+            trainer.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            fit.optimizer.step()
+            trainer.optimizer.step()
         return sum(batch.tokens for batch in ready)
 
     return epoch
@@ -158,7 +162,7 @@ def flops_per_token(config: TrainConfig) -> float:
     """Of Show and Tell forward and backward, which costs twice the forward (the image's own
     step left out)."""
     E, H = config.embed_size, config.hidden_size
-    cell = sum(2 * 4 * H * ((E if layer == 0 else H) + H) for layer in range(config.layers))
+    cell = sum(2 * 4 * H * ((E if layer == 0 else H) + H) for layer in range(config.num_layers))
     return 3 * (cell + 2 * H * WORDS)
 
 
@@ -166,7 +170,7 @@ def rows(
     config: TrainConfig, device: torch.device, precision: torch.dtype, repeats: int
 ) -> Iterator[Row]:
     """Decoders of the params' sizes, of vectors and of grids; what no tutorial does is left out."""
-    alike = {"word_dropout": 0.0, "scheduled_sampling": 0.0, "feature_noise": 0.0, "ema": 0.0}
+    alike = {"word_dropout": 0.0, "scheduled_sampling": 0.0, "feature_noise": 0.0, "ema_decay": 0.0}
     alike |= {"min_epoch_steps": 1}  # few captions stand for many: batches of full size
     for name in ("show_and_tell", "spatial_attention", "top_down_attention"):
         own = config.model_copy(update={"decoder": name, **alike})
@@ -177,7 +181,7 @@ def _rows(
     config: TrainConfig, device: torch.device, precision: torch.dtype, repeats: int
 ) -> Iterator[Row]:
     with TemporaryDirectory() as scratch:
-        data = made_up_split(Path(scratch, "features.h5"), config.layer, device)
+        data = made_up_split(Path(scratch, "features.h5"), config.feature_kind, device)
         rates = interleaved(
             {
                 "ours": ours(data, config, precision),
@@ -187,7 +191,7 @@ def _rows(
             repeats,
         )
     what, rate = f"training, {config.decoder}", rates["ours"]
-    pooled = config.layer == "pooled"
+    pooled = config.feature_kind == "pooled"
     yield Row(what, rate, "tokens/s", "bare loop", rate / rates["bare"], "0.90")
     bar = {"show_and_tell": "2.5", "spatial_attention": "6"}.get(config.decoder, "aim 4")
     beside = "peer" if config.decoder == "top_down_attention" else "tutorial"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from pipeline.config.train import TrainConfig
+from pipeline.config.schema import TrainConfig
 
 
 class PooledDecoder(nn.Module):
@@ -15,7 +15,9 @@ class PooledDecoder(nn.Module):
         self.image = nn.Linear(features, config.embed_size)
         self.embed = nn.Embedding(words, config.embed_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.rnn = nn.LSTM(config.embed_size, config.hidden_size, config.layers, batch_first=True)
+        self.rnn = nn.LSTM(
+            config.embed_size, config.hidden_size, config.num_layers, batch_first=True
+        )
         self.output = nn.Linear(config.hidden_size, words)
 
     def forward(self, features: Tensor, words: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:

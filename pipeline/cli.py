@@ -17,12 +17,12 @@ STAGES = {
     "download": "Fetch and check the archives of images and captions.",
     "prepare": "Tokenise every caption into one table.",
     "backbone": "Get the frozen CNN's weights.",
-    "extract": "Run the frozen CNN over every image, once.",
+    "extract": "Extract the frozen CNN's features of every image, once.",
     "vocab": "Choose the vocabulary from the training captions.",
     "train": "Train the decoder on the cached features.",
-    "scst": "Let the decoder learn from its own captions' scores.",
+    "scst": "Train the decoder on its own captions' scores.",
     "evaluate": "Caption a split and score the captions.",
-    "report": "Show the run as one page: scores, curves, images, origin.",
+    "report": "Write the run's page: scores, curves, images, provenance.",
 }
 USER_COMMANDS = {
     "compare": "Compare two runs: is one better, and is the difference real?",

@@ -20,11 +20,11 @@ DROPPED = "interrupted; DVC drops what a --temp or queued experiment had begun, 
 
 # What takes less memory, by command.
 MEMORY_HINTS = {
-    "extract": "extract.batch_size, extract.workers or extract.image_size",
+    "extract": "extract.batch_size, extract.num_workers or extract.image_size",
     "train": "train.batch_size or train.hidden_size",
-    "scst": "scst.images or scst.samples",
-    "evaluate": "evaluate.batch_size or evaluate.beam",
-    "caption": "--beam or --samples, or caption fewer photos at a time,",
+    "scst": "scst.batch_size or scst.samples_per_image",
+    "evaluate": "evaluate.batch_size or evaluate.beam_size",
+    "caption": "--beam-size or --num-samples, or caption fewer photos at a time,",
 }
 
 

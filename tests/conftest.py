@@ -14,21 +14,23 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.captions.table import read_summary, write_summary
+from pipeline.captions.table import read_info, write_info
 from pipeline.cli import main
-from pipeline.config import read
-from pipeline.config.backbone import BackboneConfig
-from pipeline.config.captions import CaptionsConfig
-from pipeline.config.evaluate import EvaluateConfig
-from pipeline.config.extract import ExtractConfig
-from pipeline.config.scst import ScstConfig
-from pipeline.config.train import TrainConfig
-from pipeline.config.vocab import VocabConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import (
+    BackboneConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    PrepareConfig,
+    ScstConfig,
+    TrainConfig,
+    VocabConfig,
+)
 from pipeline.demo.archives import write_archives
 from pipeline.stages.backbone import make_backbone
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.extract import extract
-from pipeline.stages.prepare import make_captions
+from pipeline.stages.prepare import prepare
 from pipeline.stages.scst import scst
 from pipeline.stages.train import train
 from pipeline.stages.vocab import make_vocabulary
@@ -44,7 +46,7 @@ LONG = ("test_repro.py", "test_demo.py", "test_experiments.py", "test_ci.py")
 # of few steps: the committed one averages over hundreds.
 TINY: dict[str, dict[str, Any]] = {
     "backbone": {"name": "shufflenet_v2_x0_5", "weights": str(SHAPES)},
-    "extract": {"layer": "pooled", "framing": "squash", "image_size": 64, "device": "cpu"},
+    "extract": {"layer": "pooled", "crop_mode": "squash", "image_size": 64, "device": "cpu"},
     "vocab": {"min_count": 1},
     "train": {
         "decoder": "show_and_tell",
@@ -57,11 +59,11 @@ TINY: dict[str, dict[str, Any]] = {
         "min_epoch_steps": 1,
         "batch_size": 16,
         "learning_rate": 0.01,
-        "ema": 0.0,
+        "ema_decay": 0.0,
         "device": "cpu",
     },
-    "scst": {"epochs": 0, "bleu": 0.0, "device": "cpu"},
-    "evaluate": {"beam": 2, "max_length": 12, "device": "cpu"},
+    "scst": {"epochs": 0, "bleu_weight": 0.0, "device": "cpu"},
+    "evaluate": {"beam_size": 2, "max_length": 12, "device": "cpu"},
 }
 
 
@@ -145,10 +147,6 @@ class Artifacts:
         return self.folder / "data/captions.csv"
 
     @property
-    def summary(self) -> Path:
-        return self.folder / "data/captions.json"
-
-    @property
     def vocabulary(self) -> Path:
         return self.folder / "data/vocabulary.json"
 
@@ -180,25 +178,25 @@ class Artifacts:
     def params(self) -> Path:
         return self.folder / "params.yaml"
 
-    def with_table(self, folder: Path, text: str) -> tuple[Path, Path]:
-        """Another captions table, and a summary that vouches for it."""
-        table, summary = folder / "captions.csv", folder / "captions.json"
+    def with_table(self, folder: Path, text: str) -> Path:
+        """Another captions table, with an info file that vouches for it."""
+        table = folder / "captions.csv"
         table.write_text(text, encoding="utf-8")
         digest = hashlib.sha256(table.read_bytes()).hexdigest()[:16]
-        write_summary(summary, replace(read_summary(self.summary), table_digest=digest))
-        return table, summary
+        write_info(table, replace(read_info(self.table), table_digest=digest))
+        return table
 
-    def evaluate(self, config: EvaluateConfig, out: Path, **other: Path) -> None:
-        """Evaluate into the folder `out`; `other` replaces inputs."""
-        inputs = {
-            "model": self.model,
-            "features": self.features,
-            "table": self.table,
-            "summary": self.summary,
-        }
-        names = ("captions.json", "references.json", "scores.csv", "lengths.csv", "metrics.json")
-        model, *data = (inputs | other).values()
-        evaluate([model], *data, *(out / name for name in names), config)
+    def evaluate(
+        self,
+        config: EvaluateConfig,
+        out_dir: Path,
+        model: Path | None = None,
+        features: Path | None = None,
+        table: Path | None = None,
+    ) -> None:
+        """Evaluate into the folder `out_dir`, with these inputs in the place of its own."""
+        models = [model or self.model]
+        evaluate(models, features or self.features, table or self.table, out_dir, config)
 
 
 @pytest.fixture(scope="session")
@@ -222,19 +220,13 @@ def make_world(folder: Path, seed: int = 1) -> Artifacts:
 
 def make_tiny(world: Artifacts) -> Artifacts:
     """All artifacts of the little world, from the stages themselves."""
-    make_captions(world.text, world.table, world.summary, read(world.params, CaptionsConfig))
-    make_backbone(world.backbone, read(world.params, BackboneConfig))
-    extract(world.images, world.backbone, world.features, read(world.params, ExtractConfig))
-    make_vocabulary(world.table, world.summary, world.vocabulary, read(world.params, VocabConfig))
-    train(
-        *(world.features, world.table, world.summary, world.vocabulary),
-        *(world.trained, world.history),
-        read(world.params, TrainConfig),
-    )
-    scst(
-        *(world.trained, world.features, world.table, world.summary),
-        *(world.model, world.reports / "scst.csv"),
-        read(world.params, ScstConfig),
-    )
-    world.evaluate(read(world.params, EvaluateConfig), world.reports)
+    prepare(world.text, world.table, load_params(world.params, PrepareConfig))
+    make_backbone(world.backbone, load_params(world.params, BackboneConfig))
+    extract(world.images, world.backbone, world.features, load_params(world.params, ExtractConfig))
+    make_vocabulary(world.table, world.vocabulary, load_params(world.params, VocabConfig))
+    inputs, outs = (world.features, world.table), (world.trained, world.history)
+    train(*inputs, world.vocabulary, *outs, load_params(world.params, TrainConfig))
+    outs = (world.model, world.reports / "scst.csv")
+    scst(world.trained, *inputs, *outs, load_params(world.params, ScstConfig))
+    world.evaluate(load_params(world.params, EvaluateConfig), world.reports)
     return world

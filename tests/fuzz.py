@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from pipeline.backbones.weights import read_backbones
-from pipeline.captions.table import read_summary, read_table, select_split
+from pipeline.captions.table import read_info, read_table, write_info
 from pipeline.captions.tokenizer import tokenize
 from pipeline.captions.vocabulary import read_vocabulary
-from pipeline.config import read
-from pipeline.config.train import TrainConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import TrainConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import read_model
 from pipeline.evaluation.reports import sealed
@@ -55,7 +55,7 @@ class Parser:
 
 
 def parsers(tiny: Artifacts) -> list[Parser]:
-    about = read_summary(tiny.summary)
+    table_info = read_info(tiny.table)
     names = ("captions.json", "references.json", "scores.csv", "metrics.json")
     reports = [tiny.reports / name for name in names]
 
@@ -96,18 +96,19 @@ def parsers(tiny: Artifacts) -> list[Parser]:
 
     def table(path: Path) -> object:
         digest = sha256(path.read_bytes()).hexdigest()[:16]
-        return select_split(read_table(path, replace(about, table_digest=digest)), "train")
+        write_info(path, replace(table_info, table_digest=digest))
+        return read_table(path).split("train")
 
     found = [
         Parser("image archive", tiny.images, in_zip, images),
         Parser("text archive", tiny.text, in_zip, captions),
         Parser("captions table", tiny.table, mutated, table),
-        Parser("summary", tiny.summary, in_json, read_summary),
+        Parser("table info", tiny.table.with_suffix(".json"), in_json, read_info),
         Parser(
             *("vocabulary", tiny.vocabulary, in_json),
-            lambda path: read_vocabulary(path, about.table_digest),
+            lambda path: read_vocabulary(path, table_info.table_digest),
         ),
-        Parser("params", tiny.params, mutated, lambda path: read(path, TrainConfig)),
+        Parser("params", tiny.params, mutated, lambda path: load_params(path, TrainConfig)),
         Parser("model", tiny.model, in_header, lambda path: read_model(path, CPU)),
         Parser("backbone", tiny.backbone, in_header, read_backbones),
         Parser("features", tiny.features, mutated, features),
@@ -124,7 +125,7 @@ def attempt(parser: Parser, seed: str, folder: Path) -> str:
     path = folder / f"fuzzed{parser.source.suffix}"
     path.write_bytes(parser.change(parser.source.read_bytes(), random.Random(seed)))
     try:
-        parser.read(path)
+        parser.load_params(path)
     except InputError:
         return "refused"
     return "read"

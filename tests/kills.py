@@ -71,9 +71,9 @@ def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
                 **{"images": server.url, "images_md5": None},
                 **{"text": str(tiny.text), "text_md5": None},
             },
-            extract={"checkpoint_seconds": 0, "batch_size": 1, "workers": 1},
-            train={"checkpoint_seconds": 0.05, "epochs": 4, "ema": 0.9, "word_dropout": 0.1},
-            scst={"checkpoint_seconds": 0, "epochs": 2, "images": 5},
+            extract={"checkpoint_seconds": 0, "batch_size": 1, "num_workers": 1},
+            train={"checkpoint_seconds": 0.05, "epochs": 4, "ema_decay": 0.9, "word_dropout": 0.1},
+            scst={"checkpoint_seconds": 0, "epochs": 2, "batch_size": 5},
             evaluate={"batch_size": 1},
         )
 
@@ -86,18 +86,14 @@ def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
 
             return Job(name, arguments, tuple(outs.values()), persistent=name == "download")
 
-        data = {"features": tiny.features, "table": tiny.table, "summary": tiny.summary}
+        data = {"features": tiny.features, "captions": tiny.table}
         model = {"out": "model.safetensors", "history": "history.csv"}
-        reports = {
-            **{"captions": "captions.json", "references": "references.json"},
-            **{"scores": "scores.csv", "lengths": "lengths.csv", "metrics": "metrics.json"},
-        }
         yield [
             job("download", {}, images="images.zip", text="text.zip"),
-            job("extract", {"images": tiny.images, "weights": tiny.backbone}, out="features.h5"),
+            job("extract", {"images": tiny.images, "backbone": tiny.backbone}, out="features.h5"),
             job("train", {**data, "vocabulary": tiny.vocabulary}, **model),
             job("scst", {"trained": tiny.trained, **data}, **model),
-            job("evaluate", {"model": tiny.model, **data}, **reports),
+            job("evaluate", {"model": tiny.model, **data}, **{"out-dir": "."}),
         ]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.evaluation.bootstrap import SCORE_NAMES
-from pipeline.evaluation.diversity import variety
+from pipeline.evaluation.diversity import diversity_stats
 from pipeline.evaluation.reports import (
+    ReportFiles,
     write_captions,
     write_lengths,
     write_metrics,
@@ -18,8 +18,8 @@ from pipeline.evaluation.reports import (
     write_scores,
 )
 from pipeline.metrics.bleu import COUNT_NAMES, add_ngram_totals, bleu_from_counts
+from pipeline.metrics.registry import SCORE_NAMES
 from pipeline.metrics.scores import bleu_counts
-from pipeline.stages.report import Inputs
 from tests.conftest import make_zip
 
 
@@ -47,10 +47,21 @@ def photo(seed: int, width: int = 250, height: int = 188) -> bytes:
     return content.getvalue()
 
 
-def write_run(folder: Path, said: Sequence[Said], photos: int = 8) -> Inputs:
+@dataclass(frozen=True)
+class Run:
+    """What `showtell report` takes."""
+
+    images: Path
+    models: Sequence[Path]
+    reports: ReportFiles
+    base: Path | None = None
+
+
+def write_run(folder: Path, said: Sequence[Said], photos: int = 8) -> Run:
     """The reports, an archive of the images and a model that is none, in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    inputs = inputs_in(folder, folder)
+    run = Run(folder / "images.zip", [folder / "captioner.safetensors"], ReportFiles(folder))
+    reports = run.reports
     ids = [one.image_id for one in said]
     captions = [one.caption.split() for one in said]
     references = [[ref.split() for ref in one.references] for one in said]
@@ -64,45 +75,34 @@ def write_run(folder: Path, said: Sequence[Said], photos: int = 8) -> Inputs:
         *(float(np.mean(values)) for values in columns.values()),
     ]
     scores = dict(zip(SCORE_NAMES, whole, strict=True))
-    write_captions(inputs.captions, ids, captions)
-    write_references(inputs.references, ids, references)
+    write_captions(reports.captions, ids, captions)
+    write_references(reports.references, ids, references)
     counted = dict(zip(COUNT_NAMES, counts.T, strict=True))
-    write_scores(inputs.scores, {"image_id": ids, **columns, **counted})
-    write_lengths(inputs.lengths, captions, references)
+    write_scores(reports.scores, {"image_id": ids, **columns, **counted})
+    write_lengths(reports.lengths, captions, references)
     half = {name: value / 2 for name, value in scores.items()}
     write_metrics(
-        inputs.metrics,
+        reports.metrics,
         {
             **scores,
-            **variety(captions),
+            **diversity_stats(captions),
             "split": "test (official)",
-            "yardsticks": [
+            "baselines": [
                 {"name": "constant", "caption": said[0].caption, **half},
                 {"name": "human", **{name: 1.2 * value for name, value in scores.items()}},
             ],
-            "about": [{"split_digest": "0123456789abcdef", "features": "a CNN", "models": 1}],
+            "meta": [{"split_digest": "0123456789abcdef", "features": "a CNN", "models": 1}],
         },
-        beside=[inputs.captions, inputs.references, inputs.scores],
+        beside=[reports.captions, reports.references, reports.scores],
     )
-    inputs.history.write_text(
+    reports.history.write_text(
         "epoch,learning_rate,train_loss,val_loss,bleu_4,cider\n"
         "1,0.002,5.1,3.6,8,18\n2,0.001,4.0,3.2,12.5,28\n3,0.0001,3.8,3.1,12,27\n"
     )
-    inputs.scst.write_text(
+    reports.scst.write_text(
         "epoch,reward,cross_entropy,bleu_4,cider\n0,,,12.5,28\n1,49,2.5,13,31.5\n"
     )
     jpegs = [photo(seed) for seed in range(photos)]
-    make_zip(inputs.images, {one: jpegs[i % photos] for i, one in enumerate(ids)})
-    inputs.models[0].write_bytes(b"model")
-    return inputs
-
-
-def inputs_in(reports: Path, rest: Path) -> Inputs:
-    """The paths as `write_run` names them."""
-    return Inputs(
-        rest / "images.zip",
-        [rest / "captioner.safetensors"],
-        *(reports / name for name in ("captions.json", "references.json")),
-        *(reports / name for name in ("scores.csv", "lengths.csv", "metrics.json")),
-        *(reports / name for name in ("history.csv", "scst.csv")),
-    )
+    make_zip(run.images, {one: jpegs[i % photos] for i, one in enumerate(ids)})
+    run.models[0].write_bytes(b"model")
+    return run

@@ -27,7 +27,7 @@ def run(workspace: Path, cores: Collection[int], threads: int, precision: str = 
     prepare_workspace(ROOT, workspace, COUNTS)
     path = workspace / "params.yaml"
     params = yaml.safe_load(path.read_text())
-    params["train"].update(precision=precision, ema=0.9, word_dropout=0.1)
+    params["train"].update(precision=precision, ema_decay=0.9, word_dropout=0.1)
     params["scst"].update(precision=precision, epochs=1, images=20)
     path.write_text(yaml.safe_dump(params))
     with _confined(cores, threads):

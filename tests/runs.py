@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.evaluation.diversity import variety
+from pipeline.evaluation.diversity import diversity_stats
 from pipeline.evaluation.reports import (
     write_captions,
     write_metrics,
@@ -94,10 +94,10 @@ class Runs:
         write_scores(out / "scores.csv", columns | counts)
         metrics: dict[str, Any] = {
             **compute_scores(captions, self.references),
-            **variety(captions),
+            **diversity_stats(captions),
             "split": "test (official)",
-            "yardsticks": [{"name": "constant", "cider": 4.5}],
-            "about": [
+            "baselines": [{"name": "constant", "cider": 4.5}],
+            "meta": [
                 {
                     "scale": 100.0,
                     "tokenizer": "ptb-lower-nopunct-2",
@@ -154,7 +154,7 @@ def history_of_runs(folder: Path) -> Runs:
     made = Runs(folder)
     made.write(made.captions(wrong=0.4))
     made.commit("base")
-    made.write(made.captions(wrong=0.15), train={"cell": "gru"})
+    made.write(made.captions(wrong=0.15), train={"rnn_type": "gru"})
     made.commit("good")
     made.write(made.captions(wrong=0.7))
     made.commit("bad")

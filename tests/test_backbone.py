@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from pipeline.backbones.backbone import build_trunk, cut, pool
 from pipeline.backbones.weights import read_backbones
-from pipeline.config.backbone import BackboneConfig
+from pipeline.config.schema import BackboneConfig
 from pipeline.extraction.fuse import fuse
 from pipeline.runtime.errors import InputError
 from pipeline.stages.backbone import make_backbone, preprocessing_of

@@ -9,9 +9,8 @@ import torch
 
 from benchmarks import edges, extraction, gpu, gpu_extraction, gpu_run, search, training
 from benchmarks.timing import Row, gemm_flops, interleaved
-from pipeline.config import read
-from pipeline.config.scst import ScstConfig
-from pipeline.config.train import TrainConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ScstConfig, TrainConfig
 from tests.conftest import command, write_params
 
 CPU = torch.device("cpu")
@@ -28,7 +27,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
             monkeypatch.setattr(module, name, value)
     # The compiler is a yardstick, and takes half a minute.
     monkeypatch.setattr(extraction, "compiled", lambda *a: None)
-    return read(write_params(tmp_path / "params.yaml"), TrainConfig)
+    return load_params(write_params(tmp_path / "params.yaml"), TrainConfig)
 
 
 def run_stage(folder: Path, *arguments: str) -> float:
@@ -89,7 +88,7 @@ def test_a_gpus_table_is_made_on_a_cpu_with_small_numbers(
     path = write_params(
         tmp_path / "params.yaml", extract=layer, train=sizes, scst={"epochs": 1, "images": 6}
     )
-    bench = gpu.Bench(CPU, read(path, TrainConfig), read(path, ScstConfig), tmp_path)
+    bench = gpu.Bench(CPU, load_params(path, TrainConfig), load_params(path, ScstConfig), tmp_path)
     made = table(
         [
             *bench.training(),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.weights import read_backbones
-from pipeline.config import read
-from pipeline.config.extract import ExtractConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.stream import iter_features
 from pipeline.images.archive import ImageArchive
@@ -59,7 +59,7 @@ def test_beside_a_gpu_a_batch_is_computed_while_the_one_before_it_is_fetched(
 ) -> None:
     backbones = read_backbones(tiny.backbone)
     cnn = FeatureExtractor(
-        backbones, make_recipe(backbones, read(tiny.params, ExtractConfig)), CPU, batch=8
+        backbones, make_recipe(backbones, load_params(tiny.params, ExtractConfig)), CPU, batch=8
     )
     archive = ImageArchive(tiny.images)
     ids = archive.ids  # 62: the last batch has 6

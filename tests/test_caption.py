@@ -37,7 +37,7 @@ def caption(tiny: Artifacts, *arguments: object) -> list[object]:
 
 def test_a_folder_is_captioned_as_evaluation_did(tiny: Artifacts, photos: Path) -> None:
     """The same search on the same images says the same: there is one path, not two."""
-    options = ("--beam", 2, "--max-length", 12, "--json", "--device", "cpu")
+    options = ("--beam-size", 2, "--max-length", 12, "--json", "--device", "cpu")
     result = command(*caption(tiny, photos, *options))
     assert result.returncode == 0, result.stderr
     ours = {one["image_id"]: one["caption"] for one in json.loads(result.stdout)}
@@ -101,7 +101,7 @@ def test_what_cannot_be_captioned_is_said(
 def test_without_a_model_the_stage_that_makes_it_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     result = command("caption", tmp_path / "a.png", "--model", tmp_path / "none.safetensors")
-    assert "the stage 'scst' makes it" in one_line(result)
+    assert "does not exist; run 'dvc repro'" in one_line(result)
 
 
 def test_another_backbone_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
@@ -115,13 +115,13 @@ def test_another_backbone_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
 
 def test_captions_are_drawn_and_drawn_again_alike(tiny: Artifacts, photos: Path) -> None:
     files = sorted(photos.iterdir())[:2]
-    draw = ("--samples", 20, "--seed", 3)
+    draw = ("--num-samples", 20, "--seed", 3)
     made = [command(*caption(tiny, *files, *draw)).stdout for _ in range(2)]
     assert made[0] == made[1]
     lines = [line.split("\t") for line in made[0].splitlines()]
     assert [Path(path) for path, _ in lines] == [files[0]] * 20 + [files[1]] * 20
     assert len({text for _, text in lines}) > 10
-    other = command(*caption(tiny, *files, "--samples", 20, "--seed", 4)).stdout
+    other = command(*caption(tiny, *files, "--num-samples", 20, "--seed", 4)).stdout
     assert other != made[0]
 
 
@@ -129,19 +129,21 @@ def test_the_likeliest_word_alone_is_what_a_greedy_search_says(
     tiny: Artifacts, photos: Path
 ) -> None:
     greedy = command(
-        *caption(tiny, photos, "--beam", 1, "--length-penalty", 0, "--block-ngram", 0)
+        *caption(tiny, photos, "--beam-size", 1, "--length-penalty", 0, "--no-repeat-ngram-size", 0)
     ).stdout
     for only in (("--top-k", 1), ("--top-p", 0.01)):
-        assert command(*caption(tiny, photos, "--samples", 1, *only)).stdout == greedy
+        assert command(*caption(tiny, photos, "--num-samples", 1, *only)).stdout == greedy
 
 
 def test_every_group_of_beams_says_its_own(tiny: Artifacts, photos: Path) -> None:
     photo = next(photos.iterdir())
-    result = command(*caption(tiny, photo, "--beam", 4, "--groups", 4, "--diversity", 20))
+    result = command(
+        *caption(tiny, photo, "--beam-size", 4, "--beam-groups", 4, "--diversity-penalty", 20)
+    )
     lines = result.stdout.splitlines()
     assert len(lines) == len(set(lines)) == 4
-    refused = command(*caption(tiny, photo, "--beam", 5, "--groups", 2))
-    assert "--beam 5 is no multiple of --groups 2" in one_line(refused)
+    refused = command(*caption(tiny, photo, "--beam-size", 5, "--beam-groups", 2))
+    assert "--beam-size 5 is no multiple of --beam-groups 2" in one_line(refused)
 
 
 def test_a_folder_is_read_with_those_in_it_and_what_is_passed_over_is_said(

@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.captions.table import read_summary, read_table, select_split
-from pipeline.config.captions import CaptionsConfig
+from pipeline.captions.table import read_info, read_table
+from pipeline.config.schema import PrepareConfig
 from pipeline.runtime.errors import InputError
 from pipeline.sources.flickr8k import TextArchive
-from pipeline.stages.prepare import assign_splits, make_captions
+from pipeline.stages.prepare import assign_splits, prepare
 from tests.conftest import SHARED, Artifacts, make_zip
 
-SHARES = CaptionsConfig(val_fraction=0.125, test_fraction=0.125)
+SHARES = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
 
 LISTS = {
     "Flickr_8k.trainImages.txt": "a.jpg\n",
@@ -25,8 +25,8 @@ LISTS = {
 
 def table_of(folder: Path, tokens: str) -> pd.DataFrame:
     text = make_zip(folder / "text.zip", {"Flickr8k.token.txt": tokens, **LISTS})
-    make_captions(text, folder / "captions.csv", folder / "captions.json", SHARES)
-    return read_table(folder / "captions.csv", read_summary(folder / "captions.json"))
+    prepare(text, folder / "captions.csv", SHARES)
+    return read_table(folder / "captions.csv").rows
 
 
 def test_a_row_a_caption_with_its_split_and_tokens(tmp_path: Path) -> None:
@@ -84,30 +84,28 @@ def test_without_lists_a_hash_of_the_id_decides_and_is_said() -> None:
     assert all(split_of[one] == other[one] for one in ids[:2000])
 
 
-def test_the_summary_says_whose_split_it_is(tmp_path: Path, tiny: Artifacts) -> None:
-    assert read_summary(tiny.summary).split == "lists"
+def test_the_table_says_whose_split_it_is(tmp_path: Path, tiny: Artifacts) -> None:
+    assert read_info(tiny.table).split == "lists"
     text = make_zip(
         tmp_path / "text.zip",
         {"captions.txt": "image,caption\n" + "".join(f"{n}.jpg,A dog\n" for n in range(60))},
     )
-    make_captions(text, tmp_path / "captions.csv", tmp_path / "captions.json", SHARES)
-    assert read_summary(tmp_path / "captions.json").split == "hash, not official"
+    prepare(text, tmp_path / "captions.csv", SHARES)
+    assert read_info(tmp_path / "captions.csv").split == "hash, not official"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Flickr8k in ../shared")
 def test_flickr8ks_own_lists_are_known_as_the_official_split(tmp_path: Path) -> None:
     text = SHARED / "flickr8k/Flickr8k_text.zip"
-    make_captions(text, tmp_path / "captions.csv", tmp_path / "captions.json", SHARES)
-    summary = read_summary(tmp_path / "captions.json")
-    assert summary.split == "official"
-    assert summary.images == {"train": 6000, "val": 1000, "test": 1000}
-    assert (
-        len(select_split(read_table(tmp_path / "captions.csv", summary), "test").references) == 1000
-    )
+    prepare(text, tmp_path / "captions.csv", SHARES)
+    info = read_info(tmp_path / "captions.csv")
+    assert info.split == "official"
+    assert info.images == {"train": 6000, "val": 1000, "test": 1000}
+    assert len(read_table(tmp_path / "captions.csv").split("test").references) == 1000
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "image_id,split,caption,tokens\nx,none,A,a\n"])
 def test_a_bad_table_is_said(tiny: Artifacts, tmp_path: Path, text: str) -> None:
-    table, summary = tiny.with_table(tmp_path, text)
-    with pytest.raises(InputError, match=r"captions\.csv .*'captions'"):
-        read_table(table, read_summary(summary))
+    table = tiny.with_table(tmp_path, text)
+    with pytest.raises(InputError, match=r"captions\.csv .*run 'dvc repro'"):
+        read_table(table)

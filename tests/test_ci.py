@@ -167,7 +167,7 @@ def test_committed_results_that_are_better_worse_the_same_lacking_and_stale(tmp_
     runs.write(runs.captions(wrong=0.4), lambda metrics: metrics.pop("cider"))
     record(runs)
     runs.commit("silent")
-    runs.write_params(evaluate={"beam": 9})
+    runs.write_params(evaluate={"beam_size": 9})
     runs.commit("stale")
     (runs.folder / "dvc.lock").unlink()
     runs.commit("gone")

@@ -82,7 +82,7 @@ def test_out_of_memory_names_the_params_that_take_less(
 
     monkeypatch.setattr("pipeline.stages.train.build_decoder", too_large)
     paths = {
-        **{"features": tiny.features, "table": tiny.table, "summary": tiny.summary},
+        **{"features": tiny.features, "captions": tiny.table},
         **{"vocabulary": tiny.vocabulary, "params": tiny.params},
         **{"out": tmp_path / "model", "history": tmp_path / "history"},
     }

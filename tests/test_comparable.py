@@ -29,12 +29,12 @@ def named(value: Any, *path: str) -> Callable[[dict[str, Any]], object]:
     ("change", "said"),
     [
         (named("val (official)", "split"), "not the same split (test"),
-        (named("9999", "about", "split_digest"), "not the same division into splits (0123"),
-        (named("spaces", "about", "tokenizer"), "not the same tokeniser (ptb"),
-        (named(1.0, "about", "scale"), "not the same scale (100"),
-        (named(4.0, "about", "references"), "not the same number of references an image (5"),
-        (named(9.9, "yardsticks", "cider"), "not the same yardsticks ("),
-        (named(9.9, "yardsticks", "rouge_l"), "not the same yardsticks ("),
+        (named("9999", "meta", "split_digest"), "not the same division into splits (0123"),
+        (named("spaces", "meta", "tokenizer"), "not the same tokeniser (ptb"),
+        (named(1.0, "meta", "scale"), "not the same scale (100"),
+        (named(4.0, "meta", "references"), "not the same number of references an image (5"),
+        (named(9.9, "baselines", "cider"), "not the same yardsticks ("),
+        (named(9.9, "baselines", "rouge_l"), "not the same yardsticks ("),
     ],
 )
 def test_other_terms_are_refused(

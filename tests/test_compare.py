@@ -23,7 +23,7 @@ def test_better_is_better(runs: Runs) -> None:
     done = runs.compare("base", "good", *BOTH)
     assert done.returncode == 0, done.stderr
     assert "Better: BLEU-4 by" in done.stdout
-    assert "train.cell" in done.stdout
+    assert "train.rnn_type" in done.stdout
     better = done.stdout.split("Better:")[2]
     assert "before: " in better
     assert better.count("of: ") >= 5  # the references of each image
@@ -67,7 +67,7 @@ def test_more_repetition_is_worse_and_less_is_better(runs: Runs) -> None:
 def test_json_has_all_of_it(runs: Runs) -> None:
     shown = runs.json("base", "good")
     assert (shown["base"], shown["head"], shown["images"]) == ("base", "good", 60)
-    assert shown["params"] == [{"key": "train.cell", "base": "lstm", "head": "gru"}]
+    assert shown["params"] == [{"key": "train.rnn_type", "base": "lstm", "head": "gru"}]
     cider = next(one for one in shown["metrics"] if one["metric"] == "cider")
     assert cider["change"] == pytest.approx(cider["head"] - cider["base"])
     assert cider["difference"]["low"] < cider["change"] < cider["difference"]["high"]

@@ -73,7 +73,7 @@ def test_two_runs_at_once_one_after_the_other_or_one_clear_line(
     """The lock is DVC's; what counts is that nothing is left half done."""
     repository = Repository(tmp_path / "repository", tiny)
     repository.take_over(tiny)
-    repository.write(evaluate={"beam": 1})
+    repository.write(evaluate={"beam_size": 1})
     both = [
         subprocess.Popen(
             ["dvc", "repro"],
@@ -100,7 +100,7 @@ def test_a_second_run_of_the_same_training_is_refused_and_can_take_over(
     """As after `dvc` alone was killed: its stage works on, and `dvc repro` starts another."""
     params = write_params(tmp_path / "params.yaml", train={"epochs": 1000, "patience": 1000})
     inputs = {
-        **{"features": tiny.features, "table": tiny.table, "summary": tiny.summary},
+        **{"features": tiny.features, "captions": tiny.table},
         **{"vocabulary": tiny.vocabulary, "params": params},
     }
     outs = {"out": "model.safetensors", "history": "history.csv"}
@@ -114,13 +114,13 @@ def test_a_second_run_of_the_same_training_is_refused_and_can_take_over(
         assert first.exitcode is None, (tmp_path / "log").read_text()
         time.sleep(0.05)
     said = one_line(command(*arguments(tmp_path)))
-    assert f"process {first.pid} is already making {tmp_path / 'model.safetensors'}" in said
+    assert f"process {first.pid} is already writing {tmp_path / 'model.safetensors'}" in said
     assert f"kill {first.pid}" in said
     first.terminate()
     first.join()
     assert first.exitcode == 130
     second = start(Job("train", arguments, ()), tmp_path)
-    while "going on after epoch" not in (tmp_path / "log").read_text():
+    while "resuming after epoch" not in (tmp_path / "log").read_text():
         assert second.exitcode is None, (tmp_path / "log").read_text()
         time.sleep(0.05)
     second.kill()

@@ -7,18 +7,17 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config import parse_yaml, read
-from pipeline.config.extract import ExtractConfig
-from pipeline.config.train import TrainConfig
+from pipeline.config.load import load_params, parse_yaml
+from pipeline.config.schema import ExtractConfig, TrainConfig
 from pipeline.runtime.errors import InputError
 from tests.conftest import ROOT, one_line, showtell, write_params
 
 
 def test_committed_params_are_good_and_frozen() -> None:
-    config = read(ROOT / "params.yaml", TrainConfig)
-    assert config.cell == "lstm"
+    config = load_params(ROOT / "params.yaml", TrainConfig)
+    assert config.rnn_type == "lstm"
     with pytest.raises(ValidationError):
-        config.cell = "gru"  # type: ignore[misc]
+        config.rnn_type = "gru"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ def test_committed_params_are_good_and_frozen() -> None:
         ({"train": {"dropout": 1.5}}, ["train.dropout is 1.5", "less than 1"]),
         ({"train": {"epochs": "ten"}}, ["train.epochs is 'ten'", "integer"]),
         ({"train": {"epochs": True}}, ["train.epochs is True", "integer"]),
-        ({"train": {"cell": "rnn"}}, ["train.cell is 'rnn'", "'lstm' or 'gru'"]),
+        ({"train": {"rnn_type": "rnn"}}, ["train.rnn_type is 'rnn'", "'lstm' or 'gru'"]),
         ({"train": {"learning_rate": None}}, ["train.learning_rate is null", "number"]),
         ({"train": {"learning_rate": float("nan")}}, ["train.learning_rate is nan"]),
         ({"train": {"batch_size": 10**23}}, ["train.batch_size is 1000", "less than or equal to"]),
@@ -41,7 +40,7 @@ def test_committed_params_are_good_and_frozen() -> None:
         ({"extract": {"image_size": [224, 8]}}, ["extract.image_size is 8", "32"]),
         ({"extract": {"image_size": []}}, ["extract.image_size", "a list of some"]),
         ({"backbone": {"name": ["resnet18", "resnet50"]}}, ["backbone: 2 names need as many"]),
-        ({"captions": {"val_fraction": 0.6, "test_fraction": 0.4}}, ["captions", "below 1"]),
+        ({"prepare": {"val_fraction": 0.6, "test_fraction": 0.4}}, ["prepare", "below 1"]),
         ({"train": {"clip_norm": float("inf")}}, ["train.clip_norm is inf", "finite"]),
     ],
 )
@@ -50,7 +49,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(
 ) -> None:
     path = write_params(tmp_path / "params.yaml", **changes)
     with pytest.raises(InputError) as error:
-        read(path, ExtractConfig)  # whichever stage asks, every group is checked
+        load_params(path, ExtractConfig)  # whichever stage asks, every group is checked
     for part in said:
         assert part in str(error.value)
 
@@ -60,7 +59,7 @@ def test_what_is_no_params_file_is_said_in_one_line(tmp_path: Path, text: str) -
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"params\.yaml"):
-        read(path, TrainConfig)
+        load_params(path, TrainConfig)
 
 
 def test_no_key_has_a_name_that_dvcs_run_cache_overlooks() -> None:
@@ -77,14 +76,14 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if "label_smoothing" not in line]
     path.write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"'train\.label_smoothing' is missing"):
-        read(path, TrainConfig)
+        load_params(path, TrainConfig)
 
 
 def test_floats_read_as_dvc_reads_them(tmp_path: Path) -> None:
     path = write_params(tmp_path / "params.yaml", train={"learning_rate": 0.123})
     path.write_text(path.read_text().replace("learning_rate: 0.123", "learning_rate: 2e-3"))
     assert "2e-3" in path.read_text()
-    assert read(path, TrainConfig).learning_rate == 0.002
+    assert load_params(path, TrainConfig).learning_rate == 0.002
 
 
 def test_merge_keys_of_merge_keys_are_a_bomb(tmp_path: Path) -> None:
@@ -94,15 +93,15 @@ def test_merge_keys_of_merge_keys_are_a_bomb(tmp_path: Path) -> None:
     # PyYAML 6.0.4 merges no key twice, so that the file is small again and refused for its groups.
     said = r"merge keys \(<<\) of merge keys are too many|unknown group 'a0'"
     with pytest.raises(InputError, match=said):
-        read(path, TrainConfig)
+        load_params(path, TrainConfig)
     assert parse_yaml("a: &a {k: 1}\nb: {<<: *a, l: 2}\nc: {<<: [*a]}")["b"] == {"k": 1, "l": 2}
 
 
 def test_a_key_that_stands_there_twice_is_refused_as_dvc_does(tmp_path: Path) -> None:
     path = write_params(tmp_path / "params.yaml")
-    path.write_text(path.read_text().replace("  beam: 2", "  beam: 2\n  beam: 7"))
-    with pytest.raises(InputError, match="the key 'beam' stands there twice"):
-        read(path, ExtractConfig)
+    path.write_text(path.read_text().replace("  beam_size: 2", "  beam_size: 2\n  beam_size: 7"))
+    with pytest.raises(InputError, match="the key 'beam_size' stands there twice"):
+        load_params(path, ExtractConfig)
 
 
 def test_a_gpu_that_is_not_there_is_said_before_any_work(
@@ -112,12 +111,12 @@ def test_a_gpu_that_is_not_there_is_said_before_any_work(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     path = write_params(tmp_path / "params.yaml", evaluate={"device": "cuda"})
     with pytest.raises(InputError, match="no CUDA device is visible"):
-        read(path, ExtractConfig)
+        load_params(path, ExtractConfig)
 
 
 def test_nothing_is_started_on_a_bad_param(tmp_path: Path) -> None:
-    path = write_params(tmp_path / "params.yaml", evaluate={"beam": 0})
+    path = write_params(tmp_path / "params.yaml", evaluate={"beam_size": 0})
     out = tmp_path / "images.zip"
     result = showtell("download", "--images", out, "--text", tmp_path / "t.zip", "--params", path)
-    assert "evaluate.beam is 0" in one_line(result)
+    assert "evaluate.beam_size is 0" in one_line(result)
     assert not out.exists()

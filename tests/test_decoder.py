@@ -8,9 +8,9 @@ import torch
 
 from pipeline.captions.vocabulary import END, PAD, START
 from pipeline.decoders import attention as attend
-from pipeline.decoders.build import DECODERS, build_decoder
 from pipeline.decoders.decoder import Decoder, DecoderConfig
 from pipeline.decoders.dropout import Dropout
+from pipeline.decoders.registry import DECODERS, build_decoder
 from pipeline.generation.beam_search import BeamSearchConfig, beam_search
 
 GRID = (2, 3, 12)
@@ -21,15 +21,15 @@ ONE_LAYER = ("soft_attention", "top_down_attention")
 def decoder(name: str = "show_and_tell", **changes: Any) -> Decoder:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
-        "cell": "lstm",
+        "rnn_type": "lstm",
         "feature_shape": (12,) if name == "show_and_tell" else GRID,
         "vocabulary_size": 30,
         "embed_size": 16,
         "hidden_size": 16,
-        "layers": 1,
-        "heads": 4,
+        "num_layers": 1,
+        "num_heads": 4,
         "dropout": 0.0,
-        "tied": False,
+        "tie_embeddings": False,
     }
     return build_decoder(DecoderConfig(decoder=name, **(settings | changes)))  # type: ignore[arg-type]
 
@@ -49,7 +49,7 @@ VARIANTS = [
 def test_teacher_forcing_equals_the_step_by_step_loop(
     name: str, cell: str, layers: int, tied: bool
 ) -> None:
-    model = decoder(name, cell=cell, layers=layers, tied=tied, dropout=0.5).eval()
+    model = decoder(name, rnn_type=cell, num_layers=layers, tie_embeddings=tied, dropout=0.5).eval()
     features, words = features_for(model, 5), torch.randint(4, 30, (15, 7))  # 3 captions each
     words[:, 0] = START
     at_once = model(features, words)  # (15, 7, 30)
@@ -73,7 +73,7 @@ def test_it_learns_to_tell_twenty_images_apart(name: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    made = beam_search(model.eval(), features, BeamSearchConfig(beam=3, max_length=8))
+    made = beam_search(model.eval(), features, BeamSearchConfig(beam_size=3, max_length=8))
     assert [one.words for one in made] == words[:, 1:].tolist()
 
 
@@ -84,7 +84,7 @@ def test_captions_of_many_lengths_get_what_each_gets_alone(
     name: str, cell: str, layers: int
 ) -> None:
     """Short captions may leave a batch early; their words and all gradients stay the same."""
-    model = decoder(name, cell=cell, layers=layers)
+    model = decoder(name, rnn_type=cell, num_layers=layers)
     features = features_for(model, 4)
     words = torch.randint(4, 30, (12, 16))
     lengths = [1, 2, 3, 16, 3, 2, 2, 15, 1, 4, 2, 3]
@@ -161,7 +161,7 @@ def test_a_decoder_without_a_grid_says_that_it_attends_to_nothing() -> None:
 
 
 def test_tied_embeddings_are_one_tensor() -> None:
-    names = set(decoder(tied=True).state_dict())
+    names = set(decoder(tie_embeddings=True).state_dict())
     assert set(decoder().state_dict()) - names == {"output.weight", "output.bias"}
 
 

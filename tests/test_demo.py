@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.captions.table import read_summary, read_table, select_split
+from pipeline.captions.table import read_table
 from pipeline.commands.demo import PARAMS
-from pipeline.config import read
-from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import EvaluateConfig
 from pipeline.demo.accuracy import named_right
 from pipeline.extraction.feature_writer import create_features
 from pipeline.features.feature_cache import read_features
@@ -39,7 +39,7 @@ def git_status() -> str:
 
 def test_captions_name_the_right_shapes_and_colours(finished: tuple[Artifacts, str]) -> None:
     made, _ = finished
-    references = select_split(read_table(made.table, read_summary(made.summary)), "test").by_image
+    references = read_table(made.table).split("test").by_image
     captions = json.loads((made.reports / "captions.json").read_text())
     right = [named_right(c["caption"].split(), references[c["image_id"]][0]) for c in captions]
     assert len(right) == 200
@@ -47,7 +47,7 @@ def test_captions_name_the_right_shapes_and_colours(finished: tuple[Artifacts, s
 
 
 def constant_bleu_4(metrics: dict[str, Any]) -> float:
-    return next(one["bleu_4"] for one in metrics["yardsticks"] if one["name"] == "constant")
+    return next(one["bleu_4"] for one in metrics["baselines"] if one["name"] == "constant")
 
 
 def test_scores_are_far_above_a_constant_caption(finished: tuple[Artifacts, str]) -> None:
@@ -65,7 +65,7 @@ def test_with_the_features_of_other_images_they_fall_to_it(
     shape = cache.array.shape[1:]
     with create_features(shuffled, cache.ids, shape, "float16", cache.recipe) as rows:
         rows.append(cache.array[order])
-    made.evaluate(read(made.params, EvaluateConfig), tmp_path, features=shuffled)
+    made.evaluate(load_params(made.params, EvaluateConfig), tmp_path, features=shuffled)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["bleu_4"] < 1.3 * constant_bleu_4(metrics)
 

@@ -33,7 +33,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_extraction(small_disk: Path, tiny: Artifacts) -> None:
     out = small_disk / "features.h5"
     result = command(
-        *("extract", "--images", tiny.images, "--weights", tiny.backbone),
+        *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
         *("--out", out, "--params", tiny.params),
     )
     assert "no space left on the disk" in one_line(result)
@@ -44,8 +44,8 @@ def test_training_keeps_an_older_model(small_disk: Path, tiny: Artifacts) -> Non
     out = small_disk / "model.safetensors"
     out.write_text("older")
     result = command(
-        *("train", "--features", tiny.features, "--table", tiny.table),
-        *("--summary", tiny.summary, "--vocabulary", tiny.vocabulary, "--out", out),
+        *("train", "--features", tiny.features, "--captions", tiny.table),
+        *("--vocabulary", tiny.vocabulary, "--out", out),
         *("--history", small_disk / "history.csv", "--params", tiny.params),
     )
     assert "no space left on the disk" in one_line(result)
@@ -67,10 +67,10 @@ def test_an_extraction_goes_on_once_there_is_room(
     small_disk: Path, tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = write_params(
-        tmp_path / "p.yaml", extract={"checkpoint_seconds": 0, "batch_size": 4, "workers": 1}
+        tmp_path / "p.yaml", extract={"checkpoint_seconds": 0, "batch_size": 4, "num_workers": 1}
     )
     run = (
-        *("extract", "--images", tiny.images, "--weights", tiny.backbone),
+        *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
         *("--out", small_disk / "features.h5", "--params", params),
     )
     with monkeypatch.context() as patched:  # another program took the room since it was looked for
@@ -78,7 +78,7 @@ def test_an_extraction_goes_on_once_there_is_room(
         assert "no space left on the disk" in one_line(command(*run))
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     done = command(*run)
-    assert re.search(r"going on after [1-9]\d* of 62 images", done.stderr), done.stderr
+    assert re.search(r"resuming after [1-9]\d* of 62 images", done.stderr), done.stderr
     assert (small_disk / "features.h5").read_bytes() == tiny.features.read_bytes()
     discard_if_complete(small_disk / "features.h5")
     assert [path.name for path in small_disk.iterdir()] == ["features.h5"]

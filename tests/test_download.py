@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import read
-from pipeline.config.download import DownloadConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import DownloadConfig
 from pipeline.runtime.errors import InputError
 from pipeline.stages.download import download
 from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
@@ -23,7 +23,9 @@ def md5(path: Path) -> str:
 
 def config(folder: Path, **download: object) -> DownloadConfig:
     base = {"images_md5": None, "text_md5": None, "retries": 0}
-    return read(write_params(folder / "params.yaml", download=base | download), DownloadConfig)
+    return load_params(
+        write_params(folder / "params.yaml", download=base | download), DownloadConfig
+    )
 
 
 def flickr(folder: Path, **changes: str) -> tuple[Path, Path]:

@@ -8,18 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.captions.table import read_summary
+from pipeline.captions.table import read_info
 from pipeline.captions.vocabulary import (
     START,
     Vocabulary,
     read_vocabulary,
     write_vocabulary,
 )
-from pipeline.config import read
-from pipeline.config.evaluate import EvaluateConfig
-from pipeline.config.extract import ExtractConfig
-from pipeline.config.train import TrainConfig
-from pipeline.decoders.build import DECODERS
+from pipeline.config.load import load_params
+from pipeline.config.schema import EvaluateConfig, ExtractConfig, TrainConfig
+from pipeline.decoders.registry import DECODERS
 from pipeline.evaluation.ensemble import Ensemble, features_for
 from pipeline.generation.beam_search import BeamSearchConfig, beam_search
 from pipeline.stages.evaluate import evaluate
@@ -32,7 +30,7 @@ from tests.test_decoder import GRID, decoder
 @pytest.mark.parametrize("name", DECODERS)
 def test_an_ensemble_of_one_is_that_model(name: str) -> None:
     model, features = decoder(name).eval(), torch.randn(6, *GRID)
-    search = BeamSearchConfig(beam=3, length_penalty=0.7, max_length=8)
+    search = BeamSearchConfig(beam_size=3, length_penalty=0.7, max_length=8)
     alone = beam_search(model, features_for(model, features), search)
     together = beam_search(Ensemble([model]), features, search)
     assert [one.words for one in together] == [one.words for one in alone]
@@ -63,21 +61,21 @@ def several(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
     params = write_params(folder / "params.yaml", **changes)
     made = {name: folder / name for name in ("grid.h5", "attention", "params.yaml")}
-    extract(tiny.images, tiny.backbone, made["grid.h5"], read(params, ExtractConfig))
+    extract(tiny.images, tiny.backbone, made["grid.h5"], load_params(params, ExtractConfig))
     train(
-        *(made["grid.h5"], tiny.table, tiny.summary, tiny.vocabulary),
+        *(made["grid.h5"], tiny.table, tiny.vocabulary),
         *(made["attention"], folder / "h.csv"),
-        read(params, TrainConfig),
+        load_params(params, TrainConfig),
     )
-    digest = read_summary(tiny.summary).table_digest
+    digest = read_info(tiny.table).table_digest
     words = read_vocabulary(tiny.vocabulary, digest).words
     turned = Vocabulary((*words[:4], *words[:3:-1]))
     write_vocabulary(folder / "vocabulary.json", turned, 1, digest)
     made["other"] = folder / "other"
     train(
-        *(made["grid.h5"], tiny.table, tiny.summary, folder / "vocabulary.json"),
+        *(made["grid.h5"], tiny.table, folder / "vocabulary.json"),
         *(made["other"], folder / "h.csv"),
-        read(params, TrainConfig),
+        load_params(params, TrainConfig),
     )
     return made
 
@@ -85,15 +83,11 @@ def several(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_models_of_vectors_and_of_grids_are_scored_and_caption_as_one(
     tiny: Artifacts, several: dict[str, Path], tmp_path: Path
 ) -> None:
-    names = ("captions", "references", "scores", "lengths", "metrics")
-    outs = [tmp_path / name for name in names]
-    models, config = (
-        [several["attention"], tiny.model],
-        read(several["params.yaml"], EvaluateConfig),
-    )
-    evaluate(models, several["grid.h5"], tiny.table, tiny.summary, *outs, config)
-    (about,) = json.loads(outs[-1].read_text())["about"]
-    assert about["models"] == 2
+    models = [several["attention"], tiny.model]
+    config = load_params(several["params.yaml"], EvaluateConfig)
+    evaluate(models, several["grid.h5"], tiny.table, tmp_path, config)
+    (table_info,) = json.loads((tmp_path / "metrics.json").read_text())["meta"]
+    assert table_info["models"] == 2
     photo = tmp_path / "photo.png"
     Image.new("RGB", (80, 60), "red").save(photo)
     said = command(

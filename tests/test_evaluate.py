@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline.captions.table import read_summary, write_summary
-from pipeline.config import read
-from pipeline.config.evaluate import EvaluateConfig
+from pipeline.captions.table import read_info, write_info
+from pipeline.config.load import load_params
+from pipeline.config.schema import EvaluateConfig
 from pipeline.evaluation.reports import score_table
 from pipeline.extraction.feature_writer import create_features
 from pipeline.features.feature_cache import read_features
@@ -21,7 +21,7 @@ from tests.conftest import Artifacts, command, one_line, write_params
 
 
 def config(folder: Path, **changes: Any) -> EvaluateConfig:
-    return read(write_params(folder / "params.yaml", evaluate=changes), EvaluateConfig)
+    return load_params(write_params(folder / "params.yaml", evaluate=changes), EvaluateConfig)
 
 
 def metrics(tiny: Artifacts, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -32,18 +32,18 @@ def metrics(tiny: Artifacts, folder: Path, **changes: Any) -> dict[str, Any]:
 def test_metrics_say_what_they_are(tiny: Artifacts) -> None:
     made = json.loads((tiny.reports / "metrics.json").read_text())
     assert {f"bleu_{n}" for n in range(1, 5)} | {"cider", "rouge_l", "length"} <= made.keys()
-    assert {"distinct", "repeated", "dangling", "vocabulary_used"} <= made.keys()
+    assert {"unique_captions", "repeated", "bad_endings", "vocabulary_used"} <= made.keys()
     assert made["split"] == "test (lists)"
-    (about,) = made["about"]
-    assert (about["scale"], about["tokenizer"]) == (100.0, "ptb-lower-nopunct-2")
-    assert (about["images"], about["references"]) == (12, 5.0)
-    assert about["features"] == "shufflenet_v2_x0_5 (shapes.safetensors), pooled, squash"
+    (table_info,) = made["meta"]
+    assert (table_info["scale"], table_info["tokenizer"]) == (100.0, "ptb-lower-nopunct-2")
+    assert (table_info["images"], table_info["references"]) == (12, 5.0)
+    assert table_info["features"] == "shufflenet_v2_x0_5 (shapes.safetensors), pooled, squash"
     assert 0 <= made["bleu_4"] <= made["bleu_1"] <= 100
 
 
 def test_two_yardsticks_stand_beside_the_scores(tiny: Artifacts) -> None:
     made = json.loads((tiny.reports / "metrics.json").read_text())
-    constant, human = made["yardsticks"]
+    constant, human = made["baselines"]
     assert (constant["name"], human["name"]) == ("constant", "human")
     assert constant["caption"]
     assert constant["bleu_4"] < human["bleu_1"]
@@ -130,8 +130,8 @@ def test_features_of_another_backbone_are_refused(tiny: Artifacts, tmp_path: Pat
             of_view(recipe, preprocessing=replace(view.preprocessing, size=96)),
             "its preprocessing",
         ),
-        (replace(recipe, framing="crop"), "its framing is crop"),
-        (replace(recipe, mirrored=True), "its mirrored is True"),
+        (replace(recipe, crop_mode="center"), "its crop_mode is center"),
+        (replace(recipe, hflip=True), "its hflip is True"),
         (replace(recipe, views=(view, view)), "its number of views is 2"),
     ):
         path = other_features(tiny, tmp_path / "f.h5", other)
@@ -156,7 +156,7 @@ def test_untrained_weights_are_called_so_wherever_figures_appear(
     tiny.evaluate(config(tmp_path), tmp_path, features=path)
     made = json.loads((tmp_path / "metrics.json").read_text())
     assert made["backbone"] == "UNTRAINED"  # a column of DVC's tables
-    assert "UNTRAINED" in made["about"][0]["features"]
+    assert "UNTRAINED" in made["meta"][0]["features"]
     assert "backbone" not in json.loads((tiny.reports / "metrics.json").read_text())
 
 
@@ -168,17 +168,15 @@ def test_a_truncated_model_is_one_line_and_older_results_stay(
     old = tmp_path / "metrics.json"
     old.write_text("old")
     result = command(
-        *("evaluate", "--model", model, "--features", tiny.features, "--table", tiny.table),
-        *("--summary", tiny.summary, "--captions", tmp_path / "c", "--scores", tmp_path / "s"),
-        *("--references", tmp_path / "r"),
-        *("--lengths", tmp_path / "l", "--metrics", old, "--params", tiny.params),
+        *("evaluate", "--model", model, "--features", tiny.features, "--captions", tiny.table),
+        *("--out-dir", tmp_path, "--params", tiny.params),
     )
     assert "captioner.safetensors is damaged" in one_line(result)
     assert old.read_text() == "old"
 
 
 def test_a_summary_of_another_tokeniser_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
-    summary = tmp_path / "captions.json"
-    write_summary(summary, replace(read_summary(tiny.summary), tokenizer="spaces-1"))
+    table = tiny.with_table(tmp_path, tiny.table.read_text())
+    write_info(table, replace(read_info(table), tokenizer="spaces-1"))
     with pytest.raises(InputError, match="made with the tokeniser spaces"):
-        tiny.evaluate(config(tmp_path), tmp_path, summary=summary)
+        tiny.evaluate(config(tmp_path), tmp_path, table=table)

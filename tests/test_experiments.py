@@ -70,7 +70,7 @@ class Sweep:
 def sweep(laboratory: Laboratory) -> Sweep:
     repository, _ = laboratory.repository, laboratory.forget()
     before = repository.lock
-    grid = ("-S", "train.cell=lstm,gru,rnn", "-S", "train.learning_rate=0.02")
+    grid = ("-S", "train.rnn_type=lstm,gru,rnn", "-S", "train.learning_rate=0.02")
     queued = repository.run("dvc", "exp", "run", "--queue", "--name", "cells", *grid)
     assert queued.count("Queued experiment") == 3
     assert "Started '2'" in start_workers(repository, jobs=2)
@@ -86,7 +86,7 @@ def test_the_documented_sweep_is_a_grid_of_backbones_cells_and_learning_rates() 
     combinations = get_hydra_sweeps({"params.yaml": settings})
     queued = {tuple(one["params.yaml"]) for one in combinations}
     names = [f"backbone.name={name}" for name in ("resnet50", "convnext_tiny")]
-    cells = [f"train.cell={cell}" for cell in ("lstm", "gru")]
+    cells = [f"train.rnn_type={cell}" for cell in ("lstm", "gru")]
     rates = [f"train.learning_rate={rate}" for rate in (0.001, 0.002)]
     assert queued == set(itertools.product(names, cells, rates))
 
@@ -104,7 +104,7 @@ def test_what_fails_stops_nothing_else_and_its_log_says_why(
     laboratory: Laboratory, sweep: Sweep
 ) -> None:
     log = laboratory.repository.run("dvc", "queue", "logs", "cells-3")
-    assert "error: params.yaml: train.cell is 'rnn', but must be" in log
+    assert "error: params.yaml: train.rnn_type is 'rnn', but must be" in log
 
 
 def test_queued_experiments_leave_the_checkout_as_it_is(sweep: Sweep) -> None:
@@ -166,7 +166,7 @@ def test_the_table_has_what_varies_and_the_scores_best_first(
     header = re.findall(r"^ +Experiment .*$", table, re.MULTILINE)[0].split()
     assert header[:6] == ["Experiment", "State", "bleu_4", "cider", "rouge_l", "length"]
     varied = {name for name in header[6:] if "." in name}
-    assert varied == {"train.cell", "train.learning_rate"}
+    assert varied == {"train.rnn_type", "train.learning_rate"}
     assert not [name for name in header if "/" in name]
     assert max(map(len, table.splitlines())) <= 160
     rows = re.findall(r"\[cells-[12]\] +Success +\S+ +(\S+)", table)
@@ -222,13 +222,13 @@ def test_an_experiment_can_be_applied_branched_renamed_and_removed(
     model = repository.folder / "models/captioner.safetensors"
     before = model.read_bytes()
     repository.run("dvc", "exp", "apply", "cells-2")
-    assert "cell: gru" in (repository.folder / "params.yaml").read_text()
+    assert "rnn_type: gru" in (repository.folder / "params.yaml").read_text()
     assert model.read_bytes() == laboratory.cached_model("cells-2").read_bytes() != before
     repository.run("git", "checkout", "--quiet", ".")
     repository.run("dvc", "checkout", "--quiet")
     assert model.read_bytes() == before
     repository.run("dvc", "exp", "branch", "cells-2", "gru-cell")
-    assert "cell: gru" in repository.run("git", "show", "gru-cell:params.yaml")
+    assert "rnn_type: gru" in repository.run("git", "show", "gru-cell:params.yaml")
     repository.run("git", "branch", "--quiet", "--delete", "--force", "gru-cell")
     repository.run("dvc", "exp", "rename", "cells-1", "greedy")
     assert laboratory.read("greedy", "params.yaml")["train"]["learning_rate"] == 0.02

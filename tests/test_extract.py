@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline.backbones.backbone import build_trunk
 from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
-from pipeline.config import read
-from pipeline.config.extract import ExtractConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ExtractConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.precision import select_dtype
@@ -33,7 +33,7 @@ def config(folder: Path, **changes: Any) -> ExtractConfig:
     groups = {"extract": changes}
     if changes.get("layer") == "grid":
         groups["train"] = {"decoder": "spatial_attention"}
-    return read(write_params(folder / "params.yaml", **groups), ExtractConfig)
+    return load_params(write_params(folder / "params.yaml", **groups), ExtractConfig)
 
 
 def test_the_file_describes_itself(tiny: Artifacts) -> None:
@@ -41,7 +41,7 @@ def test_the_file_describes_itself(tiny: Artifacts) -> None:
     (backbone,), (view,) = read_backbones(tiny.backbone), cache.recipe.views
     assert (view.backbone, view.weights) == ("shufflenet_v2_x0_5", "shapes.safetensors")
     assert view.weights_digest == backbone.digest
-    assert (cache.recipe.framing, view.preprocessing.size) == ("squash", 64)
+    assert (cache.recipe.crop_mode, view.preprocessing.size) == ("squash", 64)
     assert cache.array.shape == (62, 1024)
     assert cache.array.dtype == np.float16
     assert cache.ids == ImageArchive(tiny.images).ids
@@ -56,7 +56,7 @@ def test_a_grid_pools_to_the_pooled_vector(tiny: Artifacts, tmp_path: Path) -> N
     np.testing.assert_allclose(grid.mean(axis=(1, 2)), pooled, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("changes", [{}, {"workers": 1}, {"workers": 7}])
+@pytest.mark.parametrize("changes", [{}, {"num_workers": 1}, {"num_workers": 7}])
 def test_the_same_bytes_every_time(
     tiny: Artifacts, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -132,16 +132,16 @@ def test_a_size_that_a_cnn_cannot_take_is_one_line_with_one_that_it_can(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("framing", ["crop", "squash"])
+@pytest.mark.parametrize("crop_mode", ["crop", "squash"])
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (500, 375), (64, 64), (31, 400)])
 def test_images_are_prepared_as_torchvision_does(
-    tiny: Artifacts, tmp_path: Path, framing: str, size: tuple[int, int]
+    tiny: Artifacts, tmp_path: Path, crop_mode: str, size: tuple[int, int]
 ) -> None:
-    recipe = make_recipe(read_backbones(tiny.backbone), config(tmp_path, framing=framing))
+    recipe = make_recipe(read_backbones(tiny.backbone), config(tmp_path, crop_mode=crop_mode))
     image = scene(size=size).rotate(20)
     pre = recipe.views[0].preprocessing
     f = torchvision.transforms.functional
-    if framing == "squash":
+    if crop_mode == "squash":
         expected = f.resize(image, [pre.size, pre.size])
     else:
         expected = f.center_crop(f.resize(image, [pre.resize]), [pre.size])
@@ -188,7 +188,7 @@ def test_numbers_too_large_for_the_dtype_are_said(tiny: Artifacts, tmp_path: Pat
 def test_a_gpu_that_is_demanded_and_absent_is_said(tiny: Artifacts, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", extract={"device": "cuda"})
     result = command(
-        *("extract", "--images", tiny.images, "--weights", tiny.backbone),
+        *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
         *("--out", tmp_path / "f.h5", "--params", params),
     )
     assert "no CUDA device is visible" in one_line(result)

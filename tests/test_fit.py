@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.captions.vocabulary import END, PAD, START, UNK, build_vocabulary
-from pipeline.dataset.batching import batches, count_batches, encode
+from pipeline.dataset.batching import count_batches, encode, iter_batches
 from pipeline.dataset.feature_dataset import add_noise
 from pipeline.training.ema import ModelEma
 from pipeline.training.scheduled_sampling import apply_word_dropout, scheduled_sampling
@@ -68,7 +68,7 @@ def test_own_words_are_what_the_decoder_says_there() -> None:
 def test_batches_are_every_caption_once_and_nearly_unpadded() -> None:
     references = [[["w"] * (1 + (image + turn) % 9) for turn in range(5)] for image in range(40)]
     captions = encode(references, build_vocabulary([["w"]], 1))
-    cut = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0)))
+    cut = list(iter_batches(captions, 16, CPU, torch.Generator().manual_seed(0)))
     assert sum(len(batch.inputs) for batch in cut) == 200
     assert len(cut) == count_batches(captions, 16, by_image=False)
     tokens = sum(batch.tokens for batch in cut)
@@ -78,7 +78,7 @@ def test_batches_are_every_caption_once_and_nearly_unpadded() -> None:
         assert (batch.inputs[:, 0] == START).all()
         assert ((batch.targets == END).sum(dim=1) == 1).all()
         assert int((batch.targets != PAD).sum()) == batch.tokens
-    again = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0)))
+    again = list(iter_batches(captions, 16, CPU, torch.Generator().manual_seed(0)))
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(cut, again, strict=True))
 
 
@@ -89,7 +89,7 @@ def test_batches_by_image_keep_an_images_captions_together(counts: tuple[int, ..
         for image in range(40)
     ]
     captions = encode(references, build_vocabulary([["w"]], 1))
-    cut = list(batches(captions, 16, CPU, torch.Generator().manual_seed(0), by_image=True))
+    cut = list(iter_batches(captions, 16, CPU, torch.Generator().manual_seed(0), by_image=True))
     assert sorted(torch.cat([batch.images for batch in cut]).tolist()) == list(range(40))
     assert len(cut) == count_batches(captions, 16, by_image=True)
     for batch in cut:
@@ -97,7 +97,7 @@ def test_batches_by_image_keep_an_images_captions_together(counts: tuple[int, ..
         said = (batch.targets != PAD).sum(dim=1).view(len(batch.images), -1)  # with <end>
         for image, lengths in zip(batch.images.tolist(), said.tolist(), strict=True):
             assert lengths == [len(caption) + 1 for caption in references[image]]
-        assert torch.equal(batch.kept, (batch.targets != PAD).flatten().nonzero().squeeze(1))
+        assert torch.equal(batch.token_index, (batch.targets != PAD).flatten().nonzero().squeeze(1))
 
 
 @pytest.mark.parametrize("by_image", [False, True])
@@ -110,7 +110,7 @@ def test_batches_of_few_shapes_have_the_same_captions_and_the_same_loss(by_image
     features = features_for(learns, 17)
     losses, said = [], []
     for few_shapes in (False, True):
-        cut = list(batches(captions, 20, CPU, None, by_image, few_shapes))
+        cut = list(iter_batches(captions, 20, CPU, None, by_image, few_shapes))
         if few_shapes:
             assert {len(batch.inputs) for batch in cut} == {20}
             assert {batch.inputs.shape[1] % 2 for batch in cut} == {0}
@@ -120,8 +120,8 @@ def test_batches_of_few_shapes_have_the_same_captions_and_the_same_loss(by_image
                     caption_loss(
                         *(learns, features[batch.images], batch.inputs, batch.targets),
                         *batch.extra,
-                        smoothing=0.1,
-                        precision=torch.float32,
+                        label_smoothing=0.1,
+                        dtype=torch.float32,
                     ).detach()
                 )
                 for batch in cut
@@ -139,7 +139,7 @@ def test_the_loss_and_its_gradient_are_of_the_words_alone(images: int, smoothing
     torch.manual_seed(0)
     references = [[["w"] * (1 + image % 7), ["w", "v"]] for image in range(images)]
     captions = encode(references, build_vocabulary([["w", "v"]], 1))
-    (batch,) = batches(captions, 2 * images, CPU, None, by_image=True)
+    (batch,) = iter_batches(captions, 2 * images, CPU, None, by_image=True)
     learns = decoder(vocabulary_size=6)
     features = features_for(learns, images)[batch.images]
 
@@ -147,12 +147,12 @@ def test_the_loss_and_its_gradient_are_of_the_words_alone(images: int, smoothing
         return list(torch.autograd.grad(loss, list(learns.parameters())))
 
     made = caption_loss(
-        *(learns, features, batch.inputs, batch.targets, batch.kept),
-        smoothing=smoothing,
-        precision=torch.float32,
+        *(learns, features, batch.inputs, batch.targets, batch.token_index),
+        label_smoothing=smoothing,
+        dtype=torch.float32,
     )
-    says = learns(features, batch.inputs).flatten(0, 1)[batch.kept]
-    targets = batch.targets.flatten()[batch.kept]
+    says = learns(features, batch.inputs).flatten(0, 1)[batch.token_index]
+    targets = batch.targets.flatten()[batch.token_index]
     expected = torch.nn.functional.cross_entropy(says, targets, label_smoothing=smoothing)
     torch.testing.assert_close(made, expected)
     torch.testing.assert_close(gradient(made), gradient(expected))
@@ -182,7 +182,7 @@ def test_the_average_warms_up_to_its_decay() -> None:
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
-    rates = [warmup_cosine(step, 100, warmup=0.2) for step in range(100)]
+    rates = [warmup_cosine(step, 100, warmup_ratio=0.2) for step in range(100)]
     assert rates.index(max(rates)) == 20
     assert rates[:21] == sorted(rates[:21])
     assert rates[20:] == sorted(rates[20:], reverse=True)

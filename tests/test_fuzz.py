@@ -8,7 +8,7 @@ from tests.conftest import Artifacts
 from tests.fuzz import attempt, parsers
 
 NAMES = (
-    *("image archive", "text archive", "captions table", "summary", "vocabulary", "params"),
+    *("image archive", "text archive", "captions table", "table info", "vocabulary", "params"),
     *("model", "backbone", "features"),
     *("captions.json", "references.json", "scores.csv", "metrics.json"),
 )
@@ -16,7 +16,7 @@ FOUND = [  # by these seeds: what another message than one line came of
     ("model", "9 18 26"),  # a header of 2 ** 63 layers
     ("captions table", "0 14 21"),  # rows with more cells than the header
     ("captions table", "0 13 11"),
-    ("metrics.json", "1 5 37"),  # `about` is a list of texts
+    ("metrics.json", "1 5 37"),  # `meta` is a list of texts
 ]
 
 

@@ -12,12 +12,9 @@ import torch
 from PIL import Image
 
 from pipeline.backbones.weights import read_backbones
-from pipeline.config import read
-from pipeline.config.evaluate import EvaluateConfig
-from pipeline.config.extract import ExtractConfig
-from pipeline.config.scst import ScstConfig
-from pipeline.config.train import TrainConfig
-from pipeline.decoders.build import DECODERS
+from pipeline.config.load import load_params
+from pipeline.config.schema import EvaluateConfig, ExtractConfig, ScstConfig, TrainConfig
+from pipeline.decoders.registry import DECODERS
 from pipeline.extraction import nvjpeg
 from pipeline.extraction.preprocess import collate, preprocess
 from pipeline.features.feature_cache import read_features
@@ -49,18 +46,18 @@ def cosines(*paths: Path) -> Any:
 def grid(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grid")
     groups = {"extract": {"layer": "grid"}, "train": {"decoder": "spatial_attention"}}
-    config = read(params(folder, **groups), ExtractConfig)
+    config = load_params(params(folder, **groups), ExtractConfig)
     extract(tiny.images, tiny.backbone, folder / "grid.h5", config)
     return folder / "grid.h5"
 
 
-@pytest.mark.parametrize("changes", [{}, {"batch_size": 7, "workers": 3}, {"mirrored": True}])
+@pytest.mark.parametrize("changes", [{}, {"batch_size": 7, "num_workers": 3}, {"hflip": True}])
 def test_the_features_are_those_of_a_cpu(
     tiny: Artifacts, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     made = []
     for device in (GPU, "cpu"):
-        config = read(params(tmp_path, extract={**changes, "device": device}), ExtractConfig)
+        config = load_params(params(tmp_path, extract={**changes, "device": device}), ExtractConfig)
         made.append(tmp_path / f"{device}.h5")
         extract(tiny.images, tiny.backbone, made[-1], config)
     assert cosines(*made).min() > 0.999
@@ -73,10 +70,16 @@ def test_every_decoder_learns_there_and_captions_on_either(
     pooled = decoder == "show_and_tell"
     features = tiny.features if pooled else grid
     model, history = tmp_path / "model.safetensors", tmp_path / "history.csv"
-    recipe = {"decoder": decoder, "epochs": 4, "dropout": 0.0, "word_dropout": 0.1, "ema": 0.5}
+    recipe = {
+        "decoder": decoder,
+        "epochs": 4,
+        "dropout": 0.0,
+        "word_dropout": 0.1,
+        "ema_decay": 0.5,
+    }
     layer = {"layer": "pooled" if pooled else "grid"}
-    config = read(params(tmp_path, extract=layer, train=recipe), TrainConfig)
-    train(features, tiny.table, tiny.summary, tiny.vocabulary, model, history, config)
+    config = load_params(params(tmp_path, extract=layer, train=recipe), TrainConfig)
+    train(features, tiny.table, tiny.vocabulary, model, history, config)
     rows = pd.read_csv(history)
     assert rows["train_loss"].iloc[-1] < 0.95 * rows["train_loss"].iloc[0]
 
@@ -84,7 +87,7 @@ def test_every_decoder_learns_there_and_captions_on_either(
     for device in (GPU, "cpu"):
         out = tmp_path / device
         path = params(tmp_path, extract=layer, train=recipe, evaluate={"device": device})
-        tiny.evaluate(read(path, EvaluateConfig), out, model=model, features=features)
+        tiny.evaluate(load_params(path, EvaluateConfig), out, model=model, features=features)
         captions.append(json.loads((out / "captions.json").read_text()))
     same = [one == other for one, other in zip(*captions, strict=True)]
     assert sum(same) >= 0.8 * len(same)  # the rest: two words all but equally likely
@@ -119,7 +122,7 @@ def test_nvjpeg_sees_what_pillow_sees(tiny: Artifacts) -> None:
     """Photos of another size than the CNN's, one of them a PNG, which is left to Pillow."""
     if not nvjpeg.works_on(torch.device(GPU)):
         pytest.skip("this torchvision has no nvJPEG")
-    recipe = make_recipe(read_backbones(tiny.backbone), read(tiny.params, ExtractConfig))
+    recipe = make_recipe(read_backbones(tiny.backbone), load_params(tiny.params, ExtractConfig))
     rng, contents = np.random.default_rng(0), []
     for kind in ("JPEG", "JPEG", "PNG"):
         small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
@@ -145,17 +148,17 @@ def test_what_was_killed_goes_on_where_it_stood(
 ) -> None:
     path = params(
         tmp_path,
-        train={"checkpoint_seconds": 0, "word_dropout": 0.2, "ema": 0.9},
-        scst={"checkpoint_seconds": 0, "epochs": 2, "images": 8, "ema": 0.9},
+        train={"checkpoint_seconds": 0, "word_dropout": 0.2, "ema_decay": 0.9},
+        scst={"checkpoint_seconds": 0, "epochs": 2, "batch_size": 8, "ema_decay": 0.9},
     )
 
     def run(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         outs = [folder / name for name in ("t.safetensors", "t.csv", "s.safetensors", "s.csv")]
-        data = (tiny.features, tiny.table, tiny.summary)
+        data = (tiny.features, tiny.table)
         if not outs[0].exists():
-            train(*data, tiny.vocabulary, *outs[:2], read(path, TrainConfig))
-        scst(outs[0], *data, *outs[2:], read(path, ScstConfig))
+            train(*data, tiny.vocabulary, *outs[:2], load_params(path, TrainConfig))
+        scst(outs[0], *data, *outs[2:], load_params(path, ScstConfig))
 
     saves, really = 0, Checkpoint.save
 

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from pipeline.captions.table import read_summary, read_table
-from pipeline.config import read
-from pipeline.config.captions import CaptionsConfig
-from pipeline.config.vocab import VocabConfig
+from pipeline.captions.table import read_table
+from pipeline.config.load import load_params
+from pipeline.config.schema import PrepareConfig, VocabConfig
 from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.runtime.errors import InputError
 from pipeline.sources.flickr8k import KAGGLE, TOKENS, read_text_archive
-from pipeline.stages.prepare import make_captions
+from pipeline.stages.prepare import prepare
 from tests.conftest import ROOT, command, make_zip, one_line, params, write_params
 
 
@@ -41,7 +40,7 @@ def test_a_text_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> Non
         "import resource; from pipeline.cli import main; import sys;"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); main()"
     )
-    arguments = ["captions", "--text", bomb, "--table", tmp_path / "t", "--summary", tmp_path / "s"]
+    arguments = ["prepare", "--text", bomb, "--captions", tmp_path / "c.csv"]
     params = ["--params", write_params(tmp_path / "params.yaml")]
     done = subprocess.run(
         [sys.executable, "-c", limited, *map(str, [*arguments, *params])],
@@ -79,14 +78,14 @@ def test_no_caption_is_a_formula_to_a_spreadsheet(tmp_path: Path) -> None:
     tokens = "".join(f"a.jpg#{i}\t{one}\nb.jpg#{i}\ty\n" for i, one in enumerate(captions))
     lists = {
         f"Flickr_8k.{name}Images.txt": f"{one}.jpg\n"
-        for name, one in (("train", "a"), ("val", "b"), ("test", "c"))
+        for name, one in (("train", "a"), ("dev", "b"), ("test", "c"))
     }
     text = make_zip(tmp_path / "text.zip", {TOKENS: tokens + "c.jpg#0\tz\n", **lists})
-    table, summary = tmp_path / "captions.csv", tmp_path / "captions.json"
-    make_captions(text, table, summary, CaptionsConfig(val_share=0.1, test_share=0.1))
+    table = tmp_path / "captions.csv"
+    prepare(text, table, PrepareConfig(val_fraction=0.1, test_fraction=0.1))
     cells = [cell for line in table.read_text().splitlines() for cell in line.split(",")]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t"))]
-    read = read_table(table, read_summary(summary))
+    read = read_table(table).rows
     assert read["caption"][read["image_id"] == "a.jpg"].tolist() == captions
 
 
@@ -193,7 +192,7 @@ INTEGERS = [
 def test_a_number_that_is_too_large_is_refused(tmp_path: Path, group: str, key: str) -> None:
     path = write_params(tmp_path / "params.yaml", **{group: {key: 10**400}})
     with pytest.raises(InputError, match=rf"{group}\.{key} is 1"):
-        read(path, VocabConfig)
+        load_params(path, VocabConfig)
 
 
 def test_params_that_name_themselves_over_and_over_are_one_short_line(tmp_path: Path) -> None:
@@ -201,13 +200,13 @@ def test_params_that_name_themselves_over_and_over_are_one_short_line(tmp_path: 
     bomb = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     bomb += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     text = write_params(tmp_path / "params.yaml").read_text()
-    text = text.replace("  beam: 2", "  beam: *a8")
+    text = text.replace("  beam_size: 2", "  beam_size: *a8")
     (tmp_path / "params.yaml").write_text("\n".join(bomb) + "\n" + text)
     done = command("vocab", "--params", tmp_path / "params.yaml", *OPTIONS)
     assert len(one_line(done)) < 500
 
 
-OPTIONS = ("--table", "t", "--summary", "s", "--out", "o")
+OPTIONS = ("--captions", "c", "--out", "o")
 
 
 def test_a_terminal_is_not_steered_by_a_name(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.config import read
-from pipeline.config.extract import ExtractConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.nvjpeg import is_plain_jpeg
 from pipeline.features.feature_cache import read_features
 from pipeline.runtime.errors import InputError
@@ -76,5 +76,5 @@ def test_without_a_gpu_it_is_pillow_and_the_features_say_so(
     assert read_features(tiny.features).recipe.jpeg_decoder == "pillow"
     params = write_params(tmp_path / "params.yaml", extract={"jpeg_decoder": "nvjpeg"})
     with pytest.raises(InputError, match=r"extract\.jpeg_decoder 'nvjpeg'.*set it to auto"):
-        extract(tiny.images, tiny.backbone, tmp_path / "f.h5", read(params, ExtractConfig))
+        extract(tiny.images, tiny.backbone, tmp_path / "f.h5", load_params(params, ExtractConfig))
     assert not (tmp_path / "f.h5").exists()

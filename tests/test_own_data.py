@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.config.captions import CaptionsConfig
-from pipeline.config.download import DownloadConfig
+from pipeline.config.schema import DownloadConfig, PrepareConfig
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
 from pipeline.sources.flickr8k import TextArchive, read_text_archive
 from pipeline.stages.download import download
-from pipeline.stages.prepare import make_captions
+from pipeline.stages.prepare import prepare
 from tests.conftest import SHARED, make_zip
 
 CASES = SHARED / "cases"
-SHARES = CaptionsConfig(val_fraction=0.3, test_fraction=0.3)
+SHARES = PrepareConfig(val_fraction=0.3, test_fraction=0.3)
 
 
 def jpeg(kind: str = "JPEG") -> bytes:
@@ -238,7 +237,7 @@ def test_sentences_that_are_one_word_each_are_warned_of(
 ) -> None:
     rows = "".join(f"{n}.jpg,{captions[n % len(captions)]}\n" for n in range(30))
     text = make_zip(tmp_path / "text.zip", {"captions.txt": "image,caption\n" + rows})
-    make_captions(text, tmp_path / "captions.csv", tmp_path / "captions.json", SHARES)
+    prepare(text, tmp_path / "captions.csv", SHARES)
     assert ("put spaces between the words" in caplog.text) == warned
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import read
-from pipeline.config.extract import ExtractConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ExtractConfig
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
 from pipeline.stages.extract import extract
@@ -44,7 +44,9 @@ def test_an_extraction_goes_on_before_the_first_image_that_has_changed(
 ) -> None:
     """A bad one that is repaired or removed costs no more than what came behind it."""
     caplog.set_level(logging.INFO)
-    config = read(write_params(tmp_path / "params.yaml", extract={"batch_size": 4}), ExtractConfig)
+    config = load_params(
+        write_params(tmp_path / "params.yaml", extract={"batch_size": 4}), ExtractConfig
+    )
     with ImageArchive(tiny.images) as archive:
         another = archive.content(archive.ids[-1])
     out, bad = tmp_path / "features.h5", {} if ended else {"p11": b"no image"}

@@ -12,25 +12,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import read
-from pipeline.config.report import ReportConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ReportConfig
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.bootstrap import resample_counts, score_intervals
-from pipeline.evaluation.reports import sealed
+from pipeline.evaluation.reports import ReportFiles, sealed
 from pipeline.report import render
 from pipeline.report.charts import nice_ticks
 from pipeline.report.evaluation import CaptionedImage
 from pipeline.report.provenance import as_yaml
 from pipeline.report.render import json_for_script
 from pipeline.runtime.errors import InputError
-from pipeline.stages.report import PARAM_GROUPS, Inputs, pick_evenly, report
+from pipeline.stages.report import PARAM_GROUPS, pick_evenly, report
 from tests.conftest import ROOT, Artifacts, command, make_zip, one_line, params, write_params
-from tests.reports import Said, inputs_in, write_run
+from tests.reports import Run, Said, write_run
 
 
-def write_report(inputs: Inputs, out: Path, **changes: Any) -> str:
+def write_report(inputs: Run, out: Path, **changes: Any) -> str:
     path = write_params(out.parent / "params.yaml", report=changes)
-    report(inputs, out, [read(path, group) for group in PARAM_GROUPS], read(path, ReportConfig))
+    params = [load_params(path, group) for group in PARAM_GROUPS]
+    config = load_params(path, ReportConfig)
+    report(inputs.images, inputs.models, inputs.reports, out, params, config, inputs.base)
     return out.read_text(encoding="utf-8")
 
 
@@ -41,26 +43,23 @@ def images_of(page: str) -> list[list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def made(tiny: Artifacts) -> Inputs:
+def made(tiny: Artifacts) -> Run:
     """What the stages made of the little world."""
-    named = inputs_in(tiny.reports, tiny.folder)
-    return replace(named, images=tiny.images, models=[tiny.model])
+    return Run(tiny.images, [tiny.model], ReportFiles(tiny.reports))
 
 
 @pytest.fixture(scope="module")
-def page(made: Inputs, tmp_path_factory: pytest.TempPathFactory) -> str:
+def page(made: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report(made, tmp_path_factory.mktemp("report") / "report.html")
 
 
-def options(inputs: Inputs) -> list[object]:
-    given: list[object] = ["--model", inputs.models[0]]
-    for name in "images captions references scores lengths metrics history scst".split():
-        given += [f"--{name}", getattr(inputs, name)]
-    return given
+def options(inputs: Run) -> list[object]:
+    reports = ("--reports-dir", inputs.reports.folder)
+    return ["--model", inputs.models[0], "--images", inputs.images, *reports]
 
 
 def test_the_command_gives_the_same_bytes_as_the_function(
-    made: Inputs, page: str, tmp_path: Path
+    made: Run, page: str, tmp_path: Path
 ) -> None:
     out, same = tmp_path / "deep/report.html", write_params(tmp_path / "params.yaml")
     result = command("report", *options(made), "--out", out, "--params", same)
@@ -69,28 +68,30 @@ def test_the_command_gives_the_same_bytes_as_the_function(
     assert [path.name for path in out.parent.iterdir()] == ["report.html"]
 
 
-def test_every_image_is_there_with_caption_references_and_scores(made: Inputs, page: str) -> None:
-    captions = {one["image_id"]: one["caption"] for one in json.loads(made.captions.read_text())}
-    references = json.loads(made.references.read_text())
+def test_every_image_is_there_with_caption_references_and_scores(made: Run, page: str) -> None:
+    captions = {
+        one["image_id"]: one["caption"] for one in json.loads(made.reports.captions.read_text())
+    }
+    references = json.loads(made.reports.references.read_text())
     shown = images_of(page)
     assert {one[0]: one[1] for one in shown} == captions
     assert {one[0]: one[2] for one in shown} == references
-    cider = json.loads(made.metrics.read_text())["cider"]
+    cider = json.loads(made.reports.metrics.read_text())["cider"]
     assert np.mean([one[3] for one in shown]) == pytest.approx(cider, abs=0.01)
     assert all(max(one[6:8]) <= 160 for one in shown)
 
 
-def test_it_shows_scores_yardsticks_curves_and_every_param(made: Inputs, page: str) -> None:
-    metrics = json.loads(made.metrics.read_text())
-    for row in (metrics, *metrics["yardsticks"]):
+def test_it_shows_scores_yardsticks_curves_and_every_param(made: Run, page: str) -> None:
+    metrics = json.loads(made.reports.metrics.read_text())
+    for row in (metrics, *metrics["baselines"]):
         for name in ("bleu_1", "bleu_4", "cider", "rouge_l"):
             assert f">{row[name]:.1f}<" in page
     assert page.count('<svg class="chart"') == 6
-    for group in (config.group for config in PARAM_GROUPS):
+    for group in (config.group() for config in PARAM_GROUPS):
         keys = params()[group]
         assert f"<h3>{group}</h3>" in page
         assert all(f"<dt>{key}</dt>" in page for key in keys)
-    assert metrics["about"][0]["split_digest"] in page
+    assert metrics["meta"][0]["split_digest"] in page
 
 
 def test_it_asks_for_nothing_from_outside(page: str) -> None:
@@ -119,10 +120,10 @@ def test_without_self_critical_training_it_says_so(page: str, tmp_path: Path) ->
 
 
 def test_a_model_that_says_less_than_one_caption_of_all_is_warned_of(
-    made: Inputs, page: str, tmp_path: Path
+    made: Run, page: str, tmp_path: Path
 ) -> None:
-    metrics = json.loads(made.metrics.read_text())
-    constant = metrics["yardsticks"][0]
+    metrics = json.loads(made.reports.metrics.read_text())
+    constant = metrics["baselines"][0]
     assert metrics["cider"] < constant["cider"]  # two epochs in the little world are not enough
     assert "Below the constant caption" in page
     assert f"“{constant['caption']}”, said of every image" in page
@@ -172,12 +173,12 @@ def test_text_of_strangers_cannot_end_what_it_stands_in() -> None:
 def test_half_a_character_and_html_in_params_and_captions_do_no_harm(tmp_path: Path) -> None:
     hostile = '\ud800<b>"x"</b></title><script>alert(1)</script>'
     inputs = write_run(tmp_path, some(3))
-    metrics = json.loads(inputs.metrics.read_text())
-    metrics["yardsticks"][0]["caption"] = metrics["about"][0]["features"] = hostile
+    metrics = json.loads(inputs.reports.metrics.read_text())
+    metrics["baselines"][0]["caption"] = metrics["meta"][0]["features"] = hostile
     metrics["split"] = hostile
-    beside = (inputs.captions, inputs.references, inputs.scores)
+    beside = (inputs.reports.captions, inputs.reports.references, inputs.reports.scores)
     metrics = sealed(metrics, [report.read_bytes() for report in beside])
-    inputs.metrics.write_text(json.dumps(metrics))
+    inputs.reports.metrics.write_text(json.dumps(metrics))
     page = write_report(inputs, tmp_path / "report.html")
     assert "<b>&#34;" not in page
     assert "<script>alert" not in page
@@ -187,27 +188,27 @@ def test_half_a_character_and_html_in_params_and_captions_do_no_harm(tmp_path: P
 # Bad inputs: one line that names the file and what to do.
 
 
-def edit(name: str, change: Callable[[str], str]) -> Callable[[Inputs], None]:
-    def apply(inputs: Inputs) -> None:
-        path = getattr(inputs, name)
+def edit(name: str, change: Callable[[str], str]) -> Callable[[Run], None]:
+    def apply(inputs: Run) -> None:
+        path = getattr(inputs.reports, name)
         path.write_text(change(path.read_text()))
 
     return apply
 
 
-def without_image(inputs: Inputs) -> None:
+def without_image(inputs: Run) -> None:
     make_zip(inputs.images, {"other.jpg": b"x"})
 
 
-def with_a_damaged_image(inputs: Inputs) -> None:
+def with_a_damaged_image(inputs: Run) -> None:
     make_zip(inputs.images, {f"{i}.jpg": b"\xff\xd8 no more" for i in range(3)})
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda i: i.metrics.unlink(), r"metrics\.json does not exist; the stage 'evaluate'"),
-        (lambda i: i.scst.unlink(), r"scst\.csv does not exist; the stage 'scst' makes it"),
+        (lambda i: i.reports.metrics.unlink(), r"metrics\.json does not exist; run 'dvc repro'"),
+        (lambda i: i.reports.scst.unlink(), r"scst\.csv does not exist; run 'dvc repro'"),
         (lambda i: i.models[0].unlink(), r"captioner\.safetensors does not exist"),
         (lambda i: i.images.unlink(), r"images\.zip does not exist"),
         (edit("metrics", lambda t: t[:50]), r"metrics\.json is no valid JSON"),
@@ -237,7 +238,7 @@ def with_a_damaged_image(inputs: Inputs) -> None:
         (with_a_damaged_image, r"0\.jpg is no image, or of a kind"),
     ],
 )
-def test_a_bad_input_is_named(tmp_path: Path, damage: Callable[[Inputs], None], said: str) -> None:
+def test_a_bad_input_is_named(tmp_path: Path, damage: Callable[[Run], None], said: str) -> None:
     inputs, out = write_run(tmp_path, some(3)), tmp_path / "report.html"
     out.write_text("older")
     damage(inputs)
@@ -248,7 +249,7 @@ def test_a_bad_input_is_named(tmp_path: Path, damage: Callable[[Inputs], None], 
 
 def test_on_the_command_line_it_is_one_line(tmp_path: Path) -> None:
     inputs = write_run(tmp_path, some(3))
-    inputs.scores.write_bytes(b"\xff\0")
+    inputs.reports.scores.write_bytes(b"\xff\0")
     same = write_params(tmp_path / "params.yaml")
     result = command("report", *options(inputs), "--out", tmp_path / "r.html", "--params", same)
     assert "scores.csv is no CSV table" in one_line(result)
@@ -302,22 +303,22 @@ def test_template_style_and_script_fit_in_one_reading() -> None:
         assert len((render.HERE / name).read_text(encoding="utf-8").splitlines()) <= 260
 
 
-def test_another_run_stands_beside_the_yardsticks(made: Inputs, tmp_path: Path) -> None:
+def test_another_run_stands_beside_the_yardsticks(made: Run, tmp_path: Path) -> None:
     base = tmp_path / "metrics.json"
-    content = json.loads(made.metrics.read_text())
+    content = json.loads(made.reports.metrics.read_text())
     base.write_text(json.dumps(content | {"cider": 77.7}))
     page = write_report(replace(made, base=base), tmp_path / "report.html")
     assert '<th scope="col">base</th>' in page
     assert "base 77.7" in page
 
 
-def test_another_run_that_was_not_measured_alike_is_refused(made: Inputs, tmp_path: Path) -> None:
+def test_another_run_that_was_not_measured_alike_is_refused(made: Run, tmp_path: Path) -> None:
     base = tmp_path / "metrics.json"
     for change, said in (
         ({"split": "val (lists)"}, "another split"),
-        ({"about": []}, "no metrics"),
+        ({"meta": []}, "no metrics"),
     ):
-        base.write_text(json.dumps(json.loads(made.metrics.read_text()) | change))
+        base.write_text(json.dumps(json.loads(made.reports.metrics.read_text()) | change))
         with pytest.raises(InputError, match=said):
             write_report(replace(made, base=base), tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

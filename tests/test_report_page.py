@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 
-from pipeline.config import read
-from pipeline.config.report import ReportConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ReportConfig
 from pipeline.stages.report import PARAM_GROUPS, report
 from tests.conftest import write_params
 from tests.reports import Said, write_run
@@ -43,8 +43,8 @@ def page_of(folder: Path, images: int) -> Path:
     """The page of so many images, the first of them hostile."""
     inputs = write_run(folder, [HOSTILE, *map(said, range(1, images))])
     path, out = write_params(folder / "params.yaml"), folder / "report.html"
-    configs = [read(path, group) for group in PARAM_GROUPS]
-    report(replace(inputs, base=inputs.metrics), out, configs, read(path, ReportConfig))
+    configs = [load_params(path, group) for group in PARAM_GROUPS]
+    report(replace(inputs, base=inputs.metrics), out, configs, load_params(path, ReportConfig))
     return out
 
 

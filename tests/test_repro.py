@@ -47,7 +47,7 @@ RERUN: tuple[tuple[dict[str, dict[str, Any]], set[str]], ...] = (
     ({"download": {"retries": 1}}, {"download"}),
     ({"captions": {"val_fraction": 0.2}}, {"captions"}),  # this text archive has its own lists
     ({"report": {"quality": 50}}, set()),
-    ({"evaluate": {"beam": 1}}, {"evaluate"}),
+    ({"evaluate": {"beam_size": 1}}, {"evaluate"}),
     ({"scst": {"seed": 1}}, {"scst"}),  # no epochs: the model stays the same
     ({"train": {"seed": 1}}, {"train", "scst", "evaluate"}),
     ({"vocab": {"min_count": 40}}, {"vocab", "train", "scst", "evaluate"}),
@@ -74,10 +74,19 @@ def test_metrics_params_plots_and_experiments_show_tables_worth_reading(
 ) -> None:
     header, _ = repository.run("dvc", "metrics", "show").splitlines()
     assert header.split() == [
-        *("Path", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider", "dangling", "distinct"),
+        *(
+            "Path",
+            "bleu_1",
+            "bleu_2",
+            "bleu_3",
+            "bleu_4",
+            "cider",
+            "bad_endings",
+            "unique_captions",
+        ),
         *("length", "repeated", "rouge_l", "split", "vocabulary_used"),
     ]
-    repository.write(train={"cell": "gru"}, evaluate={"length_penalty": 0.0})
+    repository.write(train={"rnn_type": "gru"}, evaluate={"length_penalty": 0.0})
     try:
         assert repository.repro() == {"train", "scst", "evaluate", "report"}
         diff = repository.run("dvc", "params", "diff")
@@ -85,7 +94,7 @@ def test_metrics_params_plots_and_experiments_show_tables_worth_reading(
         diff = json.loads(repository.run("dvc", "metrics", "diff", "--json"))
         assert "diff" in diff["reports/metrics.json"]["cider"]
         table = repository.run("dvc", "exp", "show", "--csv")
-        assert "train.cell" in table
+        assert "train.rnn_type" in table
         assert "cider" in table
         repository.run("dvc", "plots", "show", "-o", "plots")
         page = (repository.folder / "plots/index.html").read_text()
@@ -100,7 +109,7 @@ def test_metrics_params_plots_and_experiments_show_tables_worth_reading(
 def test_a_temporary_experiment_runs_the_code_of_its_own_copy(repository: Repository) -> None:
     """`dvc exp run --temp` with a changed param, without touching the workspace."""
     before = repository.lock
-    repository.run("dvc", "exp", "run", "--temp", "--name", "greedy", "-S", "evaluate.beam=1")
+    repository.run("dvc", "exp", "run", "--temp", "--name", "greedy", "-S", "evaluate.beam_size=1")
     assert repository.lock == before
     shown = repository.run("dvc", "exp", "show", "--csv")
     assert "greedy" in shown
@@ -123,9 +132,9 @@ def test_a_failing_stage_says_why_in_one_line_and_keeps_what_was_made(
 def test_an_impossible_param_starts_nothing_and_the_reports_stay(repository: Repository) -> None:
     reports = {p: p.read_bytes() for p in (repository.folder / "reports").glob("*.json")}
     assert len(reports) == 3
-    repository.write(evaluate={"beam": 0})
+    repository.write(evaluate={"beam_size": 0})
     result = repository.try_to("dvc", "repro")
     repository.write()
     assert result.returncode != 0
-    assert "error: params.yaml: evaluate.beam is 0, but must be" in result.stderr
+    assert "error: params.yaml: evaluate.beam_size is 0, but must be" in result.stderr
     assert reports == {p: p.read_bytes() for p in (repository.folder / "reports").glob("*.json")}

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import read
-from pipeline.config.evaluate import EvaluateConfig
-from pipeline.config.extract import ExtractConfig
-from pipeline.config.scst import ScstConfig
-from pipeline.config.train import TrainConfig
-from pipeline.config.vocab import VocabConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import (
+    EvaluateConfig,
+    ExtractConfig,
+    ScstConfig,
+    TrainConfig,
+    VocabConfig,
+)
 from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete
 from pipeline.runtime.tensors import read_tensors, write_tensors
 from pipeline.stages.extract import extract
@@ -31,17 +33,17 @@ class Killed(BaseException):
 
 def training(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
     keys = {"epochs": 3, "checkpoint_seconds": 0.0, **changes}
-    config = read(write_params(folder / "params.yaml", train=keys), TrainConfig)
+    config = load_params(write_params(folder / "params.yaml", train=keys), TrainConfig)
     outs = tuple(folder / name for name in OUTS)
-    paths = (tiny.features, tiny.table, tiny.summary, tiny.vocabulary, *outs)
+    paths = (tiny.features, tiny.table, tiny.vocabulary, *outs)
     return lambda: train(*paths, config)
 
 
 def self_critical(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
-    keys = {"epochs": 3, "images": 8, "checkpoint_seconds": 0.0, **changes}
-    config = read(write_params(folder / "params.yaml", scst=keys), ScstConfig)
+    keys = {"epochs": 3, "batch_size": 8, "checkpoint_seconds": 0.0, **changes}
+    config = load_params(write_params(folder / "params.yaml", scst=keys), ScstConfig)
     outs = tuple(folder / name for name in OUTS)
-    inputs = (tiny.trained, tiny.features, tiny.table, tiny.summary)
+    inputs = (tiny.trained, tiny.features, tiny.table)
     return lambda: scst(*inputs, *outs, config)
 
 
@@ -71,10 +73,10 @@ def case(request: pytest.FixtureRequest, tiny: Artifacts, tmp_path_factory: Any)
     """How to run it in a folder, and what comes of it uninterrupted."""
     make: Callable[..., Run] = training if not request.param.startswith("scst") else self_critical
     changes = {
-        "averaged": {"ema": 0.9, "word_dropout": 0.2, "cell": "gru"},
+        "averaged": {"ema_decay": 0.9, "word_dropout": 0.2, "rnn_type": "gru"},
         "sampled": {"scheduled_sampling": 0.5, "feature_noise": 0.2},
-        "scst averaged": {"ema": 0.9},
-        "scst": {"ema": 0.0, "dropout": True},
+        "scst averaged": {"ema_decay": 0.9},
+        "scst": {"ema_decay": 0.0, "use_dropout": True},
     }.get(request.param, {})
     folder = tmp_path_factory.mktemp("whole")
     make(tiny, folder, **changes)()
@@ -142,8 +144,8 @@ def test_it_starts_afresh_and_says_so_where_anything_differs(
     what: str,
 ) -> None:
     caplog.set_level(logging.INFO)
-    inputs = (tiny.features, tiny.table, tiny.summary, tiny.vocabulary)
-    config = read(
+    inputs = (tiny.features, tiny.table, tiny.vocabulary)
+    config = load_params(
         write_params(tmp_path / "params.yaml", train={"checkpoint_seconds": 0.0}), TrainConfig
     )
     outs = [tmp_path / name for name in OUTS]
@@ -154,22 +156,21 @@ def test_it_starts_afresh_and_says_so_where_anything_differs(
         text = tiny.table.read_text().replace(",train,A ", ",train,One ")
         captions = tiny.with_table(tmp_path, text)
         vocabulary = tmp_path / "vocabulary.json"
-        make_vocabulary(*captions, vocabulary, read(tiny.params, VocabConfig))
-        inputs = (tiny.features, *captions, vocabulary)
+        make_vocabulary(captions, vocabulary, load_params(tiny.params, VocabConfig))
+        inputs = (tiny.features, captions, vocabulary)
     elif what == "code":
-        (tmp_path / "changed.py").write_text("")
-        monkeypatch.setattr("pipeline.runtime.checkpoint.CODE", tmp_path)
+        monkeypatch.setattr("pipeline.runtime.checkpoint.code_digest", lambda stage: "other")
     else:
         named = "state" if what == "damage" else "best-*"
         (saved,) = (tmp_path / ".model.safetensors.resume").glob(f"{named}.safetensors")
         if what == "damage":
             saved.write_bytes(saved.read_bytes()[:-7])
         else:  # a model as whole as ours
-            tensors, header = read_tensors(tiny.model, made_by="train")
+            tensors, header = read_tensors(tiny.model)
             write_tensors(saved, tensors, header | {"split_digest": "another's"})
     train(*inputs, *outs, config)
-    assert "starting afresh" in caplog.text
-    assert "going on" not in caplog.text
+    assert "starting over" in caplog.text
+    assert "resuming" not in caplog.text
 
 
 def test_how_much_may_be_lost_is_a_param(
@@ -182,7 +183,7 @@ def test_how_much_may_be_lost_is_a_param(
     run = training(tiny, tmp_path, checkpoint_seconds=3600.0)
     killed_at(1, run, monkeypatch)  # not within an epoch: at its end
     run()
-    assert "going on after epoch 1 and 0 steps" in caplog.text
+    assert "resuming an interrupted run after epoch 1" in caplog.text
 
 
 # Whoever ran a stage, DVC say, may be killed before it has noted that the stage ended. It takes the
@@ -190,7 +191,7 @@ def test_how_much_may_be_lost_is_a_param(
 
 
 def extraction(tiny: Artifacts, folder: Path) -> Run:
-    config = read(write_params(folder / "params.yaml"), ExtractConfig)
+    config = load_params(write_params(folder / "params.yaml"), ExtractConfig)
     return lambda: extract(tiny.images, tiny.backbone, folder / "features.h5", config)
 
 
@@ -201,8 +202,8 @@ def nothing_to_do(_: Any, left: Any, *__: Any) -> Iterator[Any]:
 
 STAGES: dict[str, tuple[Callable[..., Run], tuple[str, ...], str]] = {
     "extract": (extraction, ("features.h5",), "pipeline.stages.extract.iter_features"),
-    "train": (training, OUTS, "pipeline.stages.train.Fit.epoch"),
-    "scst": (self_critical, OUTS, "pipeline.stages.scst.Reinforce.epoch"),
+    "train": (training, OUTS, "pipeline.stages.train.Trainer.train_epoch"),
+    "scst": (self_critical, OUTS, "pipeline.stages.scst.SelfCriticalTrainer.train_epoch"),
 }
 
 
@@ -234,14 +235,14 @@ def test_what_has_ended_is_not_done_again_where_nobody_noted_that(
             patched.setattr(STAGES[stage][2], nothing_to_do)
             run()
         assert [path.read_bytes() for path in outs] == made
-        assert "has ended before: this is what it made" in caplog.text
+        assert "this exact run already finished" in caplog.text
         for path in outs:
             path.unlink()
     discard_if_complete(outs[0])
     caplog.clear()
     run()  # really
     assert [path.read_bytes() for path in outs] == made
-    assert "has ended before" not in caplog.text
+    assert "already finished" not in caplog.text
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -262,19 +263,19 @@ def test_what_was_kept_of_an_ended_run_and_has_rotted_is_made_anew(
         path.write_bytes(content if rot == "middle" else content[:-100])
     run()
     assert [path.read_bytes() for path in outs] == made
-    assert "starting afresh" in caplog.text
+    assert "starting over" in caplog.text
 
 
 def test_who_reads_an_output_ends_what_is_kept_of_it(tiny: Artifacts, tmp_path: Path) -> None:
     extraction(tiny, tmp_path)()
     kept = tmp_path / ".features.h5.resume"
     assert kept.exists()
-    learn = read(write_params(tmp_path / "params.yaml", train={"epochs": 1}), TrainConfig)
+    learn = load_params(write_params(tmp_path / "params.yaml", train={"epochs": 1}), TrainConfig)
     outs = [tmp_path / name for name in OUTS]
-    train(tmp_path / "features.h5", tiny.table, tiny.summary, tiny.vocabulary, *outs, learn)
+    train(tmp_path / "features.h5", tiny.table, tiny.vocabulary, *outs, learn)
     assert not kept.exists()
     kept = tmp_path / f".{OUTS[0]}.resume"
     assert kept.exists()
-    config = read(write_params(tmp_path / "params.yaml"), EvaluateConfig)
+    config = load_params(write_params(tmp_path / "params.yaml"), EvaluateConfig)
     tiny.evaluate(config, tmp_path / "reports", model=outs[0], features=tmp_path / "features.h5")
     assert not kept.exists()

@@ -11,55 +11,42 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.evaluation.reports import ReportFiles
 from tests.conftest import Artifacts, command, make_tiny, make_world, one_line, write_params
 
-# The inputs of every stage but `download`, by option; what stands for it in `Artifacts`.
+# The inputs of every stage but `download` and `backbone`: what stands for each in `Artifacts`, and
+# the option that names it, or the folder that it lies in.
+TABLE = {"table": "captions", "info": "captions"}
 INPUTS: dict[str, dict[str, str]] = {
-    "captions": {"text": "text"},
-    "extract": {"images": "images", "weights": "backbone"},
-    "vocab": {"table": "table", "summary": "summary"},
-    "train": {
-        **{"features": "features", "table": "table", "summary": "summary"},
-        "vocabulary": "vocabulary",
-    },
-    "scst": {
-        **{"trained": "trained", "features": "features"},
-        **{"table": "table", "summary": "summary"},
-    },
-    "evaluate": {
-        **{"model": "model", "features": "features"},
-        **{"table": "table", "summary": "summary"},
-    },
+    "prepare": {"text": "text"},
+    "extract": {"images": "images", "backbone": "backbone"},
+    "vocab": {**TABLE},
+    "train": {"features": "features", **TABLE, "vocabulary": "vocabulary"},
+    "scst": {"trained": "trained", "features": "features", **TABLE},
+    "evaluate": {"model": "model", "features": "features", **TABLE},
     "report": {
         **{"images": "images", "model": "model"},
-        **{name: name for name in ("captions", "references", "scores", "lengths", "metrics")},
-        **{"history": "history", "scst": "scst"},
+        **dict.fromkeys(("captions", "references", "scores", "lengths"), "reports-dir"),
+        **dict.fromkeys(("metrics", "history", "scst"), "reports-dir"),
     },
 }
 OUTS: dict[str, dict[str, str]] = {
-    "captions": {"table": "captions.csv", "summary": "captions.json"},
+    "prepare": {"captions": "captions.csv"},
     "extract": {"out": "features.h5"},
     "vocab": {"out": "vocabulary.json"},
     "train": {"out": "model", "history": "history.csv"},
     "scst": {"out": "model", "history": "scst.csv"},
-    "evaluate": {
-        **{"captions": "captions.json", "references": "references.json", "scores": "scores.csv"},
-        **{"lengths": "lengths.csv", "metrics": "metrics.json"},
-    },
+    "evaluate": {"out-dir": "reports"},
     "report": {"out": "report.html"},
 }
-REPORTS = {
-    **{"captions": "captions.json", "references": "references.json", "scores": "scores.csv"},
-    **{"lengths": "lengths.csv", "metrics": "metrics.json"},
-    **{"history": "history.csv", "scst": "scst.csv"},
-}
-READ = [(stage, option) for stage, options in INPUTS.items() for option in options]
+READ = [(stage, name) for stage, names in INPUTS.items() for name in names]
 
 
-def path_of(made: Artifacts, name: str) -> Path:
-    if name in REPORTS:
-        return made.reports / REPORTS[name]
-    path = getattr(made, name)
+def path_of(made: Artifacts, stage: str, name: str) -> Path:
+    if INPUTS[stage][name] == "reports-dir":
+        path = getattr(ReportFiles(made.reports), name)
+    else:
+        path = made.table.with_suffix(".json") if name == "info" else getattr(made, name)
     assert isinstance(path, Path)
     return path
 
@@ -116,15 +103,23 @@ def run(
     """The line that a stage ends with, if it fails, and what it has made."""
     folder.mkdir()
     params = write_params(folder / "params.yaml")
-    words: list[object] = [stage, "--params", params]
-    for option, name in INPUTS[stage].items():
-        words += [f"--{option}", changed.get(option, path_of(made, name))]
-    outs = [folder / name for name in OUTS[stage].values()]
-    for option, out in zip(OUTS[stage], outs, strict=True):
-        words += [f"--{option}", out]
-    done = command(*words)
+    options: dict[str, Path] = {"params": params}
+    for name, option in INPUTS[stage].items():
+        source = path_of(made, stage, name)
+        given = changed.get(name, source)
+        if option in ("captions", "reports-dir"):  # the files of a folder
+            placed = folder / "inputs" / source.name
+            placed.parent.mkdir(exist_ok=True)
+            copy = shutil.copytree if given.is_dir() else shutil.copyfile
+            copy(given, placed)
+            given = placed.with_suffix(".csv") if option == "captions" else placed.parent
+        options[option] = given
+    outs = {option: folder / name for option, name in OUTS[stage].items()}
+    words = [word for item in (options | outs).items() for word in (f"--{item[0]}", item[1])]
+    done = command(stage, *words)
     line = one_line(done) if done.returncode else None
-    return line, [out.read_bytes() for out in outs if out.exists()]
+    files = [file for out in outs.values() for file in sorted(out.glob("*")) or [out]]
+    return line, [file.read_bytes() for file in files if file.is_file()]
 
 
 @pytest.mark.parametrize(("stage", "option"), READ)
@@ -132,12 +127,12 @@ def test_damage_is_said_or_does_no_harm(
     tiny: Artifacts, whole: dict[str, list[bytes]], tmp_path: Path, stage: str, option: str
 ) -> None:
     rng = random.Random(f"{stage} {option}")
-    source = path_of(tiny, INPUTS[stage][option])
+    source = path_of(tiny, stage, option)
     for number, damage in enumerate(DAMAGE):
         broken = tmp_path / f"{number}-{source.name}"
         broken.write_bytes(damage(source.read_bytes(), rng))
         line, made = run(tiny, stage, tmp_path / f"{number}", **{option: broken})
-        if line is None and (stage, option) not in PARAM_GROUPS:
+        if line is None and (stage, option) not in UNREAD:
             assert made == whole[stage], f"{damage.__name__} of {source.name} changed the result"
         elif line is not None:
             assert not made, f"{damage.__name__} of {source.name}: {line}"
@@ -145,16 +140,16 @@ def test_damage_is_said_or_does_no_harm(
 
 # Curves and lengths are drawn as they stand in git, and of the model only the digest is shown: no
 # score is read from them.
-PARAM_GROUPS = [("report", name) for name in ("history", "scst", "lengths", "model")]
+UNREAD = [("report", name) for name in ("history", "scst", "lengths", "model")]
 
 
 @pytest.mark.parametrize(("stage", "option"), READ)
 def test_a_file_in_the_place_of_another_is_said(
     tiny: Artifacts, tmp_path: Path, stage: str, option: str
 ) -> None:
-    own = path_of(tiny, INPUTS[stage][option])
+    own = path_of(tiny, stage, option)
     others = [
-        *(tiny.images, tiny.text, tiny.backbone, tiny.features, tiny.table, tiny.summary),
+        *(tiny.images, tiny.text, tiny.backbone, tiny.features, tiny.table),
         *(tiny.vocabulary, tiny.model, tiny.params, tiny.history),
     ]
     for number, wrong in enumerate(random.Random(f"{stage} {option}").sample(others, k=2)):
@@ -182,10 +177,10 @@ def test_a_folder_in_the_place_of_a_file_is_said(
 
 # What tells that it is of another run: the images' names, the table's digest, the split's.
 SWAPPED = [
-    ("vocab", "summary"),
-    *(("train", name) for name in ("features", "table", "summary", "vocabulary")),
-    *(("scst", name) for name in ("trained", "features", "table", "summary")),
-    *(("evaluate", name) for name in ("model", "features", "table", "summary")),
+    ("vocab", "info"),
+    *(("train", name) for name in ("features", "table", "info", "vocabulary")),
+    *(("scst", name) for name in ("trained", "features", "table", "info")),
+    *(("evaluate", name) for name in ("model", "features", "table", "info")),
     *(("report", name) for name in ("images", "captions", "references", "scores", "metrics")),
 ]
 
@@ -194,7 +189,7 @@ SWAPPED = [
 def test_the_like_of_it_from_another_run_is_said(
     tiny: Artifacts, other: Artifacts, tmp_path: Path, stage: str, option: str
 ) -> None:
-    theirs = path_of(other, INPUTS[stage][option])
+    theirs = path_of(other, stage, option)
     line, made = run(tiny, stage, tmp_path / "out", **{option: theirs})
     assert line is not None
     assert not made

@@ -11,11 +11,10 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from safetensors.torch import load_file
 
 from pipeline.captions.vocabulary import END, PAD, START, UNK, build_vocabulary
-from pipeline.config import read
-from pipeline.config.scst import ScstConfig
-from pipeline.config.train import TrainConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ScstConfig, TrainConfig
 from pipeline.dataset.batching import encode, sample_captions
-from pipeline.decoders.build import DECODERS
+from pipeline.decoders.registry import DECODERS
 from pipeline.generation.sampling import SamplingConfig, log_probabilities, sample
 from pipeline.metrics.rewards import BleuReward, CiderReward, References
 from pipeline.metrics.scores import cider
@@ -141,14 +140,20 @@ def run(
     tiny: Artifacts,
     trained: Path,
     folder: Path,
-    captions: tuple[Path, Path] | None = None,
+    captions: Path | None = None,
     **changes: Any,
 ) -> pd.DataFrame:
-    settings = {"images": 10, "learning_rate": 0.002, "patience": 50}
+    settings = {"batch_size": 10, "learning_rate": 0.002, "patience": 50}
     params = write_params(folder / "params.yaml", scst=settings | changes)
     model, history = folder / "captioner.safetensors", folder / "scst.csv"
-    table_and_summary = captions or (tiny.table, tiny.summary)
-    scst(trained, tiny.features, *table_and_summary, model, history, read(params, ScstConfig))
+    scst(
+        trained,
+        tiny.features,
+        captions or tiny.table,
+        model,
+        history,
+        load_params(params, ScstConfig),
+    )
     return pd.read_csv(history)
 
 
@@ -157,15 +162,15 @@ def trained(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learnt something, and not yet all."""
     folder = tmp_path_factory.mktemp("trained")
     changes = {"epochs": 12, "hidden_size": 64, "embed_size": 64, "dropout": 0.1}
-    config = read(write_params(folder / "p.yaml", train=changes), TrainConfig)
+    config = load_params(write_params(folder / "p.yaml", train=changes), TrainConfig)
     model = folder / "model.safetensors"
-    inputs = (tiny.features, tiny.table, tiny.summary, tiny.vocabulary)
+    inputs = (tiny.features, tiny.table, tiny.vocabulary)
     train(*inputs, model, folder / "history.csv", config)
     return model
 
 
-def learnt_as_val(tiny: Artifacts, folder: Path) -> tuple[Path, Path]:
-    """Dev is too small to tell here: the training images stand in for it."""
+def learnt_as_val(tiny: Artifacts, folder: Path) -> Path:
+    """The val split is too small to tell here: the training images stand in for it."""
     table = pd.read_csv(tiny.table, dtype=str, keep_default_na=False)
     learnt = table[table["split"] == "train"]
     both = pd.concat([learnt, learnt.assign(split="val")]).to_csv(index=False)
@@ -188,7 +193,7 @@ def test_bleu_counts_in_the_reward_as_often_as_params_say(
     """Of the captions of one step, which are drawn alike whatever is made of them."""
     rewards = []
     for bleu in (0.0, 1.0, 3.0):
-        history = run(tiny, trained, tmp_path, epochs=1, images=1000, bleu=bleu)
+        history = run(tiny, trained, tmp_path, epochs=1, batch_size=1000, bleu_weight=bleu)
         rewards.append(history["reward"].iloc[1])
     assert 1 < rewards[1] - rewards[0] < 100
     assert rewards[2] - rewards[0] == pytest.approx(3 * (rewards[1] - rewards[0]), rel=1e-4)
@@ -211,7 +216,7 @@ def test_no_epochs_leave_the_model_as_it_is(tiny: Artifacts, tmp_path: Path) -> 
 def test_an_epoch_that_makes_it_worse_is_not_kept(
     tiny: Artifacts, trained: Path, tmp_path: Path
 ) -> None:
-    history = run(tiny, trained, tmp_path, epochs=2, learning_rate=1.0, cross_entropy=0.0)
+    history = run(tiny, trained, tmp_path, epochs=2, learning_rate=1.0, cross_entropy_weight=0.0)
     assert history["cider"].iloc[1:].max() < history["cider"].iloc[0]
     assert (tmp_path / "captioner.safetensors").read_bytes() == trained.read_bytes()
 
@@ -237,7 +242,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         return likely * float("nan") if where == "loss" else BadGradient.apply(likely)
 
     monkeypatch.setattr(reinforce, "log_probabilities", broken)
-    with pytest.raises(InputError, match=r"stopped being a number in epoch 1, by step 1, .*scst\."):
+    with pytest.raises(InputError, match=r"is no longer finite in epoch 1, by step 1, .*scst\."):
         run(tiny, trained, tmp_path, epochs=1)
     assert (tmp_path / "captioner.safetensors").read_bytes() == trained.read_bytes()
 
@@ -250,7 +255,7 @@ def test_an_average_of_the_weights_is_kept_where_there_is_one(
     for ema in (0.0, 0.99):
         (folder := tmp_path / str(ema)).mkdir()
         history = run(
-            tiny, trained, folder, captions=learnt_as_val(tiny, folder), epochs=2, ema=ema
+            tiny, trained, folder, captions=learnt_as_val(tiny, folder), epochs=2, ema_decay=ema
         )
         rewards.append(history["reward"].tolist()[1:])
         kept.append(load_file(folder / "captioner.safetensors"))
@@ -269,7 +274,14 @@ def test_dropout_is_in_the_gradient_and_not_in_what_is_drawn(
         folder.mkdir()
         captions = learnt_as_val(tiny, folder)
         history = run(
-            tiny, trained, folder, captions, epochs=2, images=40, dropout=dropout, patience=2
+            tiny,
+            trained,
+            folder,
+            captions,
+            epochs=2,
+            batch_size=40,
+            use_dropout=dropout,
+            patience=2,
         )
         rewards.append(history["reward"].tolist())
     assert rewards[0][1] == rewards[1][1]

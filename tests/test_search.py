@@ -59,7 +59,7 @@ def exhaustive(
 ) -> list[tuple[float, list[int]]]:
     """All sentences of 1 to max_length words with their scores, the best first."""
     words = [A, B, C, D] + ([UNK] if rules.get("allow_unk") else [])
-    n = rules.get("block_ngram", 0)
+    n = rules.get("no_repeat_ngram_size", 0)
     found = []
     for length in range(1, max_length + 1):
         for sentence in itertools.product(words, repeat=length):
@@ -74,23 +74,27 @@ def exhaustive(
 
 @pytest.mark.parametrize("max_length", [1, 2, 4])
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0])
-@pytest.mark.parametrize("block_ngram", [0, 1, 2])
+@pytest.mark.parametrize("no_repeat_ngram_size", [0, 1, 2])
 @pytest.mark.parametrize("allow_unk", [False, True])
 def test_a_wide_beam_finds_the_best_of_all_sentences(
-    max_length: int, length_penalty: float, block_ngram: int, allow_unk: bool
+    max_length: int, length_penalty: float, no_repeat_ngram_size: int, allow_unk: bool
 ) -> None:
-    search = BeamSearchConfig(1024, length_penalty, max_length, block_ngram, allow_unk)
+    search = BeamSearchConfig(1024, length_penalty, max_length, no_repeat_ngram_size, allow_unk)
     made = beam_search(TableDecoder(TABLE, SECOND), torch.tensor([0, 1]), search)
     for table, hypothesis in zip((TABLE, SECOND), made, strict=True):
         score, sentence = exhaustive(
-            table, max_length, length_penalty, block_ngram=block_ngram, allow_unk=allow_unk
+            table,
+            max_length,
+            length_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            allow_unk=allow_unk,
         )[0]
         assert hypothesis.words == sentence
         assert hypothesis.score == pytest.approx(score, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("beam", "length_penalty", "max_length", "words", "probability"),
+    ("beam_size", "length_penalty", "max_length", "words", "probability"),
     [
         # Greedy: a is the likeliest, again and again, until only the end is allowed.
         (1, 0.0, 1, [A], 0.40 * 0.08),
@@ -106,20 +110,20 @@ def test_a_wide_beam_finds_the_best_of_all_sentences(
     ],
 )
 def test_exact_sentences_and_scores_by_hand(
-    beam: int, length_penalty: float, max_length: int, words: list[int], probability: float
+    beam_size: int, length_penalty: float, max_length: int, words: list[int], probability: float
 ) -> None:
-    search = BeamSearchConfig(beam, length_penalty, max_length)
+    search = BeamSearchConfig(beam_size, length_penalty, max_length)
     (made,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
     assert made.words == words
     normal = (len(words) + 1) ** length_penalty
     assert made.score == pytest.approx(math.log(probability) / normal, abs=1e-6)
 
 
-@pytest.mark.parametrize("beam", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 5, 20])
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.5])
-def test_a_batch_gives_what_each_image_gives_alone(beam: int, length_penalty: float) -> None:
+def test_a_batch_gives_what_each_image_gives_alone(beam_size: int, length_penalty: float) -> None:
     decoder = TableDecoder(TABLE, SECOND)
-    search = BeamSearchConfig(beam, length_penalty, max_length=6)
+    search = BeamSearchConfig(beam_size, length_penalty, max_length=6)
     images = torch.tensor([0, 1, 1, 0, 1])
     together = beam_search(decoder, images, search)
     alone = [beam_search(decoder, image.view(1), search)[0] for image in images]
@@ -127,13 +131,15 @@ def test_a_batch_gives_what_each_image_gives_alone(beam: int, length_penalty: fl
     assert [one.score for one in together] == pytest.approx([one.score for one in alone])
 
 
-@pytest.mark.parametrize(("beam", "groups"), [(1, 1), (3, 1), (8, 1), (6, 3)])
+@pytest.mark.parametrize(("beam_size", "groups"), [(1, 1), (3, 1), (8, 1), (6, 3)])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_images_that_stay_in_the_batch_get_the_captions_of_those_that_leave(
-    beam: int, groups: int, length_penalty: float
+    beam_size: int, groups: int, length_penalty: float
 ) -> None:
     """As on a GPU, where the whole search is one graph."""
-    search = BeamSearchConfig(beam, length_penalty, max_length=7, block_ngram=2, groups=groups)
+    search = BeamSearchConfig(
+        beam_size, length_penalty, max_length=7, no_repeat_ngram_size=2, beam_groups=groups
+    )
     images = torch.tensor([0, 1, 1, 0])
     made = []
     for leaving in (True, False):
@@ -146,9 +152,9 @@ def test_images_that_stay_in_the_batch_get_the_captions_of_those_that_leave(
 
 def test_a_beam_is_never_better_than_the_best_sentence_nor_worse_than_its_score() -> None:
     """A reported score is the score of the reported sentence."""
-    for beam in (1, 2, 3, 8):
+    for beam_size in (1, 2, 3, 8):
         (made,) = beam_search(
-            TableDecoder(TABLE), torch.tensor([0]), BeamSearchConfig(beam, 0.7, 5)
+            TableDecoder(TABLE), torch.tensor([0]), BeamSearchConfig(beam_size, 0.7, 5)
         )
         scores = {tuple(sentence): score for score, sentence in exhaustive(TABLE, 5, 0.7)}
         assert made.score == pytest.approx(scores[tuple(made.words)], abs=1e-6)
@@ -177,14 +183,14 @@ def test_search_stops_once_nothing_can_win() -> None:
     decided = {word: [0.0, 0.0, 0.9, 0.0, 0.025, 0.025, 0.025, 0.025] for word in range(4, 8)}
     decoder = TableDecoder({**decided, START: [0.0, 0.0, 0.0, 0.0, 0.97, 0.01, 0.01, 0.01]})
     beam_search(
-        decoder, torch.tensor([0]), BeamSearchConfig(beam=4, length_penalty=0.0, max_length=50)
+        decoder, torch.tensor([0]), BeamSearchConfig(beam_size=4, length_penalty=0.0, max_length=50)
     )
     assert decoder.steps < 5
 
 
 def test_groups_that_pay_nothing_say_the_same() -> None:
     """Each finds what a beam search as wide as the group finds."""
-    search = BeamSearchConfig(6, 0.7, 5, groups=3, diversity=0.0)
+    search = BeamSearchConfig(6, 0.7, 5, beam_groups=3, diversity_penalty=0.0)
     (alone,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), BeamSearchConfig(2, 0.7, 5))
     (made,) = diverse_beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
     assert [one.words for one in made] == [alone.words] * 3
@@ -195,17 +201,17 @@ def test_a_group_pays_for_the_words_of_those_before_it() -> None:
     """Greedy groups, by hand: after a 0.40 comes b 0.25, until a costs less than it is ahead."""
     ahead = math.log(0.40 / 0.25)
     for diversity, second in ((ahead - 0.01, A), (ahead + 0.01, B)):
-        search = BeamSearchConfig(2, 0.0, 1, groups=2, diversity=diversity)
+        search = BeamSearchConfig(2, 0.0, 1, beam_groups=2, diversity_penalty=diversity)
         (made,) = diverse_beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
         assert [one.words for one in made] == [[A], [second]]
         end = {A: 0.40 * 0.08, B: 0.25 * 0.35}[second]
         assert made[1].score == pytest.approx(math.log(end))  # what it paid is not in its score
 
 
-@pytest.mark.parametrize(("beam", "groups"), [(4, 4), (6, 3), (6, 2), (40, 2)])
-def test_groups_in_a_batch_say_what_they_say_alone(beam: int, groups: int) -> None:
+@pytest.mark.parametrize(("beam_size", "groups"), [(4, 4), (6, 3), (6, 2), (40, 2)])
+def test_groups_in_a_batch_say_what_they_say_alone(beam_size: int, groups: int) -> None:
     decoder = TableDecoder(TABLE, SECOND)
-    search = BeamSearchConfig(beam, 0.7, 6, groups=groups, diversity=1.0)
+    search = BeamSearchConfig(beam_size, 0.7, 6, beam_groups=groups, diversity_penalty=1.0)
     images = torch.tensor([0, 1, 1, 0, 1])
     together = diverse_beam_search(decoder, images, search)
     for image, made in zip(images, together, strict=True):

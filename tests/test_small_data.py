@@ -6,16 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.captions.table import read_summary, read_table
+from pipeline.captions.table import read_table
 from pipeline.captions.vocabulary import read_vocabulary
-from pipeline.config import read
-from pipeline.config.train import TrainConfig
 from pipeline.dataset.split import load_split
 from pipeline.decoders.captioner_file import read_model
 from pipeline.features.feature_cache import read_features
 from pipeline.generation.generate import GreedyValidator
-from pipeline.stages.train import Epoch, best_epoch, ended
-from tests.conftest import Artifacts, write_params
+from pipeline.training.history import History
+from tests.conftest import Artifacts
 from tests.test_train import run
 
 CPU = torch.device("cpu")
@@ -26,37 +24,34 @@ def test_it_stops_early_and_keeps_the_best_epoch(tiny: Artifacts, tmp_path: Path
     best = history["cider"].idxmax()
     assert history["cider"][best] > 0
     assert len(history) == best + 1 + 3 < 60
-    about = read_summary(tiny.summary)
-    words, table = (
-        read_vocabulary(tiny.vocabulary, about.table_digest),
-        read_table(tiny.table, about),
-    )
+    table = read_table(tiny.table)
+    words = read_vocabulary(tiny.vocabulary, table.info.table_digest)
     val = load_split(read_features(tiny.features), table, "val", words, CPU)
     made = read_model(model, CPU)
     kept = GreedyValidator(made.decoder, val, words, made.max_length)()
-    assert kept[1] == pytest.approx(history["cider"][best], rel=1e-4)
+    assert kept["cider"] == pytest.approx(history["cider"][best], rel=1e-4)
 
 
-def row_indices(*scores: tuple[float, float]) -> list[Epoch]:
+def history(*scores: tuple[float, float]) -> History:
     """Epochs of these CIDEr and val losses."""
-    return [Epoch(n + 1, 0.1, 1.0, loss, 0.0, cider) for n, (cider, loss) in enumerate(scores)]
+    made = History(Path("history.csv"), rank_by=["cider", "-val_loss"])
+    for epoch, (cider, loss) in enumerate(scores, start=1):
+        made.rows.append({"epoch": epoch, "cider": cider, "val_loss": loss})
+    return made
 
 
-def test_of_equal_scores_the_lower_val_loss_is_better(tiny: Artifacts) -> None:
-    config = read(tiny.params, TrainConfig)
-    assert best_epoch(row_indices((0, 5.0), (0, 4.0), (0, 4.5)), config) == 2
-    assert best_epoch(row_indices((3, 5.0), (2, 4.0), (3, 4.5)), config) == 3
-    assert best_epoch(row_indices((3, 4.0), (3, 4.0)), config) == 1
+def test_of_equal_scores_the_lower_val_loss_is_better() -> None:
+    assert history((0, 5.0), (0, 4.0), (0, 4.5)).best_epoch == 2
+    assert history((3, 5.0), (2, 4.0), (3, 4.5)).best_epoch == 3
+    assert history((3, 4.0), (3, 4.0)).best_epoch == 1
 
 
-def test_patience_begins_with_the_first_score_above_0(tmp_path: Path) -> None:
-    changes = {"epochs": 9, "patience": 2}
-    config = read(write_params(tmp_path / "params.yaml", train=changes), TrainConfig)
+def test_patience_begins_with_the_first_score_above_0() -> None:
     silent = [(0, 4.0 + loss) for loss in range(6)]  # the loss gets worse as well
-    assert not ended(row_indices(*silent), config)
-    assert not ended(row_indices(*silent, (1, 4.0), (0, 3.0)), config)
-    assert ended(row_indices((1, 4.0), (0, 3.0), (0, 3.0)), config)
-    assert ended(row_indices(*silent, *silent[:3]), config)  # all epochs are over
+    assert not history(*silent).is_over(9, patience=2)
+    assert not history(*silent, (1, 4.0), (0, 3.0)).is_over(9, patience=2)
+    assert history((1, 4.0), (0, 3.0), (0, 3.0)).is_over(9, patience=2)
+    assert history(*silent, *silent[:3]).is_over(9, patience=2)  # all epochs are over
 
 
 def test_small_data_is_learnt_in_smaller_batches(tiny: Artifacts, tmp_path: Path) -> None:
@@ -86,7 +81,7 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept(
     histories, kept = [], []
     for ema in (0.0, 0.997):
         (folder := tmp_path / str(ema)).mkdir()
-        model, history = run(tiny, folder, ema=ema)
+        model, history = run(tiny, folder, ema_decay=ema)
         histories.append(history)
         kept.append(read_model(model, CPU).decoder.state_dict()["embed.weight"])
     plain, averaged = histories

@@ -1,16 +1,15 @@
 """Splits of one image, or of none: said before any training, and no score is made more of."""
 
-import json
 import logging
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import read
-from pipeline.config.captions import CaptionsConfig
-from pipeline.config.evaluate import EvaluateConfig
+from pipeline.captions.table import read_info
+from pipeline.config.load import load_params
+from pipeline.config.schema import EvaluateConfig, PrepareConfig
 from pipeline.runtime.errors import InputError
-from pipeline.stages.prepare import make_captions
+from pipeline.stages.prepare import prepare
 from tests.conftest import Artifacts, make_zip, one_line
 from tests.reports import Said, write_run
 from tests.runs import Runs
@@ -18,7 +17,7 @@ from tests.test_captions import LISTS, table_of
 from tests.test_report import write_report
 from tests.test_train import run
 
-SHARES = CaptionsConfig(val_fraction=0.125, test_fraction=0.125)
+SHARES = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
 TOO_SMALL = r"the split 'val' is too small: CIDEr of one image is 0 by definition"
 
 
@@ -27,11 +26,11 @@ def kaggle(folder: Path, images: int) -> Path:
     return make_zip(folder / "text.zip", {"captions.txt": f"image,caption\n{rows}"})
 
 
-def one_of_val(tiny: Artifacts, folder: Path) -> tuple[Path, Path]:
+def one_of_val(tiny: Artifacts, folder: Path) -> Path:
     """The little world's table with one image in val, the others of val learnt from."""
     header, *rows = tiny.table.read_text().splitlines()
-    (first, *_) = (row.split(",")[0] for row in rows if ",dev," in row)
-    kept = [row if row.startswith(first) else row.replace(",dev,", ",train,") for row in rows]
+    (first, *_) = (row.split(",")[0] for row in rows if ",val," in row)
+    kept = [row if row.startswith(first) else row.replace(",val,", ",train,") for row in rows]
     return tiny.with_table(folder, "\n".join([header, *kept]) + "\n")
 
 
@@ -51,17 +50,17 @@ def test_one_image_is_warned_of_where_the_split_is_made(
     table_of(tmp_path, "a.jpg#0\tA cat\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
     (warning,) = (one for one in caplog.messages if f"'{split}' is too small" in one)
     assert "CIDEr of one image is 0 by definition" in warning
-    assert f"captions.{split}_fraction or the archive's list" in warning
+    assert f"prepare.{split}_fraction or the archive's list" in warning
 
 
 def test_an_empty_split_names_what_decides(tmp_path: Path) -> None:
-    out = (tmp_path / "captions.csv", tmp_path / "captions.json")
-    with pytest.raises(InputError, match=r"none of 3 images .* captions\.val_fraction \(0\.125\)"):
-        make_captions(kaggle(tmp_path, 3), *out, SHARES)
+    out = tmp_path / "captions.csv"
+    with pytest.raises(InputError, match=r"none of 3 images .* prepare\.val_fraction \(0\.125\)"):
+        prepare(kaggle(tmp_path, 3), out, SHARES)
     members = {"Flickr8k.token.txt": "a.jpg#0\tA cat\nc.jpg#0\tx y\n", **LISTS}
     members["Flickr_8k.devImages.txt"] = "\n"
     with pytest.raises(InputError, match=r"val.*list|devImages"):
-        make_captions(make_zip(tmp_path / "text.zip", members), *out, SHARES)
+        prepare(make_zip(tmp_path / "text.zip", members), out, SHARES)
 
 
 def test_training_warns_before_it_begins_and_goes_by_the_val_loss(
@@ -81,11 +80,10 @@ def test_training_warns_before_it_begins_and_goes_by_the_val_loss(
 def test_evaluation_warns_and_its_page_shows_no_interval(
     tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table, summary = one_of_val(tiny, tmp_path)
-    config = read(tiny.params, EvaluateConfig).model_copy(update={"split": "val"})
-    digest = json.loads(summary.read_text())["split_digest"]
-    assert digest == json.loads(tiny.summary.read_text())["split_digest"]
-    tiny.evaluate(config, tmp_path, table=table, summary=summary)
+    table = one_of_val(tiny, tmp_path)
+    config = load_params(tiny.params, EvaluateConfig).model_copy(update={"split": "val"})
+    assert read_info(table).split_digest == read_info(tiny.table).split_digest
+    tiny.evaluate(config, tmp_path, table=table)
     assert any("'val' is too small" in one for one in caplog.messages)
 
 

@@ -11,13 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import read
-from pipeline.config.extract import ExtractConfig
-from pipeline.config.train import TrainConfig
-from pipeline.config.vocab import VocabConfig
-from pipeline.decoders.build import DECODERS
+from pipeline.config.load import load_params
+from pipeline.config.schema import ExtractConfig, TrainConfig, VocabConfig
 from pipeline.decoders.captioner_file import read_model
 from pipeline.decoders.decoder import Decoder
+from pipeline.decoders.registry import DECODERS
 from pipeline.runtime.errors import InputError
 from pipeline.stages.extract import extract
 from pipeline.stages.train import train
@@ -30,18 +28,18 @@ CPU = torch.device("cpu")
 
 
 def run(
-    tiny: Artifacts, folder: Path, captions: tuple[Path, Path] | None = None, **changes: Any
+    tiny: Artifacts, folder: Path, captions: Path | None = None, **changes: Any
 ) -> tuple[Path, pd.DataFrame]:
     """
     Args:
-        captions: a table and its summary, if not the little world's own.
+        captions: a table, if not the little world's own.
     """
-    config = read(write_params(folder / "params.yaml", train=changes), TrainConfig)
+    config = load_params(write_params(folder / "params.yaml", train=changes), TrainConfig)
     model, history = folder / "model.safetensors", folder / "history.csv"
-    table, summary = captions or (tiny.table, tiny.summary)
+    table = captions or tiny.table
     vocabulary = folder / "vocabulary.json"
-    make_vocabulary(table, summary, vocabulary, read(tiny.params, VocabConfig))
-    train(tiny.features, table, summary, vocabulary, model, history, config)
+    make_vocabulary(table, vocabulary, load_params(tiny.params, VocabConfig))
+    train(tiny.features, table, vocabulary, model, history, config)
     return model, pd.read_csv(history)
 
 
@@ -56,7 +54,7 @@ def test_in_float32_the_number_of_threads_does_not_matter(
 ) -> None:
     config = {"precision": "float32", "hidden_size": 512, "embed_size": 512, "epochs": 1}
     given = {
-        **{"features": tiny.features, "table": tiny.table, "summary": tiny.summary},
+        **{"features": tiny.features, "captions": tiny.table},
         **{"vocabulary": tiny.vocabulary},
         **{"params": write_params(tmp_path / "params.yaml", train=config)},
     }
@@ -86,10 +84,10 @@ def test_the_history_has_a_line_an_epoch(tiny: Artifacts) -> None:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_it_learns(tiny: Artifacts, tmp_path: Path, cell: str) -> None:
-    model, history = run(tiny, tmp_path, cell=cell, epochs=8, dropout=0.0, hidden_size=64)
+    model, history = run(tiny, tmp_path, rnn_type=cell, epochs=8, dropout=0.0, hidden_size=64)
     assert history["train_loss"].iloc[-1] < 0.8 * history["train_loss"].iloc[0]
     assert history["val_loss"].iloc[-1] < history["val_loss"].iloc[0]
-    assert read_model(model, CPU).decoder.config.cell == cell
+    assert read_model(model, CPU).decoder.config.rnn_type == cell
 
 
 def test_the_model_carries_all_that_captioning_needs(tiny: Artifacts) -> None:
@@ -104,9 +102,9 @@ def test_grid_features_are_refused_by_a_decoder_of_vectors(
 ) -> None:
     with pytest.raises(InputError, match=r"set extract\.layer: pooled"):
         train(
-            *(grid, tiny.table, tiny.summary, tiny.vocabulary),
+            *(grid, tiny.table, tiny.vocabulary),
             *(tmp_path / "m", tmp_path / "h"),
-            read(tiny.params, TrainConfig),
+            load_params(tiny.params, TrainConfig),
         )
 
 
@@ -130,18 +128,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_older_model(
     monkeypatch.setattr(fit, "caption_loss", diverges)
     model = tmp_path / "model.safetensors"
     model.write_text("older")
-    said = r"stopped being a number in epoch 1, by step 13 of 13, .*learning_rate"
+    said = r"is no longer finite in epoch 1, by step 13 of 13, .*learning_rate"
     with pytest.raises(InputError, match=said):
         train(
-            *(
-                tiny.features,
-                tiny.table,
-                tiny.summary,
-                tiny.vocabulary,
-                model,
-                tmp_path / "history.csv",
-            ),
-            read(tiny.params, TrainConfig),
+            *(tiny.features, tiny.table, tiny.vocabulary, model, tmp_path / "history.csv"),
+            load_params(tiny.params, TrainConfig),
         )
     assert model.read_text() == "older"
 
@@ -154,7 +145,7 @@ def grid(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "extract": {"layer": "grid"},
         "train": {"decoder": "spatial_attention"},
     }
-    config = read(write_params(folder / "p.yaml", **changes), ExtractConfig)
+    config = load_params(write_params(folder / "p.yaml", **changes), ExtractConfig)
     extract(tiny.images, tiny.backbone, folder / "grid.h5", config)
     return folder / "grid.h5"
 
@@ -182,15 +173,21 @@ def test_every_decoder_captions_in_a_fresh_process_and_attention_learns_from_gri
         params = write_params(
             tmp_path / "params.yaml",
             extract={"layer": "grid"},
-            train={"decoder": name, "epochs": 4, "dropout": 0.0, "word_dropout": 0.1, "ema": 0.5},
+            train={
+                "decoder": name,
+                "epochs": 4,
+                "dropout": 0.0,
+                "word_dropout": 0.1,
+                "ema_decay": 0.5,
+            },
         )
         model, history = tmp_path / f"{name}.safetensors", tmp_path / "history.csv"
-        arguments = (grid, tiny.table, tiny.summary, tiny.vocabulary, model, history)
-        train(*arguments, read(params, TrainConfig))
+        arguments = (grid, tiny.table, tiny.vocabulary, model, history)
+        train(*arguments, load_params(params, TrainConfig))
         rows = pd.read_csv(history)
         assert rows["train_loss"].iloc[-1] < 0.95 * rows["train_loss"].iloc[0], name
         before = model.read_bytes()
-        train(*arguments, read(params, TrainConfig))
+        train(*arguments, load_params(params, TrainConfig))
         assert model.read_bytes() == before, name
         models.append(model)
     photo = tmp_path / "photo.jpg"
@@ -213,25 +210,28 @@ def test_a_decoder_and_features_that_do_not_fit_are_said_before_any_work(tmp_pat
     with pytest.raises(
         InputError, match=r"extract\.layer is 'pooled', but transformer takes 'grid' features"
     ):
-        read(params, ExtractConfig)
+        load_params(params, ExtractConfig)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tied": True, "embed_size": 8, "hidden_size": 16}, "embed_size must equal hidden_size"),
         (
-            {"decoder": "transformer", "hidden_size": 12, "heads": 8},
-            "hidden_size must be a multiple of heads",
+            {"tie_embeddings": True, "embed_size": 8, "hidden_size": 16},
+            "embed_size must equal hidden_size",
         ),
-        ({"decoder": "soft_attention", "layers": 2}, "soft_attention has one layer"),
+        (
+            {"decoder": "transformer", "hidden_size": 12, "num_heads": 8},
+            "hidden_size must be a multiple of num_heads",
+        ),
+        ({"decoder": "soft_attention", "num_layers": 2}, "soft_attention has one layer"),
     ],
 )
 def test_sizes_that_do_not_fit_each_other_are_said(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InputError, match=f"train: .*{said}"):
-        read(write_params(tmp_path / "p.yaml", train=changes), TrainConfig)
+        load_params(write_params(tmp_path / "p.yaml", train=changes), TrainConfig)
 
 
 def test_scheduled_sampling_begins_with_the_references_and_ends_with_own_words(
@@ -243,7 +243,7 @@ def test_scheduled_sampling_begins_with_the_references_and_ends_with_own_words(
         shares.append(share)
         return scheduled_sampling(decoder, features, inputs, share)
 
-    monkeypatch.setattr(fit, "own_words", noted)
+    monkeypatch.setattr(fit, "scheduled_sampling", noted)
     run(tiny, tmp_path, epochs=2, scheduled_sampling=0.5)
     assert shares[0] == 0
     assert shares == sorted(shares)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.diversity import variety
+from pipeline.evaluation.diversity import diversity_stats
 
 
 def test_by_hand() -> None:
@@ -12,7 +12,13 @@ def test_by_hand() -> None:
         "a white and a white and",
         "a man in a",
     ]
-    made = variety([caption.split() for caption in captions])
+    made = diversity_stats([caption.split() for caption in captions])
     assert made == pytest.approx(
-        {"length": 5.5, "distinct": 75, "repeated": 25, "dangling": 50, "vocabulary_used": 9}
+        {
+            "length": 5.5,
+            "unique_captions": 75,
+            "repeated": 25,
+            "bad_endings": 50,
+            "vocabulary_used": 9,
+        }
     )

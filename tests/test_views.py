@@ -12,11 +12,8 @@ import torch
 from PIL import Image, ImageOps
 
 from pipeline.backbones.weights import read_backbones
-from pipeline.config import read
-from pipeline.config.backbone import BackboneConfig
-from pipeline.config.evaluate import EvaluateConfig
-from pipeline.config.extract import ExtractConfig
-from pipeline.config.train import TrainConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import BackboneConfig, EvaluateConfig, ExtractConfig, TrainConfig
 from pipeline.features.feature_cache import read_features
 from pipeline.images.archive import ImageArchive
 from pipeline.stages.backbone import make_backbone
@@ -36,7 +33,7 @@ def features(
     extraction = {"dtype": "float32", **changes}
     params = write_params(folder / f"{name}.yaml", extract=extraction, **groups)
     out = folder / f"{name}.h5"
-    extract(images, backbone, out, read(params, ExtractConfig))
+    extract(images, backbone, out, load_params(params, ExtractConfig))
     return np.array(read_features(out).array)
 
 
@@ -62,7 +59,7 @@ def mirror_world(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> P
 def two_cnns(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     params = write_params(folder / "params.yaml", backbone=TWO)
-    make_backbone(folder / "two.safetensors", read(params, BackboneConfig))
+    make_backbone(folder / "two.safetensors", load_params(params, BackboneConfig))
     return folder / "two.safetensors"
 
 
@@ -75,7 +72,7 @@ def test_vectors_of_all_sizes_lie_end_to_end(tiny: Artifacts, tmp_path: Path) ->
 
 def test_null_among_the_sizes_is_the_weights_own(tiny: Artifacts, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", extract={"image_size": [None, 96]})
-    recipe = make_recipe(read_backbones(tiny.backbone), read(params, ExtractConfig))
+    recipe = make_recipe(read_backbones(tiny.backbone), load_params(params, ExtractConfig))
     assert [view.preprocessing.size for view in recipe.views] == [224, 96]
 
 
@@ -96,7 +93,7 @@ def test_mirrored_vectors_are_the_mean_of_both(
         for name in ("plain", "mirrored")
     )
     assert np.abs(plain - mirrored).max() > 0.05
-    mean = features(mirror_world / "plain.zip", tiny.backbone, tmp_path, mirrored=True)
+    mean = features(mirror_world / "plain.zip", tiny.backbone, tmp_path, hflip=True)
     np.testing.assert_allclose(mean, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
 
 
@@ -107,9 +104,7 @@ def test_a_mirrored_cell_is_where_it_is_in_the_image(
         features(mirror_world / f"{name}.zip", tiny.backbone, tmp_path, name, layer="grid")
         for name in ("plain", "mirrored")
     )
-    mean = features(
-        mirror_world / "plain.zip", tiny.backbone, tmp_path, layer="grid", mirrored=True
-    )
+    mean = features(mirror_world / "plain.zip", tiny.backbone, tmp_path, layer="grid", hflip=True)
     np.testing.assert_allclose(mean, (plain + mirrored[:, :, ::-1]) / 2, rtol=1e-4, atol=1e-5)
 
 
@@ -128,7 +123,7 @@ def test_grids_of_other_sizes_are_averaged_into_the_first_ones_cells(
 
 
 def test_cells_says_how_many_a_side(tiny: Artifacts, tmp_path: Path) -> None:
-    grid = features(tiny.images, tiny.backbone, tmp_path, layer="grid", image_size=128, cells=3)
+    grid = features(tiny.images, tiny.backbone, tmp_path, layer="grid", image_size=128, grid_size=3)
     assert grid.shape == (62, 3, 3, 1024)
 
 
@@ -136,7 +131,7 @@ def test_on_a_cpu_larger_images_come_in_smaller_batches(tiny: Artifacts, tmp_pat
     batches = {}
     for size in (64, 224, 320, 448, 1000):
         params = write_params(tmp_path / "params.yaml", extract={"image_size": [64, size]})
-        recipe = make_recipe(read_backbones(tiny.backbone), read(params, ExtractConfig))
+        recipe = make_recipe(read_backbones(tiny.backbone), load_params(params, ExtractConfig))
         batches[size] = default_batch_size(recipe, torch.device("cpu"))
     assert batches == {64: 4, 224: 4, 320: 2, 448: 1, 1000: 1}
 
@@ -147,20 +142,20 @@ def test_photos_are_seen_as_the_cache_was_made(
 ) -> None:
     """Two CNNs, two sizes, mirrored: `showtell caption` says what `evaluate` said."""
     groups = {"train": {"epochs": 1}} if layer == "pooled" else GRID
-    views = {"layer": layer, "image_size": [64, 96], "mirrored": True}
+    views = {"layer": layer, "image_size": [64, 96], "hflip": True}
     params = write_params(tmp_path / "params.yaml", **{**groups, "extract": views})
     cache, model = tmp_path / "f.h5", tmp_path / "model.safetensors"
-    extract(tiny.images, two_cnns, cache, read(params, ExtractConfig))
+    extract(tiny.images, two_cnns, cache, load_params(params, ExtractConfig))
     assert read_features(cache).array.shape[-1] == 2 * (1024 + 512)
     train(
-        *(cache, tiny.table, tiny.summary, tiny.vocabulary, model, tmp_path / "h.csv"),
-        read(params, TrainConfig),
+        *(cache, tiny.table, tiny.vocabulary, model, tmp_path / "h.csv"),
+        load_params(params, TrainConfig),
     )
     out = tmp_path / "reports"
-    tiny.evaluate(read(params, EvaluateConfig), out, model=model, features=cache)
-    about = json.loads((out / "metrics.json").read_text())["about"][0]["features"]
-    assert "squeezenet1_1 (random:0, UNTRAINED) at 96 px" in about
-    assert "mirrored" in about
+    tiny.evaluate(load_params(params, EvaluateConfig), out, model=model, features=cache)
+    table_info = json.loads((out / "metrics.json").read_text())["meta"][0]["features"]
+    assert "squeezenet1_1 (random:0, UNTRAINED) at 96 px" in table_info
+    assert "mirrored" in table_info
     evaluated = json.loads((out / "captions.json").read_text())
     theirs = {one["image_id"]: one["caption"] for one in evaluated}
     photos = tmp_path / "photos"
@@ -169,7 +164,7 @@ def test_photos_are_seen_as_the_cache_was_made(
         for member in archive.namelist():
             if Path(member).name in theirs:
                 (photos / Path(member).name).write_bytes(archive.read(member))
-    options = ("--beam", 2, "--max-length", 12, "--json", "--device", "cpu")
+    options = ("--beam-size", 2, "--max-length", 12, "--json", "--device", "cpu")
     result = command("caption", photos, "--model", model, "--backbone", two_cnns, *options)
     ours = {one["image_id"]: one["caption"] for one in json.loads(result.stdout)}
     assert sum(ours[key] == theirs[key] for key in theirs) >= len(theirs) - 1
@@ -178,10 +173,10 @@ def test_photos_are_seen_as_the_cache_was_made(
 def test_one_cnn_too_few_is_said(tiny: Artifacts, two_cnns: Path, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", train={"epochs": 1})
     cache, model = tmp_path / "f.h5", tmp_path / "model.safetensors"
-    extract(tiny.images, two_cnns, cache, read(params, ExtractConfig))
+    extract(tiny.images, two_cnns, cache, load_params(params, ExtractConfig))
     train(
-        *(cache, tiny.table, tiny.summary, tiny.vocabulary, model, tmp_path / "h.csv"),
-        read(params, TrainConfig),
+        *(cache, tiny.table, tiny.vocabulary, model, tmp_path / "h.csv"),
+        load_params(params, TrainConfig),
     )
     photo = tmp_path / "photo.png"
     Image.new("RGB", (80, 80), "red").save(photo)

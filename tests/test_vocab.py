@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.captions.table import Summary, read_summary, write_summary, write_table
+from pipeline.captions.table import TableInfo, read_info, write_info, write_rows
 from pipeline.captions.tokenizer import TOKENIZER
 from pipeline.captions.vocabulary import END, PAD, SPECIAL, START, UNK, read_vocabulary
-from pipeline.config.vocab import VocabConfig
+from pipeline.config.schema import VocabConfig
 from pipeline.runtime.errors import InputError
-from pipeline.runtime.files import write_sealed
+from pipeline.runtime.files import write_checked_json
 from pipeline.stages.vocab import make_vocabulary
 
 
@@ -22,11 +22,11 @@ def made(folder: Path, min_count: int) -> list[str]:
         ("b.jpg", "val", "", ["x", "x", "x", "b"]),
         ("c.jpg", "test", "", ["y", "y", "y", "b"]),
     ]
-    table, summary, out = (folder / f for f in ("captions.csv", "captions.json", "vocabulary.json"))
+    table, out = folder / "captions.csv", folder / "vocabulary.json"
     counts = {"train": 1, "val": 1, "test": 1}
-    about = Summary("lists", "", TOKENIZER, write_table(table, rows), counts, len(rows), 0)
-    write_summary(summary, about)
-    make_vocabulary(table, summary, out, VocabConfig(min_count=min_count))
+    table_info = TableInfo("lists", "", TOKENIZER, write_rows(table, rows), counts, len(rows), 0)
+    write_info(table, table_info)
+    make_vocabulary(table, out, VocabConfig(min_count=min_count))
     return json.loads((folder / "vocabulary.json").read_text())["words"]
 
 
@@ -37,7 +37,7 @@ def test_frequent_words_first_ties_by_the_alphabet(tmp_path: Path) -> None:
 
 def test_words_of_val_and_test_are_unknown(tmp_path: Path) -> None:
     made(tmp_path, 1)
-    digest = read_summary(tmp_path / "captions.json").table_digest
+    digest = read_info(tmp_path / "captions.csv").table_digest
     vocabulary = read_vocabulary(tmp_path / "vocabulary.json", digest)
     assert vocabulary.encode(["a", "x", "y"]) == [4, UNK, UNK]
     assert vocabulary.decode([PAD, START, END, UNK]) == list(SPECIAL)
@@ -52,19 +52,19 @@ def test_too_high_a_count_is_said(tmp_path: Path) -> None:
 def test_no_vocabulary_is_said(tmp_path: Path, content: str) -> None:
     path = tmp_path / "vocabulary.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"vocabulary\.json.*'vocab'"):
+    with pytest.raises(InputError, match=r"vocabulary\.json.*run 'dvc repro'"):
         read_vocabulary(path, "")
 
 
 @pytest.mark.parametrize("words", [None, 3, ["a"], [*SPECIAL, "a", "a"], [*SPECIAL, 5]], ids=str)
 def test_words_that_are_no_vocabulary_are_said(tmp_path: Path, words: Any) -> None:
     path = tmp_path / "vocabulary.json"
-    write_sealed(path, {"words": words})
-    with pytest.raises(InputError, match=r"vocabulary\.json.*'vocab'"):
+    write_checked_json(path, {"words": words})
+    with pytest.raises(InputError, match=r"vocabulary\.json.*run 'dvc repro'"):
         read_vocabulary(path, "")
 
 
 def test_the_vocabulary_of_other_captions_is_said(tmp_path: Path) -> None:
     made(tmp_path, 1)
-    with pytest.raises(InputError, match=r"vocabulary of another captions table.*'vocab'"):
+    with pytest.raises(InputError, match=r"vocabulary of another captions table.*run 'dvc repro'"):
         read_vocabulary(tmp_path / "vocabulary.json", "0" * 16)

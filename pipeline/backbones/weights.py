@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.features.recipe import Preprocessing
-from pipeline.runtime.errors import InputError
+from pipeline.runtime.errors import ArtifactError
 from pipeline.runtime.tensors import read_tensors, tensors_digest, write_tensors
 
 
@@ -49,7 +49,7 @@ def read_backbones(path: Path) -> list[BackboneWeights]:
     Raises:
         InputError: the file is absent, damaged, or no backbone.
     """
-    tensors, content = read_tensors(path, made_by="backbone")
+    tensors, content = read_tensors(path)
     backbones = []
     try:
         for number, header in enumerate(content["backbones"]):
@@ -58,5 +58,5 @@ def read_backbones(path: Path) -> list[BackboneWeights]:
             pre = Preprocessing.from_json(header["preprocessing"])
             backbones.append(BackboneWeights(str(header["name"]), str(header["weights"]), pre, own))
     except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is no backbone; run the stage 'backbone' again") from None
+        raise ArtifactError(path, "does not hold a backbone's weights") from None
     return backbones

@@ -1,4 +1,4 @@
-"""The captions table: a row per caption, as CSV, and a summary of where it came from, as JSON."""
+"""The captions table: one row per caption, as CSV, and info on where it came from, as JSON."""
 
 import csv
 import hashlib
@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.captions.tokenizer import TOKENIZER
-from pipeline.runtime.errors import InputError
-from pipeline.runtime.files import atomic_write, read_sealed, write_sealed
+from pipeline.runtime.errors import ArtifactError, InputError
+from pipeline.runtime.files import atomic_write, read_checked_json, write_checked_json
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +23,11 @@ SPLIT_NAMES = ("train", "val", "test")
 FEW = 10  # images, of which scores say little
 
 # `split_digest` of Flickr8k's own three lists.
-FLICKR8K_SPLIT_DIGEST = "ea848140f1f931a6"
+FLICKR8K_SPLIT_DIGEST = "36382357b620f0b7"
 
 
 @dataclass(frozen=True)
-class Captions:
+class SplitCaptions:
     """Tokenised captions of one split, by image id, in the table's order."""
 
     by_image: dict[str, list[list[str]]]
@@ -48,7 +48,7 @@ class Captions:
 
 
 @dataclass(frozen=True)
-class Summary:
+class TableInfo:
     """What a score must be read with: which split it is, and which tokens."""
 
     split: str  # official; lists (the text archive's own); hash, not official (made from the ids)
@@ -60,15 +60,41 @@ class Summary:
     empty_captions: int
 
 
+@dataclass(frozen=True)
+class CaptionTable:
+    """Every caption, a row each with the columns of `COLUMNS`, and where they came from."""
+
+    rows: pd.DataFrame
+    info: TableInfo
+
+    def split(self, name: str) -> SplitCaptions:
+        """The tokenised captions of one split.
+
+        Raises:
+            InputError: the split has no images.
+        """
+        rows = self.rows[self.rows["split"] == name]
+        by_image: dict[str, list[list[str]]] = {}
+        for image_id, tokens in zip(rows["image_id"], rows["tokens"], strict=True):
+            by_image.setdefault(image_id, []).append(tokens.split(" "))
+        if not by_image:
+            raise InputError(f"the captions table has no images in the split '{name}'")
+        return SplitCaptions(by_image)
+
+
 def split_digest(split_of: dict[str, str]) -> str:
     """A fingerprint of which image is in which split."""
     lines = "\n".join(f"{image_id}\t{split}" for image_id, split in sorted(split_of.items()))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def write_table(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> str:
-    """Write rows of (image id, split, raw caption, tokens) as they come; the digest of what is
-    written."""
+def info_path(path: Path) -> Path:
+    """Where the table's info is: `captions.json` beside `captions.csv`."""
+    return path.with_suffix(".json")
+
+
+def write_rows(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> str:
+    """Write rows of (image id, split, raw caption, tokens) as they come; return their digest."""
     with atomic_write(path) as scratch:
         with scratch.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
@@ -78,38 +104,61 @@ def write_table(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> 
         return _digest(scratch.read_bytes())
 
 
-def read_table(path: Path, about: Summary) -> pd.DataFrame:
-    """
-    Args:
-        about: the summary that was written with it.
+def write_info(path: Path, info: TableInfo) -> None:
+    """Write the info of the table at `path` beside it."""
+    write_checked_json(info_path(path), asdict(info))
+
+
+def read_table(path: Path) -> CaptionTable:
+    """Read the captions table at `path` and its info beside it.
 
     Raises:
-        InputError: the file is absent, not what was written, or no captions table.
+        ArtifactError: a file is missing, damaged or from another tokeniser, or the two do not
+            belong together.
     """
+    info = read_info(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the stage 'captions' makes it") from None
-    if _digest(content) != about.table_digest:
-        raise InputError(f"{path} is not the table that its summary is of; run 'captions' again")
+        raise ArtifactError(path, "does not exist") from None
+    if _digest(content) != info.table_digest:
+        raise ArtifactError(path, f"does not belong to {info_path(path).name} beside it")
     try:
         # No value means 'missing' here: a caption may well be the word 'null'.
         with warnings.catch_warnings():  # of rows with more cells than the header
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(
+            rows = pd.read_csv(
                 BytesIO(content), dtype=str, keep_default_na=False, na_filter=False, index_col=False
             )
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise InputError(f"{path} is no captions table ({error}); run 'captions' again") from None
-    if list(table.columns) != COLUMNS:
-        raise InputError(f"{path} has other columns than {', '.join(COLUMNS)}; run 'captions'")
+        raise ArtifactError(path, f"is not a captions table ({error})") from None
+    if list(rows.columns) != COLUMNS:
+        raise ArtifactError(path, f"has other columns than {', '.join(COLUMNS)}")
     for column in ("caption", "tokens"):
-        table[column] = table[column].map(_from_cell)
-    wrong = table[~table["split"].isin(SPLIT_NAMES) | (table["tokens"] == "")]
-    if len(table) == 0 or len(wrong):
+        rows[column] = rows[column].map(_from_cell)
+    wrong = rows[~rows["split"].isin(SPLIT_NAMES) | (rows["tokens"] == "")]
+    if len(rows) == 0 or len(wrong):
         where = f"line {wrong.index[0] + 2}" if len(wrong) else "it is empty"
-        raise InputError(f"{path} is no captions table ({where}); run 'captions' again")
-    return table
+        raise ArtifactError(path, f"is not a captions table ({where})")
+    return CaptionTable(rows, info)
+
+
+def read_info(path: Path) -> TableInfo:
+    """Read the info of the table at `path`.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or from another tokeniser.
+    """
+    content = read_checked_json(info_path(path))
+    try:
+        info = TableInfo(**content)
+    except TypeError:
+        raise ArtifactError(info_path(path), "does not describe a captions table") from None
+    if info.tokenizer != TOKENIZER:
+        raise ArtifactError(
+            info_path(path), f"was made with the tokeniser {info.tokenizer}, not {TOKENIZER}"
+        )
+    return info
 
 
 def _to_cell(text: str) -> str:
@@ -126,17 +175,6 @@ def _digest(table: bytes) -> str:
     return hashlib.sha256(table).hexdigest()[:16]
 
 
-def select_split(table: pd.DataFrame, split: str) -> Captions:
-    """The tokenised captions of one split."""
-    rows = table[table["split"] == split]
-    by_image: dict[str, list[list[str]]] = {}
-    for image_id, tokens in zip(rows["image_id"], rows["tokens"], strict=True):
-        by_image.setdefault(image_id, []).append(tokens.split(" "))
-    if not by_image:
-        raise InputError(f"the captions table has no images in the split '{split}'")
-    return Captions(by_image)
-
-
 def warn_small(split: str, images: int) -> None:
     """Say so where a split is too small to choose or to report by."""
     if images >= FEW:
@@ -145,28 +183,6 @@ def warn_small(split: str, images: int) -> None:
     if images == 1:  # its words are in all images there are, so they weigh nothing
         said = "CIDEr of one image is 0 by definition, whatever is said of it"
     log.warning(
-        "the split '%s' is too small: %s; captions.%s_fraction or the archive's list decides",
+        "the split '%s' is too small: %s; prepare.%s_fraction or the archive's list decides",
         *(split, said, split),
     )
-
-
-def write_summary(path: Path, summary: Summary) -> None:
-    write_sealed(path, asdict(summary))
-
-
-def read_summary(path: Path) -> Summary:
-    """
-    Raises:
-        InputError: the file is absent, damaged, or of another tokeniser than this code's.
-    """
-    content = read_sealed(path, made_by="captions")
-    try:
-        summary = Summary(**content)
-    except TypeError:
-        raise InputError(f"{path} is no summary of captions; run 'captions' again") from None
-    if summary.tokenizer != TOKENIZER:
-        raise InputError(
-            f"{path} was made with the tokeniser {summary.tokenizer}, this is {TOKENIZER}; "
-            "run 'captions' again"
-        )
-    return summary

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.errors import InputError
-from pipeline.runtime.files import read_sealed, write_sealed
+from pipeline.runtime.errors import ArtifactError
+from pipeline.runtime.files import read_checked_json, write_checked_json
 
 PAD, START, END, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -46,7 +46,7 @@ def build_vocabulary(captions: Iterable[Sequence[str]], min_count: int) -> Vocab
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary, min_count: int, table_digest: str) -> None:
     content = {"min_count": min_count, "table_digest": table_digest}
-    write_sealed(path, {**content, "words": list(vocabulary.words)})
+    write_checked_json(path, {**content, "words": list(vocabulary.words)})
 
 
 def read_vocabulary(path: Path, table_digest: str) -> Vocabulary:
@@ -57,10 +57,10 @@ def read_vocabulary(path: Path, table_digest: str) -> Vocabulary:
     Raises:
         InputError: the file is absent, damaged, no vocabulary, or that of other captions.
     """
-    content = read_sealed(path, made_by="vocab")
+    content = read_checked_json(path)
     vocabulary = check_words(content.get("words"), where=str(path))
     if content.get("table_digest") != table_digest:
-        raise InputError(f"{path} is the vocabulary of another captions table; run 'vocab' again")
+        raise ArtifactError(path, "is the vocabulary of another captions table")
     return vocabulary
 
 
@@ -76,8 +76,6 @@ def check_words(words: Any, where: str) -> Vocabulary:
         or tuple(words[: len(SPECIAL)]) != SPECIAL
         or len(set(words)) != len(words)
     ):
-        raise InputError(
-            f"{where} holds no vocabulary: expected distinct words that begin with "
-            f"{' '.join(SPECIAL)}; run the stage 'vocab' again"
-        )
+        expected = f"expected distinct words that begin with {' '.join(SPECIAL)}"
+        raise ArtifactError(where, f"does not hold a vocabulary: {expected}")
     return Vocabulary(tuple(words))

@@ -1,4 +1,4 @@
-"""`showtell attend`: where an attention decoder looked, word by word, as images."""
+"""`showtell attention`: where an attention decoder looked, word by word, as images."""
 
 import sys
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def main(
         raise InputError(
             f"the decoder of {model[0]} attends to no grid; train an attention decoder"
         )
-    search = BeamSearchConfig(beam, length_penalty, captioner.max_length, block_ngram=2)
+    search = BeamSearchConfig(beam, length_penalty, captioner.max_length, no_repeat_ngram_size=2)
     failed = False
     for path in images:
         try:

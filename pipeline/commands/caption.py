@@ -187,7 +187,7 @@ def main(
     max_length: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Words at the most; else the model's.")
     ] = None,
-    block_ngram: Annotated[
+    no_repeat_ngram_size: Annotated[
         int, typer.Option(min=0, max=10, help="No n-gram of this size twice; 0 allows all.")
     ] = 2,
     groups: Annotated[
@@ -217,11 +217,13 @@ def main(
     seed_everything(seed=0)
     chosen = parse_device(device)
     if beam % groups:
-        raise InputError(f"--beam {beam} is no multiple of --groups {groups}")
+        raise InputError(f"--beam-size {beam} is no multiple of --beam-groups {groups}")
     images = collect_images(photos)
     captioner = Captioner(backbone, model, chosen)
     longest = max_length or captioner.max_length
-    search = BeamSearchConfig(beam, length_penalty, longest, block_ngram, False, groups, diversity)
+    search = BeamSearchConfig(
+        beam, length_penalty, longest, no_repeat_ngram_size, False, groups, diversity
+    )
     sampling = SamplingConfig(temperature, top_k, top_p, longest)
     rng = torch.Generator(chosen).manual_seed(seed)
 

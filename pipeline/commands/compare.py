@@ -16,8 +16,8 @@ from pipeline.comparison.revisions import WORKSPACE, repository_root, revision_o
 from pipeline.comparison.run_reports import RunReports, read_results
 from pipeline.comparison.verdict import Comparison, FailOn, compare, failures
 from pipeline.comparison.welch import compare_groups
-from pipeline.config import read
-from pipeline.config.compare import CompareConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import CompareConfig
 from pipeline.entrypoint import exit_with_error
 from pipeline.runtime.errors import InputError
 
@@ -48,7 +48,7 @@ def load_runs(side: str, reports: str) -> list[RunReports]:
 def load_compare_config(params: Path | None) -> CompareConfig:
     """From the file that is named, or else params.yaml here or at the repository's root."""
     path = params or Path("params.yaml")
-    return read(path if params or path.exists() else repository_root() / path, CompareConfig)
+    return load_params(path if params or path.exists() else repository_root() / path, CompareConfig)
 
 
 def compared(

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from pipeline.captions.table import read_summary, read_table, select_split
+from pipeline.captions.table import read_table
 from pipeline.captions.tokenizer import tokenize
 from pipeline.demo.accuracy import named_right
 from pipeline.demo.archives import write_archives
@@ -36,7 +36,7 @@ SHOWN = 8
 PARAMS: dict[str, dict[str, Any]] = {
     "download": {"images": str(IMAGES), "text": str(TEXT)},
     "backbone": {"name": "shufflenet_v2_x0_5", "weights": "pipeline/demo/shapes.safetensors"},
-    "extract": {"layer": "pooled", "framing": "squash", "image_size": 96, "mirrored": False},
+    "extract": {"layer": "pooled", "crop_mode": "squash", "image_size": 96, "hflip": False},
     "vocab": {"min_count": 2},
     "train": {
         "decoder": "show_and_tell",
@@ -46,21 +46,21 @@ PARAMS: dict[str, dict[str, Any]] = {
         "word_dropout": 0.0,
         "feature_noise": 0.0,
         "scheduled_sampling": 0.0,
-        "ema": 0.0,
+        "ema_decay": 0.0,
         "label_smoothing": 0.0,
         "epochs": 10,
         "min_epoch_steps": 1,
         "learning_rate": 0.004,
-        "warmup": 0.1,
+        "warmup_ratio": 0.1,
     },
     "scst": {"epochs": 0},
     # Things of one colour say a pair of words twice, and rightly.
     "evaluate": {
         "split": "test",
-        "beam": 3,
+        "beam_size": 3,
         "length_penalty": 0.85,
         "max_length": 16,
-        "block_ngram": 0,
+        "no_repeat_ngram_size": 0,
     },
 }
 
@@ -159,8 +159,7 @@ def show(workspace: Path) -> None:
     """Scores beside the yardsticks, some captions, and where to look next."""
     metrics = json.loads((workspace / "reports/metrics.json").read_text())
     made = json.loads((workspace / "reports/captions.json").read_text())
-    about = read_summary(workspace / "data/captions.json")
-    references = select_split(read_table(workspace / "data/captions.csv", about), "test").by_image
+    references = read_table(workspace / "data/captions.csv").split("test").by_image
     right = sum(
         named_right(tokenize(one["caption"]), references[one["image_id"]][0]) for one in made
     )

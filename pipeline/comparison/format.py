@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.comparison.paired_bootstrap import TESTED
-from pipeline.comparison.verdict import ABSENT, NEUTRAL, Comparison, Example, MetricChange
-from pipeline.config.compare import CompareConfig
-from pipeline.evaluation.bootstrap import TITLES
+from pipeline.comparison.verdict import ABSENT, Comparison, Example, MetricChange
+from pipeline.config.schema import CompareConfig
+from pipeline.metrics.registry import METRICS, TESTED_NAMES
 from pipeline.runtime.errors import sanitize
 
 
@@ -79,7 +78,7 @@ def summary(comparison: Comparison) -> str:
 
 
 def _headline(changes: Sequence[MetricChange], *verdicts: str) -> list[MetricChange]:
-    return [one for one in changes if one.verdict in verdicts and one.metric in TESTED]
+    return [one for one in changes if one.verdict in verdicts and one.metric in TESTED_NAMES]
 
 
 def _lines(
@@ -132,7 +131,7 @@ def _row(one: MetricChange) -> list[str]:
         "" if change is None else f"{change:+.2f}",
         "" if difference is None else f"{difference.low:+.2f} to {difference.high:+.2f}",
         "" if difference is None else f"{difference.p:.4f}",
-        "" if one.metric in NEUTRAL and one.verdict != "missing" else one.verdict,
+        "" if one.higher_is_better is None and one.verdict != "missing" else one.verdict,
     ]
 
 
@@ -169,7 +168,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool)
 
 
 def _name(one: MetricChange) -> str:
-    return TITLES.get(one.metric, _plain(one.metric.replace("_", " ")))
+    if one.metric in METRICS:
+        return METRICS[one.metric].title
+    return _plain(one.metric.replace("_", " "))
 
 
 def _shown(value: Any) -> str:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.bootstrap import MEAN_NAMES, corpus_scores, resample_counts
-from pipeline.metrics.bleu import COUNT_NAMES, ORDERS
-
-TESTED = ("bleu_4", *MEAN_NAMES)
+from pipeline.evaluation.bootstrap import corpus_scores, resample_counts
+from pipeline.metrics.bleu import COUNT_NAMES
+from pipeline.metrics.registry import MEAN_NAMES, ORDERS, TESTED_NAMES
 
 
 @dataclass(frozen=True)
@@ -61,5 +60,5 @@ def compare_scores(
     p = np.minimum(1.0, 2 * (fewer + 1) / (resamples + 1))  # never 0: the runs are a draw, too
     return {
         name: TestResult(*(float(part[i]) for part in (change, low, high, p)))
-        for i, name in enumerate(TESTED)
+        for i, name in enumerate(TESTED_NAMES)
     }

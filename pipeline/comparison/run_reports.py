@@ -16,10 +16,10 @@ import pandas as pd
 import yaml
 
 from pipeline.comparison.revisions import AbsentError, Revision
-from pipeline.config import parse_yaml
-from pipeline.evaluation.bootstrap import MEAN_NAMES, SCORE_NAMES
+from pipeline.config.load import parse_yaml
 from pipeline.evaluation.reports import is_intact
 from pipeline.metrics.bleu import COUNT_NAMES
+from pipeline.metrics.registry import MEAN_NAMES, SCORE_NAMES
 from pipeline.runtime.errors import InputError
 
 STAGE = "evaluate"  # of dvc.lock, whose outs the reports are
@@ -81,11 +81,11 @@ def _read_results(where: Revision, reports: str) -> RunReports:
         _parsed(json.loads, raw[name], f"{reports}/{name}", revision)
         for name in ("metrics.json", "captions.json", "references.json")
     )
-    (about,) = metrics["about"]
+    (meta,) = metrics["meta"]
     return RunReports(
         *(revision, where.identity),
         _numbers(metrics, f"{reports}/metrics.json of {revision}"),
-        _terms(metrics, about, references),
+        _terms(metrics, meta, references),
         params,
         {one["image_id"]: str(one["caption"]) for one in captions},
         references,
@@ -156,18 +156,18 @@ def _numbers(metrics: dict[str, Any], where: str) -> dict[str, float]:
     return numbers
 
 
-def _terms(metrics: dict[str, Any], about: dict[str, Any], references: Any) -> dict[str, Any]:
+def _terms(metrics: dict[str, Any], meta: dict[str, Any], references: Any) -> dict[str, Any]:
     """Everything that must be alike, by what to call it."""
     text = json.dumps(references, sort_keys=True).encode()
     return {
         "split": metrics["split"],
-        "division into splits": about["split_digest"],
-        "tokeniser": about["tokenizer"],
-        "scale": about["scale"],
-        "number of images": about["images"],
-        "number of references an image": about["references"],
+        "division into splits": meta["split_digest"],
+        "tokeniser": meta["tokenizer"],
+        "scale": meta["scale"],
+        "number of images": meta["images"],
+        "number of references an image": meta["references"],
         "references": hashlib.sha256(text).hexdigest()[:16],
-        "yardsticks": metrics["yardsticks"],
+        "baselines": metrics["baselines"],
     }
 
 

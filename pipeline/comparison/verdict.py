@@ -10,7 +10,8 @@ import pandas as pd
 
 from pipeline.comparison.paired_bootstrap import TestResult, compare_scores
 from pipeline.comparison.run_reports import RunReports
-from pipeline.config.compare import CompareConfig, MetricName
+from pipeline.config.schema import CompareConfig
+from pipeline.metrics.registry import METRICS
 from pipeline.runtime.errors import InputError
 
 
@@ -21,9 +22,7 @@ class FailOn(StrEnum):
     NOISE = "noise"
 
 
-LOWER_IS_BETTER = ("repeated", "dangling")
 FEWEST = 6  # images: of fewer, all get better by chance more often than once in 20 times
-NEUTRAL = ("length", "vocabulary_used")  # neither more nor less is better
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class MetricChange:
     spread: tuple[float | None, float | None] = (None, None)
 
     @property
+    def higher_is_better(self) -> bool | None:
+        known = METRICS.get(self.metric)
+        return None if known is None else known.higher_is_better
+
+    @property
     def change(self) -> float | None:
         return None if self.base is None or self.head is None else self.head - self.base
 
@@ -49,7 +53,7 @@ class MetricChange:
         if self.change == 0 and (self.difference is None or self.difference.p == 1):
             return "no change"
         if self.difference is None:
-            return "" if self.metric in NEUTRAL else "not tested"
+            return "not tested" if self.higher_is_better is not None else ""
         if self.difference.low <= 0 <= self.difference.high:
             return "within chance"
         return "better" if self.gain > 0 else "worse"
@@ -57,7 +61,7 @@ class MetricChange:
     @property
     def gain(self) -> float:
         """The change, positive where it is for the better."""
-        sign = -1 if self.metric in LOWER_IS_BETTER else 1
+        sign = -1 if self.higher_is_better is False else 1
         return sign * (self.change or 0.0)
 
 
@@ -200,13 +204,13 @@ def _example(base: RunReports, head: RunReports, one: str) -> Example:
 
 
 def failures(
-    comparison: Comparison, rules: Sequence[FailOn], tolerance: Mapping[MetricName, float]
+    comparison: Comparison, rules: Sequence[FailOn], tolerance: Mapping[str, float]
 ) -> list[str]:
     """What is worse by these rules, a line each.
 
     `tolerance`: a metric that has one lost more than it. `noise`: the interval of a tested metric
-    lies below no change as a whole; of metrics that are never tested (`distinct`, say) tolerance
-    decides.
+    lies below no change as a whole; metrics that are never tested
+    (`unique_captions`, say) are held to their tolerance.
 
     Raises:
         InputError: the rules cannot be applied: a run is stale, head lacks a metric that base has,

@@ -16,7 +16,7 @@ from pipeline.comparison.verdict import (
     require_comparable,
     stale,
 )
-from pipeline.config.compare import CompareConfig
+from pipeline.config.schema import CompareConfig
 
 
 def compare_groups(

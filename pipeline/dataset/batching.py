@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.captions.vocabulary import END, PAD, START, Vocabulary
 
-ROWS = 64
+PAD_MULTIPLE = 64
 LENGTHS = 2  # captions on a GPU are cut to a multiple of it
 
 
@@ -42,14 +42,14 @@ class Batch:
     targets: Tensor  # (B, T), from the first word to <end>
     images: Tensor  # (P,), on the CPU, or for a GPU on it
     tokens: int  # targets that are no <pad>
-    # (tokens,), where they stand among the flattened targets; None for a GPU, which computes every
-    # place: it would have to be waited for to say which.
-    kept: Tensor | None = None
+    # (tokens,), the positions among the flattened targets that are not <pad>. None on a GPU, which
+    # computes every position: to find these it would have to be waited for.
+    token_index: Tensor | None = None
 
     @property
     def extra(self) -> tuple[Tensor, ...]:
-        """`kept`, where it is known."""
-        return () if self.kept is None else (self.kept,)
+        """`token_index`, if known."""
+        return () if self.token_index is None else (self.token_index,)
 
 
 def encode(
@@ -68,7 +68,7 @@ def encode(
     return EncodedCaptions(words, lengths, torch.tensor([image for image, _ in rows]))
 
 
-def batches(
+def iter_batches(
     captions: EncodedCaptions,
     size: int,
     device: torch.device,
@@ -109,8 +109,8 @@ def batches(
 
 
 def _on_cpu(words: Tensor, images: Tensor) -> Batch:
-    kept = (words[:, 1:] != PAD).flatten().nonzero().squeeze(1)
-    return Batch(words[:, :-1], words[:, 1:], images, len(kept), kept)
+    token_index = (words[:, 1:] != PAD).flatten().nonzero().squeeze(1)
+    return Batch(words[:, :-1], words[:, 1:], images, len(token_index), token_index)
 
 
 def _of_few_shapes(
@@ -138,12 +138,12 @@ def _of_few_shapes(
 
 
 def pad_to_multiple(places: Tensor) -> Tensor:
-    """Places (n,), and place 0 until they are a multiple of ROWS.
+    """Places (n,), and place 0 until they are a multiple of PAD_MULTIPLE.
 
     For every number of rows that it has not seen, oneDNN compiles its kernels anew, which on some
     processors took a fifth of a step. Rounded up, batches have few different numbers of words.
     """
-    return F.pad(places, (0, -len(places) % ROWS))
+    return F.pad(places, (0, -len(places) % PAD_MULTIPLE))
 
 
 def sample_captions(

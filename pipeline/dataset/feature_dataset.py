@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.features.feature_cache import Features
-from pipeline.runtime.errors import InputError
+from pipeline.features.feature_cache import FeatureCache
+from pipeline.runtime.errors import ArtifactError
 
 CHUNK = 4_000_000  # numbers looked at together
 READERS = 8  # threads that read and check rows while a GPU takes them
@@ -23,7 +23,7 @@ class FeatureDataset:
     processes that read the file. What is read is checked each time: a week is long for a disk.
     """
 
-    def __init__(self, cache: Features, ids: Sequence[str], device: torch.device) -> None:
+    def __init__(self, cache: FeatureCache, ids: Sequence[str], device: torch.device) -> None:
         """
         Raises:
             InputError: an image is not in the cache, or its features are damaged or not finite.
@@ -72,9 +72,7 @@ class FeatureDataset:
             part = part.double().flatten(0, -2)  # (P * cells, D)
             total, squares = total + part.sum(dim=0), squares + part.square().sum(dim=0)
         if not torch.isfinite(squares).all():
-            raise InputError(
-                f"{self._cache.path} holds numbers that are not finite; run 'extract' again"
-            )
+            raise ArtifactError(self._cache.path, "has numbers that are not finite")
         count = len(self) * math.prod(self.shape[:-1])
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)

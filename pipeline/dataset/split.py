@@ -1,16 +1,19 @@
 """One split of the data set, as decoders take it."""
 
+import logging
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 
-from pipeline.captions.table import select_split
+from pipeline.captions.table import CaptionTable
 from pipeline.captions.vocabulary import Vocabulary
 from pipeline.dataset.batching import EncodedCaptions, encode
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import MOST_WORDS
-from pipeline.features.feature_cache import Features
+from pipeline.features.feature_cache import FeatureCache
+from pipeline.runtime.errors import counted
+
+log = logging.getLogger(__name__)
 
 LONGEST = 0.995  # this quantile of the captions' lengths
 
@@ -32,12 +35,19 @@ class Split:
 
 
 def load_split(
-    cache: Features, table: pd.DataFrame, name: str, vocabulary: Vocabulary, device: torch.device
+    cache: FeatureCache,
+    table: CaptionTable,
+    name: str,
+    vocabulary: Vocabulary,
+    device: torch.device,
 ) -> Split:
-    """
+    """Load the features and captions of one split, and log how many there are.
+
     Raises:
         InputError: the table has no such split, or the cache lacks images of it.
     """
-    own = select_split(table, name)
+    own = table.split(name)
     features = FeatureDataset(cache, own.ids, device)
-    return Split(features, own.references, encode(own.references, vocabulary))
+    captions = encode(own.references, vocabulary)
+    log.info("%s: %d captions of %s", name, len(captions), counted(len(features), "image"))
+    return Split(features, own.references, captions)

@@ -7,13 +7,13 @@ import torch
 
 from pipeline.captions.tokenizer import TOKENIZER
 from pipeline.captions.vocabulary import Vocabulary, check_words
-from pipeline.decoders.build import build_decoder
 from pipeline.decoders.decoder import Decoder, DecoderConfig
+from pipeline.decoders.registry import build_decoder
 from pipeline.features.recipe import FeatureRecipe
-from pipeline.runtime.errors import InputError
+from pipeline.runtime.errors import ArtifactError, InputError
 from pipeline.runtime.tensors import read_tensors, write_tensors
 
-FORMAT = 5
+FORMAT = 6
 MOST_WORDS = 1000  # of a caption: what a file claims costs a search its memory
 
 
@@ -41,33 +41,30 @@ def write_model(path: Path, model: TrainedDecoder) -> None:
     write_tensors(path, model.decoder.state_dict(), header)
 
 
-def read_model(path: Path, device: torch.device, made_by: str = "scst") -> TrainedDecoder:
+def read_model(path: Path, device: torch.device) -> TrainedDecoder:
     """A model ready to caption, in eval mode on `device`.
-
-    Args:
-        made_by: the stage to run again where it cannot be used.
 
     Raises:
         InputError: the file is absent, damaged, or no model of this version.
     """
-    tensors, header = read_tensors(path, made_by)
+    tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
-        raise InputError(f"{path} is no captioning model of this version; run '{made_by}' again")
+        raise ArtifactError(path, "is not a captioning model of this version")
     split_digest, max_length = header.get("split_digest"), header.get("max_length")
     if not (
         isinstance(split_digest, str)
         and isinstance(max_length, int)
         and 1 <= max_length <= MOST_WORDS
     ):
-        raise InputError(f"{path} does not say what it learned from; run '{made_by}' again")
+        raise ArtifactError(path, "does not say what it was trained on")
     vocabulary = check_words(header.get("vocabulary"), where=str(path))
     recipe = FeatureRecipe.from_json(header.get("features"), where=str(path))
     try:
         config = DecoderConfig(**header["decoder"])
         if config.vocabulary_size != len(vocabulary):
             raise ValueError(f"{config.vocabulary_size} outputs for {len(vocabulary)} words")
-        if config.layers > len(tensors):  # each has some; to build millions takes minutes
-            raise ValueError(f"{len(tensors)} tensors for {config.layers} layers")
+        if config.num_layers > len(tensors):  # each has some; to build millions takes minutes
+            raise ValueError(f"{len(tensors)} tensors for {config.num_layers} layers")
         with torch.device("meta"):  # no memory for what a header merely claims
             claimed = build_decoder(config).state_dict()
         if {name: one.shape for name, one in claimed.items()} != {
@@ -77,9 +74,7 @@ def read_model(path: Path, device: torch.device, made_by: str = "scst") -> Train
         decoder = build_decoder(config)
         decoder.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: its weights do not fit its description ({error}); run '{made_by}' again"
-        ) from None
+        raise ArtifactError(path, f"has weights that do not fit its config ({error})") from None
     return TrainedDecoder(decoder.to(device).eval(), vocabulary, recipe, split_digest, max_length)
 
 

@@ -7,16 +7,15 @@ Row i of the captions belongs to image i // C, here and wherever a decoder meets
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.decoders.dropout import Dropout
-from pipeline.decoders.registry import DecoderName
 
 COLUMNS = 64
 
@@ -49,18 +48,31 @@ class StepDecoder(Protocol):
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """All that is needed, besides the weights, to build a decoder again."""
+    """What is needed, besides the weights, to build a decoder.
 
-    decoder: DecoderName
-    cell: Literal["lstm", "gru"]
+    The model file stores it. A new key has no default: `FORMAT` in `captioner_file` goes up, and
+    older files are refused.
+    """
+
+    decoder: str  # of `pipeline.decoders.registry`
+    rnn_type: Literal["lstm", "gru"]
     feature_shape: Sequence[int]  # (D,) pooled or (height, width, D) grid
     vocabulary_size: int
     embed_size: int
     hidden_size: int
-    layers: int
-    heads: int
+    num_layers: int
+    num_heads: int
     dropout: float
-    tied: bool
+    tie_embeddings: bool
+
+    @classmethod
+    def of(
+        cls, params: Mapping[str, Any], feature_shape: Sequence[int], vocabulary_size: int
+    ) -> Self:
+        """Take the fields of the same names from `params`, the train params as a mapping."""
+        names = {field.name for field in fields(cls)} & params.keys()
+        own = {name: params[name] for name in names}
+        return cls(feature_shape=feature_shape, vocabulary_size=vocabulary_size, **own)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"feature_shape": list(self.feature_shape)}
@@ -83,8 +95,12 @@ class Decoder(nn.Module, ABC):
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         self.dropout = Dropout(config.dropout)
         # Tied: the same vector says and hears a word (Press & Wolf, EACL 2017).
-        self.output = None if config.tied else nn.Linear(config.hidden_size, config.vocabulary_size)
-        self.bias = nn.Parameter(torch.zeros(config.vocabulary_size)) if config.tied else None
+        self.output = (
+            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocabulary_size)
+        )
+        self.bias = (
+            nn.Parameter(torch.zeros(config.vocabulary_size)) if config.tie_embeddings else None
+        )
 
     def set_feature_stats(self, mean: Tensor, std: Tensor) -> None:
         """Remember the mean and deviation (D,) of the training images' features."""

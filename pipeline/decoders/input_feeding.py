@@ -80,7 +80,7 @@ class SoftAttention(InputFeedingDecoder):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         E, H = config.embed_size, config.hidden_size
-        self.rnn = Cell(config.cell, E + H, H)
+        self.rnn = Cell(config.rnn_type, E + H, H)
         self.begin = nn.Linear(H, self.rnn.size * H)
         self.gate = nn.Linear(H, H)
         self.deep = nn.Linear(E + 2 * H, H)
@@ -105,8 +105,8 @@ class TopDownAttention(InputFeedingDecoder):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         E, H = config.embed_size, config.hidden_size
-        self.look = Cell(config.cell, H + H + E, H)
-        self.tell = Cell(config.cell, H + H, H)
+        self.look = Cell(config.rnn_type, H + H + E, H)
+        self.tell = Cell(config.rnn_type, H + H, H)
 
     def start(self, features: Tensor) -> DecoderState:
         keys, cells = self._memory(features)

@@ -22,21 +22,21 @@ class ShowAndTell(Decoder):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         self.image = nn.Linear(config.feature_shape[-1], config.embed_size)
-        rnn = nn.LSTM if config.cell == "lstm" else nn.GRU
+        rnn = nn.LSTM if config.rnn_type == "lstm" else nn.GRU
         self.rnn = rnn(
             config.embed_size,
             config.hidden_size,
-            num_layers=config.layers,
-            dropout=config.dropout if config.layers > 1 else 0.0,
+            num_layers=config.num_layers,
+            dropout=config.dropout if config.num_layers > 1 else 0.0,
             batch_first=True,
         )
-        if config.cell == "lstm":
+        if config.rnn_type == "lstm":
             self._init_forget_bias()
 
     def _init_forget_bias(self) -> None:
         """Remember by default: a forget bias of one (Jozefowicz et al., ICML 2015)."""
         H = self.config.hidden_size
-        for layer in range(self.config.layers):
+        for layer in range(self.config.num_layers):
             with torch.no_grad():
                 getattr(self.rnn, f"bias_ih_l{layer}")[H : 2 * H].fill_(1.0)
                 getattr(self.rnn, f"bias_hh_l{layer}")[H : 2 * H].zero_()
@@ -113,7 +113,7 @@ class ShowAndTell(Decoder):
     def _next(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Tensor, DecoderState]:
         """The LSTM's input (B, 1, E) and output (B, 1, H) for `words` (B,)."""
         layers_first = tuple(part.transpose(0, 1).contiguous() for part in state.beams)  # (L, B, H)
-        before = layers_first if self.config.cell == "lstm" else layers_first[0]
+        before = layers_first if self.config.rnn_type == "lstm" else layers_first[0]
         inputs = self.dropout(self.embed(words).unsqueeze(1))
         output, after = self.rnn(inputs, before)
         return inputs, output, DecoderState(state.memory, self._batch_first(after))
@@ -131,7 +131,7 @@ class SpatialAttention(ShowAndTell):
         *grid, D = config.feature_shape
         H = config.hidden_size
         self.cells = Cells(D, grid[0] * grid[1], H)
-        self.attend = MultiHeadAttention(H, config.heads)
+        self.attend = MultiHeadAttention(H, config.num_heads)
         self.fuse = nn.Linear(2 * H, H)
 
     def hidden(self, features: Tensor, words: Tensor) -> Tensor:

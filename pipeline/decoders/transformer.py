@@ -21,12 +21,12 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         H = config.hidden_size
-        self.heads = config.heads
+        self.heads = config.num_heads
         self.before_words, self.before_grid, self.before_thought = (
             nn.LayerNorm(H) for _ in range(3)
         )
         self.qkv, self.out = nn.Linear(H, 3 * H), nn.Linear(H, H)
-        self.attend, self.mix = MultiHeadAttention(H, config.heads), nn.Linear(H, H)
+        self.attend, self.mix = MultiHeadAttention(H, config.num_heads), nn.Linear(H, H)
         self.widen, self.narrow = nn.Linear(H, 4 * H), nn.Linear(4 * H, H)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -66,7 +66,7 @@ class TransformerDecoder(Decoder):
         H = config.hidden_size
         self.cells = Cells(D, grid[0] * grid[1], H)
         self.enter = nn.Linear(config.embed_size, H)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.leave = nn.LayerNorm(H)
 
     def hidden(self, features: Tensor, words: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class TransformerDecoder(Decoder):
     def start(self, features: Tensor) -> DecoderState:
         memory = self._memory(features)
         nothing = memory[0].new_zeros(len(features), 0, self.config.hidden_size)
-        return DecoderState(memory, (nothing,) * (2 * self.config.layers))
+        return DecoderState(memory, (nothing,) * (2 * self.config.num_layers))
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         hidden = self._entered(words.unsqueeze(1), begin=state.beams[0].shape[1])

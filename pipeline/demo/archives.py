@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.demo.shapes import describe, draw, random_things
 from pipeline.runtime.files import atomic_write
-from pipeline.runtime.progress import bar
+from pipeline.runtime.progress import progress_bar
 from pipeline.sources.flickr8k import SPLITS, TOKENS
 
 
@@ -25,7 +25,7 @@ def write_archives(images: Path, text: Path, counts: dict[str, int], seed: int) 
     with atomic_write(images) as scratch, zipfile.ZipFile(scratch, "w") as archive:
         _add(archive, "Flicker8k_Dataset/", b"")
         _add(archive, "__MACOSX/._Flicker8k_Dataset", b"\0\5\x16\7")
-        for number in bar(range(total), label="draw", unit="image"):
+        for number in progress_bar(range(total), label="draw", unit="image"):
             name = f"{number:06d}_{rng.getrandbits(40):010x}.jpg"
             things = random_things(rng, 2)
             jpeg = io.BytesIO()

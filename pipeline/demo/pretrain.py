@@ -21,7 +21,7 @@ from pipeline.backbones.backbone import build_trunk, pool
 from pipeline.demo.shapes import KINDS, SIDE, draw, random_things
 from pipeline.runtime.device import seed_everything
 from pipeline.runtime.files import atomic_write
-from pipeline.runtime.progress import bar
+from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def draw_examples(count: int, rng: random.Random) -> tuple[Tensor, Tensor, Tenso
     images = torch.empty(count, 3, SIDE, SIDE, dtype=torch.uint8)
     presence = torch.zeros(count, len(KINDS))
     halves = torch.zeros(count, len(KINDS), 2)
-    for row in bar(range(count), label="draw", unit="image"):
+    for row in progress_bar(range(count), label="draw", unit="image"):
         things = random_things(rng, rng.randint(1, 3))
         images[row] = torch.from_numpy(np.array(draw(things, rng))).permute(2, 0, 1)
         for thing in things:
@@ -75,7 +75,7 @@ def pretrain(out: Path, images: int, epochs: int, seed: int) -> float:
     for epoch in range(1, epochs + 1):
         trunk.train()
         order = torch.randperm(train_rows)[: steps * BATCH].view(steps, BATCH)
-        for rows in bar(order, label=f"epoch {epoch}", unit="batch"):
+        for rows in progress_bar(order, label=f"epoch {epoch}", unit="batch"):
             answer = head(pool(trunk(normalised(shown[rows])))).view(BATCH, -1, 3)
             there = presence[rows]
             loss = F.binary_cross_entropy_with_logits(answer[..., 0], there, reduction="sum")

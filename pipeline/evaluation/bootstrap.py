@@ -13,16 +13,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipeline.evaluation.reports import DECIMALS
-from pipeline.metrics.bleu import ORDERS, add_ngram_totals, bleu_from_counts
+from pipeline.metrics.bleu import add_ngram_totals, bleu_from_counts
+from pipeline.metrics.registry import ORDERS
 
-BLEU_NAMES = tuple(f"bleu_{n}" for n in range(1, ORDERS + 1))
-MEAN_NAMES = ("cider", "rouge_l")
-SCORE_NAMES = BLEU_NAMES + MEAN_NAMES  # in the order of `corpus_scores`
-TITLES = {
-    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, ORDERS + 1)},
-    "cider": "CIDEr",
-    "rouge_l": "ROUGE-L",
-}
 CELLS = 1 << 20  # of the resamples that are held at a time: 8 MiB
 
 

@@ -10,15 +10,15 @@ BAD_ENDINGS = frozenset(
 )
 
 
-def variety(captions: Sequence[Sequence[str]]) -> dict[str, float]:
+def diversity_stats(captions: Sequence[Sequence[str]]) -> dict[str, float]:
     """Mean words a caption, the number of words ever used, and percentages of captions: distinct
     ones, those that say some pair of words twice, those that end in a dangling word."""
     share = 100 / len(captions)
     return {
         "length": sum(map(len, captions)) / len(captions),
-        "distinct": share * len({tuple(caption) for caption in captions}),
+        "unique_captions": share * len({tuple(caption) for caption in captions}),
         "repeated": share * sum(repeats(caption, 2) for caption in captions),
-        "dangling": share * sum(caption[-1] in BAD_ENDINGS for caption in captions if caption),
+        "bad_endings": share * sum(caption[-1] in BAD_ENDINGS for caption in captions if caption),
         "vocabulary_used": len({word for caption in captions for word in caption}),
     }
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,41 @@ import pandas as pd
 from pipeline.runtime.files import atomic_write, json_digest, write_json
 
 DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where the reports of a run are, in one folder."""
+
+    folder: Path
+
+    @property
+    def captions(self) -> Path:
+        return self.folder / "captions.json"
+
+    @property
+    def references(self) -> Path:
+        return self.folder / "references.json"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.csv"
+
+    @property
+    def lengths(self) -> Path:
+        return self.folder / "lengths.csv"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def history(self) -> Path:
+        return self.folder / "history.csv"
+
+    @property
+    def scst(self) -> Path:
+        return self.folder / "scst.csv"
 
 
 def write_captions(path: Path, ids: Sequence[str], captions: Sequence[Sequence[str]]) -> None:
@@ -35,12 +71,6 @@ def write_scores(path: Path, columns: dict[str, Sequence[Any]]) -> None:
         )
 
 
-def write_history(path: Path, epochs: Sequence[Any]) -> None:
-    """A row an epoch, each a dataclass."""
-    with atomic_write(path) as scratch:
-        pd.DataFrame(epochs).to_csv(scratch, index=False, float_format="%.6g", lineterminator="\n")
-
-
 def write_lengths(
     path: Path, captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> None:
@@ -63,11 +93,11 @@ def write_metrics(path: Path, metrics: dict[str, Any], beside: Sequence[Path]) -
     """Metrics as DVC reads them; numbers rounded, so that a diff shows what matters.
 
     DVC's tables have a column for every key and pass lists over. So what is the model's own stands
-    at the top, and what it is to be read with (`yardsticks`, `about`) in lists: a table of 30
+    at the top, and what it is to be read with (`baselines`, `meta`) in lists: a table of 30
     columns is not read.
 
     Args:
-        beside: the reports that they were computed from; `about` gets a digest of all together.
+        beside: the reports that they were computed from; `meta` gets a digest of all together.
 
     Raises:
         ValueError: a number is not finite.
@@ -77,11 +107,11 @@ def write_metrics(path: Path, metrics: dict[str, Any], beside: Sequence[Path]) -
 
 def sealed(metrics: dict[str, Any], beside: Sequence[bytes]) -> dict[str, Any]:
     """Metrics with a digest of themselves and of the reports beside them, by their bytes."""
-    (about,) = metrics["about"]
-    bare = {key: value for key, value in about.items() if key != "digest"}
+    (meta,) = metrics["meta"]
+    bare = {key: value for key, value in meta.items() if key != "digest"}
     digests = [hashlib.sha256(report).hexdigest() for report in beside]
-    digest = json_digest([{**metrics, "about": [bare]}, digests])
-    return {**metrics, "about": [{**bare, "digest": digest}]}
+    digest = json_digest([{**metrics, "meta": [bare]}, digests])
+    return {**metrics, "meta": [{**bare, "digest": digest}]}
 
 
 def is_intact(metrics: dict[str, Any], beside: Sequence[bytes]) -> bool:
@@ -90,16 +120,16 @@ def is_intact(metrics: dict[str, Any], beside: Sequence[bytes]) -> bool:
     Raises:
         KeyError, TypeError, ValueError: they are no metrics of this version.
     """
-    (about,), (again,) = metrics["about"], sealed(metrics, beside)["about"]
-    return bool(about["digest"] == again["digest"])
+    (meta,), (again,) = metrics["meta"], sealed(metrics, beside)["meta"]
+    return bool(meta["digest"] == again["digest"])
 
 
 def score_table(metrics: dict[str, Any]) -> str:
     """For people: the model's scores beside the yardsticks', a line a score."""
-    yardsticks = metrics["yardsticks"]
-    lines = [f"{'x100':8}{'model':>10}" + "".join(f"{one['name']:>10}" for one in yardsticks)]
-    for name in (key for key in yardsticks[0] if key in metrics):
-        values = [metrics[name], *(one[name] for one in yardsticks)]
+    baselines = metrics["baselines"]
+    lines = [f"{'x100':8}{'model':>10}" + "".join(f"{one['name']:>10}" for one in baselines)]
+    for name in (key for key in baselines[0] if key in metrics):
+        values = [metrics[name], *(one[name] for one in baselines)]
         lines.append(f"{name:8}" + "".join(f"{value:10.2f}" for value in values))
     return "\n".join(lines)
 

@@ -63,7 +63,7 @@ class FeatureExtractor:
         ]  # (B, D, H, W) each
         if self.recipe.layer == "pooled":
             return torch.cat([pool(grid) for grid in grids], dim=1)
-        side = self.recipe.cells
+        side = self.recipe.grid_size
         cells = (grids[0].shape[2], grids[0].shape[3]) if side is None else (side, side)
         grids = [
             grid if tuple(grid.shape[2:]) == cells else F.adaptive_avg_pool2d(grid, cells)
@@ -83,7 +83,7 @@ class FeatureExtractor:
         inputs = view.normalised(images)
         grid = view(inputs)
         # What stands to the left in the mirror image stands to the right in the image.
-        return (grid + view(inputs.flip(-1)).flip(-1)) / 2 if self.recipe.mirrored else grid
+        return (grid + view(inputs.flip(-1)).flip(-1)) / 2 if self.recipe.hflip else grid
 
 
 class _ViewEncoder:

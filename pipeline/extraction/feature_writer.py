@@ -114,7 +114,7 @@ def resume_features(
         contents: by row, a text that changes with its image.
         batch: how many rows come at a time; what else came with a row may touch its last bits.
     """
-    saved = checkpoint.load()
+    saved = checkpoint.restore()
     scratch = checkpoint.folder / "rows.h5"
     done = saved[1].get("rows", 0) if saved else 0
     if saved and saved[1]["contents"] != list(contents):
@@ -122,24 +122,24 @@ def resume_features(
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         done = same // batch * batch
         log.info("other images than before: %d of %d rows are still right", done, len(ids))
-        checkpoint.finished = False
+        checkpoint.complete = False
         if not _keep(scratch, done, (ids, shape, dtype, recipe)):
             scratch.unlink(missing_ok=True)
             saved = None
-    if checkpoint.finished:
-        checkpoint.say_ended()
+    if checkpoint.complete:
+        checkpoint.log_complete()
         if whole := _reuse_complete(scratch, ids, shape, dtype, recipe):
             yield whole
             _publish(scratch, path, checkpoint, contents)
             return
-        log.info("the features of an ended run are gone or damaged: starting afresh")
+        log.info("the features of the finished run are missing or damaged; starting over")
         scratch.unlink(missing_ok=True)
         saved = None
     if saved is None:
         try:
             _require_room(path, len(ids) * row_size(shape, dtype))
         except OSError:
-            checkpoint.drop()
+            checkpoint.delete()
             raise
     # Laid out anew either way, so that only rows have to be trusted.
     layout = _lay_out_around(scratch, ids, shape, dtype, recipe)
@@ -147,9 +147,9 @@ def resume_features(
         rows = FeatureWriter(file, layout, dtype, contents)
         if saved and done:
             if rows.resume(done):
-                log.info("going on after %d of %d images", rows.done, len(ids))
+                log.info("resuming after %d of %d images", rows.done, len(ids))
             else:
-                log.info("the rows of an interrupted run are damaged: starting afresh")
+                log.info("the rows of the interrupted run are damaged; starting over")
         try:
             yield rows
         except BaseException:
@@ -190,16 +190,15 @@ def _publish(scratch: Path, path: Path, checkpoint: Checkpoint, contents: Sequen
     other = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         # First: a file that has gone out under its other name is not written to again.
-        ended = {"finished": True, "rows": len(contents), "contents": list(contents)}
-        checkpoint.save({}, ended)
+        complete = {"complete": True, "rows": len(contents), "contents": list(contents)}
+        checkpoint.save({}, complete)
         os.link(scratch, other)
     except OSError:  # no room for the state, or a file system where a file has one name
         replace_durably(scratch, path)
-        checkpoint.drop()
+        checkpoint.delete()
         return
     replace_durably(other, path)
     other.unlink(missing_ok=True)  # two names of one file are not moved onto each other
-    checkpoint.release()
 
 
 def _reuse_complete(

@@ -79,7 +79,7 @@ def prepare_on_gpu(
     with torch.inference_mode(), torch.cuda.stream(own):
         images = _decoded(contents, names, device)
         views = [
-            _resize_and_crop(images, view.preprocessing, recipe.framing) for view in recipe.views
+            _resize_and_crop(images, view.preprocessing, recipe.crop_mode) for view in recipe.views
         ]
         own.synchronize()  # in a thread of its own, which has nothing else to do
     for view in views:
@@ -106,14 +106,14 @@ def _decoded(contents: Sequence[bytes], names: Sequence[str], device: torch.devi
     ]
 
 
-def _resize_and_crop(images: Sequence[Tensor], pre: Preprocessing, framing: str) -> Tensor:
+def _resize_and_crop(images: Sequence[Tensor], pre: Preprocessing, crop_mode: str) -> Tensor:
     """uint8 (3, H, W) each -> (B, S, S, 3), those of one size resized together."""
     alike: dict[torch.Size, list[int]] = defaultdict(list)
     for place, image in enumerate(images):
         alike[image.shape].append(place)
     shown = images[0].new_empty(len(images), pre.size, pre.size, 3)
     for (_, height, width), places in alike.items():
-        size, top, left = frame(height, width, pre, framing)
+        size, top, left = frame(height, width, pre, crop_mode)
         planes = torch.stack([images[place] for place in places]).float()  # (n, 3, H, W)
         if size != (height, width):
             planes = F.interpolate(planes, size=size, mode=pre.interpolation, antialias=True)

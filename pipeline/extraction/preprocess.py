@@ -30,7 +30,7 @@ def preprocess(content: bytes, name: str, recipe: FeatureRecipe) -> Preprocessed
     """
     image = decode(content, name)
     return tuple(
-        _resize_and_crop(image, view.preprocessing, recipe.framing) for view in recipe.views
+        _resize_and_crop(image, view.preprocessing, recipe.crop_mode) for view in recipe.views
     )
 
 
@@ -49,11 +49,11 @@ def decode(content: bytes, name: str) -> Tensor:
 
 
 def frame(
-    height: int, width: int, pre: Preprocessing, framing: str
+    height: int, width: int, pre: Preprocessing, crop_mode: str
 ) -> tuple[tuple[int, int], int, int]:
     """To what height and width an image is resized, and where the CNN's square begins in that:
     from the top, from the left."""
-    if framing == "squash":
+    if crop_mode == "squash":
         return (pre.size, pre.size), 0, 0
     # As torchvision's Resize and CenterCrop: the longer side's fraction is cut off.
     shorter = min(height, width)
@@ -61,9 +61,9 @@ def frame(
     return (height, width), round((height - pre.size) / 2), round((width - pre.size) / 2)
 
 
-def _resize_and_crop(image: Tensor, pre: Preprocessing, framing: str) -> Tensor:
+def _resize_and_crop(image: Tensor, pre: Preprocessing, crop_mode: str) -> Tensor:
     """(H, W, 3) -> (S, S, 3)."""
-    (height, width), top, left = frame(image.shape[0], image.shape[1], pre, framing)
+    (height, width), top, left = frame(image.shape[0], image.shape[1], pre, crop_mode)
     image = _resized(image, height, width, pre.interpolation)
     return image[top : top + pre.size, left : left + pre.size]
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.recipe import FeatureRecipe
-from pipeline.runtime.errors import InputError, counted
+from pipeline.runtime.errors import ArtifactError, counted
 
 MAGIC = b"showtell features 4\n"
 USER_BLOCK = 512  # bytes before HDF5's part, which HDF5 passes over
@@ -33,7 +33,7 @@ CHECKSUM = "<u4"
 
 
 @dataclass(frozen=True)
-class Features:
+class FeatureCache:
     """A cache opened for reading."""
 
     path: Path
@@ -51,10 +51,8 @@ class Features:
         row_of = {image_id: row for row, image_id in enumerate(self.ids)}
         missing = [image_id for image_id in ids if image_id not in row_of]
         if missing:
-            raise InputError(
-                f"{self.path} lacks {counted(len(missing), 'image')}, {missing[0]!r} among them; "
-                "run the stage 'extract' again"
-            )
+            lacks = f"lacks {counted(len(missing), 'image')}, {missing[0]!r} among them"
+            raise ArtifactError(self.path, lacks)
         return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
 
     def checked(self, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -67,10 +65,8 @@ class Features:
         wrong = (checksums_of(read) != self.checksums[rows]).nonzero()[0]
         if len(wrong):
             image_id = self.ids[int(rows[wrong[0]])]
-            raise InputError(
-                f"{self.path} is damaged: the features of {image_id!r} are not what was written; "
-                "run the stage 'extract' again"
-            )
+            damage = f"is damaged: the features of {image_id!r} are not what was written"
+            raise ArtifactError(self.path, damage)
         return read
 
 
@@ -174,20 +170,18 @@ def checksums_of(rows: NDArray[Any]) -> NDArray[np.uint32]:
     return np.array([zlib.crc32(np.ascontiguousarray(row).data) for row in rows], dtype=CHECKSUM)
 
 
-def read_features(path: Path) -> Features:
+def read_features(path: Path) -> FeatureCache:
     """Open a cache, checked for structure; values are checked as they are read.
 
     Raises:
         InputError: the file is absent, truncated, or no feature cache.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist; the stage 'extract' makes it")
+        raise ArtifactError(path, "does not exist")
     with path.open("rb") as content:  # one handle: another run may put a new file in its place
         layout = sealed_layout(content)
         if layout is None:
-            raise InputError(
-                f"{path} is damaged or no feature cache of this version; run 'extract' again"
-            )
+            raise ArtifactError(path, "is damaged or not a feature cache of this version")
         try:
             # By way of Python's file HDF5 takes no lock of its own: nobody writes to a file that
             # came into place whole, and some file systems know no locks.
@@ -198,15 +192,11 @@ def read_features(path: Path) -> Features:
                 dataset = file["features"]
                 shape, dtype, offset = dataset.shape, dataset.dtype, dataset.id.get_offset()
         except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path} is damaged or no feature cache ({error}); run the stage 'extract' again"
-            ) from None
+            raise ArtifactError(path, f"is damaged or not a feature cache ({error})") from None
         size = math.prod(shape) * dtype.itemsize
         ordered = len(ids) == len(checksums) == shape[0] and ids == sorted(set(ids))
         whole = offset is not None and os.fstat(content.fileno()).st_size >= offset + size
         if not (ordered and whole and dtype.kind == "f" and offset == layout.rows):
-            raise InputError(
-                f"{path} is damaged: its rows and ids do not match; run 'extract' again"
-            )
+            raise ArtifactError(path, "is damaged: its rows and ids do not match")
         array = np.memmap(content, dtype=dtype, mode="r", offset=offset, shape=shape)
-    return Features(path, ids, recipe, array, checksums)
+    return FeatureCache(path, ids, recipe, array, checksums)

@@ -45,9 +45,9 @@ class FeatureRecipe:
     """Everything that decides what a feature means."""
 
     layer: str  # pooled or grid
-    framing: str  # crop or squash
-    mirrored: bool  # each view is the mean of what the CNN says of the image and its mirror image
-    cells: int | None  # a side of the grid; None: as many as the first view's CNN gives
+    crop_mode: str  # crop or squash
+    hflip: bool  # each view is the mean of what the CNN says of the image and its mirror image
+    grid_size: int | None  # a side of the grid; None: as many as the first view's CNN gives
     views: tuple[View, ...]  # their features lie side by side
     # Whose pixels the CNN saw. Told, not compared: `extract` has tried that they are as good.
     jpeg_decoder: str = "pillow"
@@ -64,9 +64,9 @@ class FeatureRecipe:
             f"{view.label} at {view.preprocessing.size} px" if several else view.label
             for view in self.views
         )
-        mirrored = ", mirrored" if self.mirrored else ""
+        mirrored = ", mirrored" if self.hflip else ""
         decoder = ", nvJPEG" if self.jpeg_decoder == "nvjpeg" else ""
-        return f"{views}, {self.layer}, {self.framing}{mirrored}{decoder}"
+        return f"{views}, {self.layer}, {self.crop_mode}{mirrored}{decoder}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,9 +105,9 @@ def _comparable_fields(recipe: FeatureRecipe) -> dict[str, Any]:
     """What must agree, by name. The same weights under another file name are the same weights."""
     facts: dict[str, Any] = {
         "layer": recipe.layer,
-        "framing": recipe.framing,
-        "mirrored": recipe.mirrored,
-        "cells": recipe.cells,
+        "crop_mode": recipe.crop_mode,
+        "hflip": recipe.hflip,
+        "grid_size": recipe.grid_size,
         "number of views": len(recipe.views),
     }
     for number, view in enumerate(recipe.views, start=1):

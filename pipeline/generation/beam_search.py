@@ -22,13 +22,15 @@ NEVER = float("-inf")
 class BeamSearchConfig:
     """How captions are searched for; the fields are params of the evaluate stage."""
 
-    beam: int = 1
+    beam_size: int = 1
     length_penalty: float = 0.0
     max_length: int = 20
-    block_ngram: int = 0  # no n-gram of this size twice in a caption; 0 blocks nothing
+    no_repeat_ngram_size: int = 0  # no n-gram of this size twice in a caption; 0 blocks nothing
     allow_unk: bool = False
-    groups: int = 1  # of beams, `beam` in all: Vijayakumar et al., "Diverse Beam Search", 2016
-    diversity: float = 0.5  # nats that a word costs for each beam of an earlier group that says it
+    beam_groups: int = 1  # of beams, `beam` in all: Vijayakumar et al., "Diverse Beam Search", 2016
+    diversity_penalty: float = (
+        0.5  # nats that a word costs for each beam of an earlier group that says it
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ def hypotheses(words: Tensor, scores: Tensor, search: BeamSearchConfig) -> list[
         Hypothesis([word for word in caption if word != PAD], score)
         for caption, score in zip(words.tolist(), scores.tolist(), strict=True)
     ]
-    return [found[begin : begin + search.groups] for begin in range(0, len(found), search.groups)]
+    return [
+        found[begin : begin + search.beam_groups]
+        for begin in range(0, len(found), search.beam_groups)
+    ]
 
 
 @torch.inference_mode()
@@ -101,8 +106,8 @@ def search_tokens(
             to be waited for to say which: there it stays, what goes on growing is worth nothing,
             and the search can be one CUDA graph.
     """
-    B, G = len(features), search.groups
-    K = search.beam // G
+    B, G = len(features), search.beam_groups
+    K = search.beam_size // G
     device = features.device
     leaving = device.type == "cpu" if leaving is None else leaving
     state = decoder.start(features)
@@ -177,8 +182,8 @@ def _best(candidates: Tensor, words: int, search: BeamSearchConfig) -> tuple[Ten
     2 K, for even if K of them end, K are left to grow. The rank is the score, less what a group
     pays for the words with which the earlier groups of its image go on at this step.
     """
-    G = search.groups
-    K = search.beam // G
+    G = search.beam_groups
+    K = search.beam_size // G
     count = min(2 * K, candidates.shape[1])
     if G == 1:
         return candidates.topk(count)
@@ -186,7 +191,9 @@ def _best(candidates: Tensor, words: int, search: BeamSearchConfig) -> tuple[Ten
     said = candidates.new_zeros(len(by_image), words)  # by how many beams of the earlier groups
     found = []
     for group in range(G):
-        price = (search.diversity * said).repeat(1, candidates.shape[1] // words)  # (b, k * V)
+        price = (search.diversity_penalty * said).repeat(
+            1, candidates.shape[1] // words
+        )  # (b, k * V)
         ranks, top = (by_image[:, group] - price).topk(count)
         found.append((ranks, top))
         chosen = top % words
@@ -207,7 +214,7 @@ def _mask_tokens(log_probs: Tensor, history: Tensor, search: BeamSearchConfig) -
     banned = [PAD, START] + ([] if search.allow_unk else [UNK]) + ([END] if length == 0 else [])
     for token in banned:  # not all at once: their numbers would have to travel to the device
         log_probs[..., token].fill_(NEVER)
-    n = search.block_ngram
+    n = search.no_repeat_ngram_size
     if n and length >= n:
         # Wherever the last n - 1 words stood before, the word that followed may not follow again.
         starts = length - n + 1

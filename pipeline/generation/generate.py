@@ -12,7 +12,7 @@ from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig, best_o
 from pipeline.metrics.baselines import best_constant_caption
 from pipeline.metrics.scores import cider
 from pipeline.metrics.validation import SplitScores
-from pipeline.runtime.progress import bar
+from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -25,38 +25,43 @@ def generate_captions(
 ) -> list[list[str]]:
     """The tokens of one caption per image, for features (N, …), `batch_size` at a time."""
     captions = []
-    for begin in bar(range(0, len(features), batch_size), label="caption", unit="batch"):
+    for begin in progress_bar(range(0, len(features), batch_size), label="caption", unit="batch"):
         found = best_of_groups(search(features[begin : begin + batch_size]))
         captions += [vocabulary.decode(one.words) for one in found]
     return captions
 
 
 class GreedyValidator:
-    """BLEU-4 and CIDEr, x100, of a decoder's greedy captions of a split, whenever asked: the best
-    epoch by them is the best by beam search too, or next to it, at a fifth the time."""
+    """BLEU-4 and CIDEr, x100, of a decoder's greedy captions of a split.
+
+    The best epoch by them is the best by beam search too, or next to it, at a fifth of the time.
+    """
 
     def __init__(
         self, decoder: Decoder, split: Split, vocabulary: Vocabulary, max_length: int
     ) -> None:
         self._decoder, self._split, self._vocabulary = decoder, split, vocabulary
-        self._search = BeamSearch(decoder, BeamSearchConfig(beam=1, max_length=max_length))
+        self._search = BeamSearch(decoder, BeamSearchConfig(beam_size=1, max_length=max_length))
         self._scores = SplitScores(split.references)
 
-    def __call__(self) -> tuple[float, float]:
+    def __call__(self) -> dict[str, float]:
         self._decoder.eval()
         features = self._split.features
         captions = generate_captions(self._search, features, self._vocabulary, batch_size=250)
-        return self._scores(captions)
+        bleu_4, cider = self._scores(captions)
+        return {"bleu_4": bleu_4, "cider": cider}
 
 
-def warn_below_constant(score: float, learn: Split, data: Split) -> None:
-    """Say so where captions of `data` that score this CIDEr are worse than one said of all."""
-    captions = (caption for captions in learn.references for caption in captions)
-    constant = best_constant_caption(captions, data.references)
-    mark = cider([constant] * len(data.references), data.references)[0]
-    if score < mark:
+def warn_below_constant(score: float, train: Split, val: Split) -> None:
+    """Warn if this CIDEr on `val` is below that of the best constant caption."""
+    captions = (caption for captions in train.references for caption in captions)
+    constant = best_constant_caption(captions, val.references)
+    baseline = cider([constant] * len(val.references), val.references)[0]
+    if score < baseline:
         log.warning(
-            "the kept model's val CIDEr, %.2f, is below the %.2f of one caption said of every "
-            "image ('%s'): it tells nothing of them yet; it needs more epochs or more images",
-            *(score, mark, " ".join(constant)),
+            "the kept model's val CIDEr, %.2f, is below the %.2f of a constant caption ('%s'): "
+            "it has learned nothing about the images yet; it needs more epochs or more images",
+            score,
+            baseline,
+            " ".join(constant),
         )

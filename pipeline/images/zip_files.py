@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from pipeline.images.names import slashes
-from pipeline.runtime.errors import InputError
+from pipeline.runtime.errors import ArtifactError, InputError
 
 OTHER_ARCHIVES = (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!")  # in lower case
 ENCRYPTED, UTF8 = 0x1, 0x800  # of a member's flags; UTF8: its name is
@@ -25,7 +25,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the stage 'download' makes it") from None
+        raise ArtifactError(path, "does not exist") from None
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
         with path.open("rb") as content:
             begin = content.read(512).lstrip().lower()

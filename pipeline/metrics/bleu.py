@@ -7,7 +7,8 @@ that of their sum.
 
 import numpy as np
 
-ORDERS = 4
+from pipeline.metrics.registry import ORDERS
+
 SCALE = 100.0
 # What is counted of a caption, as the columns of a table of scores are called.
 COUNT_NAMES = ("words", "closest_reference", *(f"matches_{n}" for n in range(1, ORDERS + 1)))

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.bootstrap import MEAN_NAMES, SCORE_NAMES, corpus_scores
+from pipeline.evaluation.bootstrap import corpus_scores
 from pipeline.evaluation.reports import is_intact
 from pipeline.metrics.bleu import COUNT_NAMES
+from pipeline.metrics.registry import DIVERSITY_NAMES, MEAN_NAMES, SCORE_NAMES
 from pipeline.report.tables import number, read_rows
-from pipeline.runtime.errors import InputError
+from pipeline.runtime.errors import ArtifactError, InputError
 from pipeline.runtime.files import read_json
 
-STAGE = "evaluate"
-AGAIN = f"run the stage '{STAGE}' again"
-VARIETY_NAMES = ["length", "distinct", "repeated", "dangling", "vocabulary_used"]
 NEAR = 0.01  # x100: the reports are rounded to four decimals
 
 
@@ -33,7 +31,7 @@ class CaptionedImage:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Baseline:
     """What the scores are read beside, on the same images."""
 
     name: str
@@ -46,11 +44,11 @@ class Evaluation:
     """Scores x100 of one set of captions, and all that they were computed from."""
 
     scores: dict[str, float]
-    variety: dict[str, float]
+    diversity: dict[str, float]
     split: str
     untrained: bool  # whether the CNN's weights were random
-    yardsticks: Sequence[Yardstick]
-    about: dict[str, str]
+    baselines: Sequence[Baseline]
+    meta: dict[str, str]
     images: Sequence[CaptionedImage]
     counts: np.ndarray  # what BLEU sums, (N, 2 + ORDERS)
     means: np.ndarray  # CIDEr and ROUGE-L of each image, (N, 2)
@@ -67,14 +65,11 @@ def read_evaluation(captions: Path, references: Path, scores: Path, metrics: Pat
     for path, ids in ((references, refs.keys()), (scores, rows.keys())):
         _require_same_ids(said.keys(), captions, ids, path)
     table = np.array(
-        [
-            [number(rows[one][name], f"{scores}, {one}, {name}", STAGE) for name in _NUMBERS]
-            for one in said
-        ]
+        [[number(rows[one][name], f"{scores}, {one}, {name}") for name in _NUMBERS] for one in said]
     )  # (N, 6 + 2)
     counts, means = table[:, : len(COUNT_NAMES)], table[:, len(COUNT_NAMES) :]
     if (counts < 0).any() or (counts != np.rint(counts)).any():
-        raise InputError(f"{scores} has counts that are no whole numbers; {AGAIN}")
+        raise ArtifactError(scores, "has counts that are not whole numbers")
     images = [
         CaptionedImage(one, caption, refs[one], row[-2], row[-1], int(row[0]))
         for (one, caption), row in zip(said.items(), table.tolist(), strict=True)
@@ -83,20 +78,22 @@ def read_evaluation(captions: Path, references: Path, scores: Path, metrics: Pat
     return _with_metrics(metrics, reports, images, counts.astype(np.int64), means)
 
 
-def read_base(path: Path, evaluation: Evaluation) -> Yardstick:
+def read_base(path: Path, evaluation: Evaluation) -> Baseline:
     """The scores of another run to set these beside, from its metrics.
 
     Raises:
         InputError: the file is absent or damaged, or the runs were not measured alike.
     """
-    content = read_json(path, made_by=STAGE)
+    content = read_json(path)
     try:
-        terms = {str(key): str(value) for key, value in dict(content["about"][0]).items()}
+        terms = {str(key): str(value) for key, value in dict(content["meta"][0]).items()}
         terms["split"] = str(content["split"])
-        base = Yardstick("base", None, _numbers(content, SCORE_NAMES, path))
+        base = Baseline("base", None, _numbers(content, SCORE_NAMES, path))
     except (KeyError, TypeError, IndexError, ValueError):
-        raise InputError(f"{path} is no metrics of this version; {AGAIN} there") from None
-    ours = {**evaluation.about, "split": evaluation.split}
+        raise InputError(
+            f"{path} is not a metrics file of this version; evaluate again there"
+        ) from None
+    ours = {**evaluation.meta, "split": evaluation.split}
     for name in ("split", "split_digest", "tokenizer", "scale", "images", "references"):
         if terms.get(name) != ours.get(name):
             raise InputError(
@@ -116,71 +113,72 @@ def _with_metrics(
     counts: np.ndarray,
     means: np.ndarray,
 ) -> Evaluation:
-    content = read_json(path, made_by=STAGE)
+    content = read_json(path)
     try:
         evaluation = Evaluation(
             scores=_numbers(content, SCORE_NAMES, path),
-            variety=_numbers(content, VARIETY_NAMES, path),
+            diversity=_numbers(content, DIVERSITY_NAMES, path),
             split=str(content["split"]),
             untrained="backbone" in content,
-            yardsticks=[
-                Yardstick(
+            baselines=[
+                Baseline(
                     str(one["name"]),
                     str(one["caption"]) if "caption" in one else None,
                     _numbers(one, SCORE_NAMES, path),
                 )
-                for one in content["yardsticks"]
+                for one in content["baselines"]
             ],
-            about={str(key): str(value) for key, value in dict(content["about"][0]).items()},
+            meta={str(key): str(value) for key, value in dict(content["meta"][0]).items()},
             images=images,
             counts=counts,
             means=means,
         )
         intact = is_intact(content, [report.read_bytes() for report in reports])
     except (KeyError, TypeError, IndexError, ValueError, AttributeError):
-        raise InputError(f"{path} is no metrics of this version; {AGAIN}") from None
+        raise ArtifactError(path, "is not a metrics file of this version") from None
     (whole,) = corpus_scores(counts, means, np.ones((1, len(images))))
     for name, value in zip(SCORE_NAMES, whole.tolist(), strict=True):
         if abs(value - evaluation.scores[name]) > NEAR:
-            raise InputError(
-                f"{path} has {name} {evaluation.scores[name]:.2f}, but the images of "
-                f"{reports[-1]} come to {value:.2f}; they are of two evaluations: {AGAIN}"
+            raise ArtifactError(
+                path,
+                f"has {name} {evaluation.scores[name]:.2f}, but the images of {reports[-1]} come "
+                f"to {value:.2f}: they are of two evaluations",
             )
     if not intact:
-        raise InputError(f"{path} or a report beside it is not what was written; {AGAIN}")
+        raise ArtifactError(path, "or a report beside it is not what was written")
     return evaluation
 
 
 def _numbers(content: dict[str, Any], names: Sequence[str], path: Path) -> dict[str, float]:
-    return {name: number(content[name], f"{path}, {name}", STAGE) for name in names}
+    return {name: number(content[name], f"{path}, {name}") for name in names}
 
 
 def _read_captions(path: Path) -> dict[str, str]:
-    content = read_json(path, made_by=STAGE)
+    content = read_json(path)
     try:
         said = {one["image_id"]: one["caption"] for one in content}
         good = len(said) == len(content) > 0 and _all_text([*said, *said.values()])
     except (KeyError, TypeError):
         good = False
     if not good:
-        raise InputError(f"{path} is no list of captions, one an image; {AGAIN}")
+        raise ArtifactError(path, "is not a list of captions, one per image")
     return said
 
 
 def _read_references(path: Path) -> dict[str, list[str]]:
-    content = read_json(path, made_by=STAGE)
+    content = read_json(path)
     if not (
         isinstance(content, dict)
         and all(isinstance(refs, list) and refs and _all_text(refs) for refs in content.values())
     ):
-        raise InputError(f"{path} is no object of lists of captions; {AGAIN}")
+        raise ArtifactError(path, "is not an object of lists of captions")
     return content
 
 
 def _read_scores(path: Path) -> list[dict[str, str]]:
-    rows = read_rows(path, STAGE, ["image_id", *_NUMBERS])
+    rows = read_rows(path, ["image_id", *_NUMBERS])
     if len({row["image_id"] for row in rows}) < len(rows):
-        raise InputError(f"{path} has an image twice; {AGAIN}")
+        raise ArtifactError(path, "has an image twice")
     return rows
 
 
@@ -191,7 +189,7 @@ def _all_text(values: Sequence[object]) -> bool:
 def _require_same_ids(ids: Any, path: Path, others: Any, other: Path) -> None:
     for missing, where, has in ((ids - others, other, path), (others - ids, path, other)):
         if missing:
-            raise InputError(
-                f"{where} has no image {min(missing)!r}, which {has} has; "
-                f"they are of two evaluations: {AGAIN}"
+            raise ArtifactError(
+                where,
+                f"has no image {min(missing)!r}, which {has} has: they are of two evaluations",
             )

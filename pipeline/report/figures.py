@@ -10,7 +10,7 @@ from markupsafe import Markup
 from pipeline.report.charts import Chart, Series, bar_chart, line_chart, nice_ticks, plain
 from pipeline.report.evaluation import CaptionedImage
 from pipeline.report.tables import read_numbers
-from pipeline.runtime.errors import InputError
+from pipeline.runtime.errors import ArtifactError
 
 Column = list[float | None]
 
@@ -36,8 +36,8 @@ def training_figures(history: Path, select_by: str) -> list[Figure]:
         InputError: the history is absent or damaged.
     """
     names = ("epoch", "learning_rate", "train_loss", "val_loss", "bleu_4", "cider")
-    table = read_numbers(history, "train", names)
-    epochs = _epochs(table["epoch"], history, "train")
+    table = read_numbers(history, names)
+    epochs = _epochs(table["epoch"], history)
     (losses,) = _full([table["val_loss"]])
     kept = _best(epochs, table[select_by], ties=[-loss for loss in losses])
     (rates,) = _full([table["learning_rate"]])
@@ -93,8 +93,8 @@ def self_critical_figure(history: Path) -> Figure | None:
     Raises:
         InputError: the history is absent or damaged.
     """
-    table = read_numbers(history, "scst", ("epoch", "reward", "bleu_4", "cider"), {"reward"})
-    epochs = _epochs(table["epoch"], history, "scst")
+    table = read_numbers(history, ("epoch", "reward", "bleu_4", "cider"), {"reward"})
+    epochs = _epochs(table["epoch"], history)
     if len(epochs) < 2:
         return None
     kept = _best(epochs, table["cider"], ties=table["bleu_4"])
@@ -109,8 +109,8 @@ def self_critical_figure(history: Path) -> Figure | None:
                 Series("CIDEr on val", table["cider"], "ours"),
                 Series("reward on training images", table["reward"], "other"),
             ],
-            note="The reward is what the decoder learns by: the mean CIDEr-D (and scst.bleu times "
-            "BLEU-4) of captions drawn at random. Epoch 0 is the model as it came.",
+            note="The reward is the mean CIDEr-D (plus scst.bleu_weight times BLEU-4) of sampled "
+            "captions. Epoch 0 is the model before self-critical training.",
             mark=(kept, f"kept: {kept:.0f}"),
             from_zero=False,
         )
@@ -123,12 +123,10 @@ def length_figure(lengths: Path) -> Figure:
     Raises:
         InputError: the table is absent or damaged.
     """
-    table = read_numbers(lengths, "evaluate", ("words", "captions", "references"))
+    table = read_numbers(lengths, ("words", "captions", "references"))
     rows = list(zip(*_full(table.values()), strict=True))
     if [row[0] for row in rows] != list(range(len(rows))):
-        raise InputError(
-            f"{lengths}: the words do not count from 0; run the stage 'evaluate' again"
-        )
+        raise ArtifactError(lengths, "does not count words from 0")
     seen = [row for row in rows if row[1] or row[2]] or rows
     first, last = seen[0][0], seen[-1][0]
     words, ours, theirs = zip(*(row for row in rows if first <= row[0] <= last), strict=True)
@@ -197,10 +195,10 @@ def _full(columns: Iterable[Column]) -> list[list[float]]:
     return [[one for one in column if one is not None] for column in columns]
 
 
-def _epochs(column: Column, path: Path, stage: str) -> list[float]:
+def _epochs(column: Column, path: Path) -> list[float]:
     (epochs,) = _full([column])
     if any(late <= early for early, late in pairwise(epochs)):
-        raise InputError(f"{path} has epochs out of order; run the stage '{stage}' again")
+        raise ArtifactError(path, "has epochs out of order")
     return epochs
 
 

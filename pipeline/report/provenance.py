@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.config import Config
-from pipeline.runtime.errors import InputError
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import ArtifactError
 from pipeline.runtime.files import file_digest
 
 # What decides numbers. Their metadata is read; none of them is imported for it.
@@ -21,7 +21,7 @@ PACKAGES = "torch torchvision numpy h5py nltk pandas pillow pycocoevalcap safete
 def shown_params(groups: Sequence[Config]) -> dict[str, list[tuple[str, str]]]:
     """Every group's keys and values as params.yaml would say them, in the order of the models."""
     return {
-        one.group: [(key, as_yaml(value)) for key, value in one.model_dump().items()]
+        one.group(): [(key, as_yaml(value)) for key, value in one.model_dump().items()]
         for one in groups
     }
 
@@ -55,5 +55,5 @@ def digests(models: Sequence[Path]) -> list[tuple[str, str]]:
     """
     for model in models:
         if not model.is_file():
-            raise InputError(f"{model} does not exist; the stage 'scst' makes it")
+            raise ArtifactError(model, "does not exist")
     return [(model.name, file_digest(model, "sha256")) for model in models]

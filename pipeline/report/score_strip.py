@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipeline.evaluation.bootstrap import SCORE_NAMES, TITLES, score_intervals
+from pipeline.evaluation.bootstrap import score_intervals
+from pipeline.metrics.registry import METRICS, SCORE_NAMES
 from pipeline.report.evaluation import Evaluation
 
 LARGE = ("cider", "bleu_4", "rouge_l")  # as big numbers; all are in the table
@@ -32,12 +33,12 @@ def scores_of(evaluation: Evaluation, resamples: int, seed: int) -> list[Score]:
         value = evaluation.scores[name]
         low, high = (f"{end:.1f}" for end in ends)  # as it is shown
         interval = ends if low != high else None
-        marks = {one.name: one.scores[name] for one in evaluation.yardsticks}
+        marks = {one.name: one.scores[name] for one in evaluation.baselines}
         scores.append(
             Score(
-                *(name, TITLES[name], value, interval),
+                *(name, METRICS[name].title, value, interval),
                 beside=list(marks.values()),
-                strip=_strip(TITLES[name], value, interval, marks),
+                strip=_strip(METRICS[name].title, value, interval, marks),
             )
         )
     return scores

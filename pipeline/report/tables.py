@@ -4,61 +4,59 @@ import csv
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pipeline.runtime.errors import InputError
+from pipeline.runtime.errors import ArtifactError
 
 LARGEST = 1e15  # past it is no score, loss or count of ours
 
 
 def read_numbers(
-    path: Path, made_by: str, columns: Sequence[str], may_be_empty: Collection[str] = ()
+    path: Path, columns: Sequence[str], may_be_empty: Collection[str] = ()
 ) -> dict[str, list[float | None]]:
     """Named columns of a CSV file, each with a number a row; None where a cell is empty.
 
     Args:
-        made_by: the stage that writes the file.
         may_be_empty: the columns in which a cell may be.
 
     Raises:
         InputError: the file is absent, has no rows, lacks a column, or a cell is no number.
     """
-    rows = read_rows(path, made_by, columns)
+    rows = read_rows(path, columns)
     table: dict[str, list[float | None]] = {}
     for name in columns:
         table[name] = [
             None
             if row[name] == "" and name in may_be_empty
-            else number(row[name], f"{path}, line {line}, {name}", made_by)
+            else number(row[name], f"{path}, line {line}, {name}")
             for line, row in enumerate(rows, start=2)
         ]
     return table
 
 
-def read_rows(path: Path, made_by: str, columns: Sequence[str]) -> list[dict[str, str]]:
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file that has at least these columns, every cell as text.
 
     Raises:
         InputError: the file is absent or empty, or has not these columns in every row.
     """
-    again = f"run the stage '{made_by}' again"
     try:
         with path.open(encoding="utf-8", newline="") as content:
             rows = list(csv.DictReader(content, strict=True))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the stage '{made_by}' makes it") from None
+        raise ArtifactError(path, "does not exist") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no CSV table ({error}); {again}") from None
+        raise ArtifactError(path, f"is not a CSV table ({error})") from None
     if not rows:
-        raise InputError(f"{path} has no rows; {again}")
+        raise ArtifactError(path, "has no rows")
     for name in columns:
         if name not in rows[0]:
-            raise InputError(f"{path} has no column '{name}'; {again}")
+            raise ArtifactError(path, f"has no column '{name}'")
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise InputError(f"{path}, line {line} has not as many cells as the header; {again}")
+            raise ArtifactError(path, f"has fewer or more cells in line {line} than in the header")
     return rows
 
 
-def number(value: object, where: str, made_by: str) -> float:
+def number(value: object, where: str) -> float:
     """A finite number from JSON or a CSV cell, of a size that can be drawn.
 
     Raises:
@@ -71,4 +69,4 @@ def number(value: object, where: str, made_by: str) -> float:
                 return read
     except (ValueError, OverflowError):
         pass
-    raise InputError(f"{where}: {value!r} is no number; run the stage '{made_by}' again")
+    raise ArtifactError(where, f"is {value!r}, which is not a number")

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.images.archive import ImageArchive, decode_image
-from pipeline.runtime.progress import bar
+from pipeline.runtime.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def thumbnails(
         InputError: an image is absent, damaged or no image; the line names it.
     """
     with ImageArchive(archive) as images:
-        for image_id in bar(image_ids, label="thumbnails", unit="image"):
+        for image_id in progress_bar(image_ids, label="thumbnails", unit="image"):
             image = decode_image(images.content(image_id), image_id)
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
             jpeg = io.BytesIO()

@@ -1,11 +1,15 @@
-"""The one exception that a user is meant to read."""
+"""Errors whose one-line message is for the user."""
 
 
 class InputError(Exception):
-    """Something given to us cannot be used.
+    """An input cannot be used. The message is one line: what is wrong, where, and what to do."""
 
-    The message is one line that says what is wrong, where, and what to do about it.
-    """
+
+class ArtifactError(InputError):
+    """A file that a stage makes is missing, damaged, or of another version or run."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path} {reason}; run 'dvc repro' to make it again")
 
 
 def sanitize(text: str) -> str:

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.errors import InputError
+from pipeline.runtime.errors import ArtifactError, InputError
 
 
 def named_file(text: str, key: str) -> Path:
@@ -53,6 +54,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically."""
+    with atomic_write(target) as scratch:
+        shutil.copyfile(source, scratch)
+
+
 def replace_durably(source: Path, target: Path) -> None:
     """Put a file in another's place, and the new name on the disk as well."""
     source.replace(target)
@@ -82,35 +89,33 @@ def json_digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object with a digest of itself, by which `read_sealed` knows it."""
+def write_checked_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object with a digest of itself, by which `read_checked_json` knows it."""
     write_json(path, {**content, "digest": json_digest(content)})
 
 
-def read_sealed(path: Path, made_by: str) -> dict[str, Any]:
+def read_checked_json(path: Path) -> dict[str, Any]:
     """
     Raises:
         InputError: the file is absent, no JSON object, or not what was written.
     """
-    content = read_json(path, made_by)
+    content = read_json(path)
     if not isinstance(content, dict) or "digest" not in content:
-        raise InputError(f"{path} was not written by this version's '{made_by}'; run it again")
+        raise ArtifactError(path, "was not written by this version")
     if content.pop("digest") != json_digest(content):
-        raise InputError(f"{path} is damaged: it is not what was written; run '{made_by}' again")
+        raise ArtifactError(path, "is damaged: it is not what was written")
     return content
 
 
-def read_json(path: Path, made_by: str) -> Any:
-    """Read JSON, naming the stage that makes it where it cannot be read.
+def read_json(path: Path) -> Any:
+    """Read JSON that a stage wrote.
 
     Raises:
-        InputError: the file is absent or no JSON.
+        ArtifactError: the file is missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the stage '{made_by}' makes it") from None
+        raise ArtifactError(path, "does not exist") from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, absurd numbers, nesting
-        raise InputError(
-            f"{path} is no valid JSON ({error}); run the stage '{made_by}' again"
-        ) from None
+        raise ArtifactError(path, f"is not valid JSON ({error})") from None

@@ -9,7 +9,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 
-def bar(
+def progress_bar(
     items: Iterable[Item] | None = None,
     *,
     label: str,

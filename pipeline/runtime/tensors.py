@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pipeline.runtime.errors import InputError
+from pipeline.runtime.errors import ArtifactError, InputError
 from pipeline.runtime.files import atomic_write, json_digest
 
 # One key only: with several, safetensors writes them in a random order.
@@ -27,7 +27,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
         scratch.write_bytes(save(whole, metadata={HEADER: text}))
 
 
-def read_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote.
 
     Raises:
@@ -39,20 +39,18 @@ def read_tensors(path: Path, made_by: str) -> tuple[dict[str, Tensor], dict[str,
             header = json.loads((file.metadata() or {}).get(HEADER, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; the stage '{made_by}' makes it") from None
+        raise ArtifactError(path, "does not exist") from None
     except OSError as error:  # a folder, say
         raise InputError(f"{path} cannot be read ({error}); check the path") from None
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is damaged or no safetensors file ({error}); run '{made_by}' again"
-        ) from None
+        raise ArtifactError(path, f"is damaged or not a safetensors file ({error})") from None
     if not isinstance(header, dict) or "digest" not in header:
-        raise InputError(f"{path} was not written by this version's '{made_by}'; run it again")
+        raise ArtifactError(path, "was not written by this version")
     if header.pop("digest") != _digest(tensors, header):
-        raise InputError(f"{path} is damaged: it is not what was written; run '{made_by}' again")
+        raise ArtifactError(path, "is damaged: it is not what was written")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: {name} holds numbers that are not finite; run '{made_by}'")
+            raise ArtifactError(path, f"has numbers in {name} that are not finite")
     return tensors, header
 
 

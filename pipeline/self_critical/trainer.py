@@ -7,226 +7,210 @@ Training", 2020: a caption is compared with the other captions drawn for the sam
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.captions.vocabulary import PAD
-from pipeline.config.scst import ScstConfig
+from pipeline.config.schema import ScstConfig
 from pipeline.dataset.batching import EncodedCaptions, sample_captions
 from pipeline.dataset.split import Split
 from pipeline.decoders.decoder import Decoder
 from pipeline.generation.sampling import SamplingConfig, log_probabilities, sample
 from pipeline.metrics.rewards import BleuReward, CiderReward, References
+from pipeline.runtime.checkpoint import State
 from pipeline.runtime.cuda_graphs import CudaGraphs
 from pipeline.runtime.errors import InputError
-from pipeline.runtime.progress import bar
+from pipeline.runtime.progress import progress_bar
 from pipeline.training.ema import ModelEma
-from pipeline.training.optimizer import adamw, load_optimizer, save_optimizer
+from pipeline.training.history import Row
+from pipeline.training.optimizer import adamw, clipped_step, load_optimizer, save_optimizer
 from pipeline.training.trainer import caption_loss
 from pipeline.training.trainer_state import (
-    TrainerState,
     load_module,
     load_rng_state,
     rng_state_dict,
     save_module,
 )
 
-
-@dataclass(frozen=True)
-class EpochStats:
-    """What an epoch was like, as means over its steps: reward x100, loss in nats a word."""
-
-    reward: float
-    cross_entropy: float | None  # where some was mixed in
+CHECK_EVERY = 20  # steps on a GPU, where every check waits for the device
 
 
 class SelfCriticalTrainer:
-    """A trained decoder that goes on learning."""
+    """Trains on captions that the decoder samples; AdamW at a constant learning rate."""
 
     def __init__(
         self,
         decoder: Decoder,
         split: Split,
         config: ScstConfig,
-        precision: torch.dtype,
+        dtype: torch.dtype,
         max_length: int,
     ) -> None:
         """
         Args:
-            max_length: words of a drawn caption at the most.
+            split: the images to sample captions for, with their references.
+            dtype: of the arithmetic; other than float32 it means autocast.
+            max_length: maximum length of a sampled caption, in words.
         """
-        self.decoder, self.split, self.config, self.precision = decoder, split, config, precision
+        self.decoder, self.split, self.config, self.dtype = decoder, split, config, dtype
         self._sampling = SamplingConfig(config.temperature, max_length=max_length)
-        self._average = ModelEma(decoder, config.ema)
-        device = decoder.feature_mean.device
+        self._ema = ModelEma(decoder, config.ema_decay)
+        self.ema_decoder = self._ema.decoder
+        self.device = device = decoder.feature_mean.device
         references = References(
             references_of(split.captions, len(split.features)),
             decoder.config.vocabulary_size,
             device,
         )
         self._cider = CiderReward(references)
-        self._bleu = BleuReward(references) if config.bleu else None
+        self._bleu = BleuReward(references) if config.bleu_weight else None
         self.optimizer = adamw(decoder, config.learning_rate, weight_decay=0.0)
         self._order = torch.Generator().manual_seed(config.seed)
         self._rng = torch.Generator(device).manual_seed(config.seed)
-        self._draw = CudaGraphs(self._drawn, [self._rng])
-        self._learn = CudaGraphs(self._learn_from)
-        self._number = 0
-        self._groups: list[Tensor] = []  # the images of this epoch's steps to come
+        self._sample = CudaGraphs(self._sample_and_score, [self._rng])
+        self._train_step = CudaGraphs(self._step)
+        self._epoch = 0
+        self._batches: list[Tensor] = []  # the images of this epoch's remaining steps
         self._steps = 0
-        # Sums over this epoch's steps, on the device: rewards, and losses of cross-entropy.
+        # Sums over this epoch's steps, on the device: rewards, and cross-entropy losses.
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
 
-    @property
-    def learnt(self) -> Decoder:
-        """The decoder to caption with, in eval mode."""
-        return self._average.decoder
-
-    def epoch(self, number: int, after_step: Callable[[], None] = lambda: None) -> EpochStats:
-        """Every image once, or those that are left.
+    def train_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> Row:
+        """Train on every image once, or on the rest of the epoch that a loaded state is in.
 
         Args:
-            number: of the epoch; the one that `load` is in the middle of is gone on with.
-            after_step: called after every step, when `save` is whole.
+            after_step: called after every step.
+
+        Returns:
+            Means over the steps: the reward x100, and the cross-entropy per token in nats, or
+            None if its weight is 0.
 
         Raises:
-            InputError: the loss is no number any more.
+            InputError: the loss or its gradient is no longer finite.
         """
-        config = self.config
         self.decoder.train()
-        if number != self._number:
+        if epoch != self._epoch:
             images = torch.randperm(len(self.split.features), generator=self._order)
-            self._number, self._groups = number, list(images.split(config.images))
+            self._epoch, self._batches = epoch, list(images.split(self.config.batch_size))
             self._steps = 0
             self._sums.zero_()
-        with bar(
-            label=f"epoch {number}",
-            total=self._steps + len(self._groups),
-            unit="batch",
-            initial=self._steps,
+        total = self._steps + len(self._batches)
+        with progress_bar(
+            label=f"epoch {epoch}", total=total, unit="batch", initial=self._steps
         ) as progress:
-            while self._groups:
-                self._step(self._groups.pop(0))
+            while self._batches:
+                self._train_on(self._batches.pop(0))
                 progress.update()
                 after_step()
         self._check_finite()
-        reward, loss = (self._sums / self._steps).tolist()
-        return EpochStats(100 * reward, loss if config.cross_entropy else None)
+        reward, cross_entropy = (self._sums / self._steps).tolist()
+        has_cross_entropy = self.config.cross_entropy_weight > 0
+        return {
+            "reward": 100 * reward,
+            "cross_entropy": cross_entropy if has_cross_entropy else None,
+        }
 
-    def _step(self, group: Tensor) -> None:
-        """Captions of these images (P,) are drawn, scored and learned from."""
-        split, device = self.split, self._sums.device
-        group = group.to(device)
-        features = split.features[group]  # (P, …)
-        drawn, values = self._draw(features, group)
+    def _train_on(self, images: Tensor) -> None:
+        """Sample captions of these images (P,), score them, and take one training step."""
+        on_device = images.to(self.device)
+        features = self.split.features[on_device]  # (P, …)
+        samples, rewards = self._sample(features, on_device)
         supervised: tuple[Tensor, ...] = ()
-        if self.config.cross_entropy:
-            batch = sample_captions(split.captions, group.cpu(), self._order, device)
+        if self.config.cross_entropy_weight:
+            batch = sample_captions(self.split.captions, images, self._order, self.device)
             supervised = (batch.inputs, batch.targets, *batch.extra)
-        self._average.count_step()
-        self._learn(features, drawn, values, *supervised)
+        self._ema.count_step()
+        self._train_step(features, samples, rewards, *supervised)
         self._steps += 1
-        if device.type == "cpu" or self._steps % 20 == 0:  # a GPU would be waited for
+        if self.device.type == "cpu" or self._steps % CHECK_EVERY == 0:
             self._check_finite()
 
-    def _drawn(self, features: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample_and_score(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Captions (P * samples, T) of these images (P,), and their rewards (P, samples)."""
-        samples, sampling = self.config.samples, self._sampling
         with without_dropout(self.decoder):
-            drawn = sample(self.decoder, features, samples, sampling, self._rng)
-        return drawn, self.rewards(group, drawn)
+            samples = sample(
+                self.decoder, features, self.config.samples_per_image, self._sampling, self._rng
+            )
+        return samples, self.rewards(images, samples)
 
-    def _learn_from(
-        self, features: Tensor, drawn: Tensor, values: Tensor, *supervised: Tensor
+    def _step(
+        self, features: Tensor, samples: Tensor, rewards: Tensor, *supervised: Tensor
     ) -> tuple[Tensor]:
-        """One step, with all that follows from it; the loss.
+        """One training step; its loss.
 
         Args:
-            drawn, values: what `_drawn` gave.
-            supervised: inputs, targets, and `kept`, of a batch to learn by teacher forcing.
+            samples, rewards: as `_sample_and_score` returns them.
+            supervised: inputs, targets and token index of a batch for the cross-entropy.
         """
         config = self.config
-        with nullcontext() if config.dropout else without_dropout(self.decoder):
-            loss = self._policy_loss(features, drawn, values)
+        with nullcontext() if config.use_dropout else without_dropout(self.decoder):
+            loss = self._policy_loss(features, samples, rewards)
         cross_entropy = torch.zeros_like(loss)
         if supervised:
-            inputs, targets, *kept = supervised
             cross_entropy = caption_loss(
-                self.decoder,
-                features,
-                inputs,
-                targets,
-                *kept,
-                smoothing=0.0,
-                precision=self.precision,
+                self.decoder, features, *supervised, label_smoothing=0.0, dtype=self.dtype
             )
-            loss = loss + config.cross_entropy * cross_entropy
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
-        self.optimizer.step()
-        self._average.update()
-        # A norm that is no number makes the sums none.
-        sums = torch.stack([values.mean(), cross_entropy.detach()]).double()
-        self._sums += sums + (norm - norm)
+            loss = loss + config.cross_entropy_weight * cross_entropy
+        not_finite = clipped_step(self.optimizer, loss, config.clip_norm)
+        self._ema.update()
+        sums = torch.stack([rewards.mean(), cross_entropy.detach()]).double()
+        self._sums += sums + not_finite
         return (loss.detach(),)
 
     def _check_finite(self) -> None:
         if not math.isfinite(float(self._sums[0])):
             raise InputError(
-                f"the loss or its gradient stopped being a number in epoch {self._number}, by step "
+                f"the loss or its gradient is no longer finite in epoch {self._epoch}, by step "
                 f"{self._steps}, at a learning rate of {self.config.learning_rate:.2g}; lower "
                 "scst.learning_rate"
             )
 
-    def save(self) -> TrainerState:
-        """All that the next step depends on."""
-        self._check_finite()  # else there is nothing to go on with
+    def state_dict(self) -> State:
+        """Everything that the next step depends on."""
+        self._check_finite()  # a broken state must not replace a good one
         tensors, header = save_optimizer(self.optimizer)
-        tensors |= save_module("decoder", self.decoder) | self._average.save()
-        tensors |= rng_state_dict(self.decoder.feature_mean.device)
-        tensors |= {"order": self._order.get_state(), "draw": self._rng.get_state()}
-        left = torch.cat([torch.zeros(0, dtype=torch.int64), *self._groups])
-        header |= {"epoch": self._number, "steps": self._steps}
-        return tensors | {"left": left, "sums": self._sums}, header
+        tensors |= save_module("decoder", self.decoder) | self._ema.state_dict()
+        tensors |= rng_state_dict(self.device)
+        tensors |= {"order": self._order.get_state(), "sampling": self._rng.get_state()}
+        remaining = torch.cat([torch.zeros(0, dtype=torch.int64), *self._batches])
+        header |= {"epoch": self._epoch, "steps": self._steps}
+        return tensors | {"remaining": remaining, "sums": self._sums}, header
 
-    def load(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        """Be where `save` was called."""
+    def load_state_dict(self, state: State) -> None:
+        tensors, header = state
         load_module("decoder", self.decoder, tensors)
-        self._average.load(tensors)
+        self._ema.load_state_dict(tensors)
         load_optimizer(self.optimizer, tensors, header)
         self._order.set_state(tensors["order"])
-        self._rng.set_state(tensors["draw"])
-        left = tensors["left"]
-        self._groups = list(left.split(self.config.images)) if len(left) else []
-        self._number, self._steps = header["epoch"], header["steps"]
+        self._rng.set_state(tensors["sampling"])
+        remaining = tensors["remaining"]
+        self._batches = list(remaining.split(self.config.batch_size)) if len(remaining) else []
+        self._epoch, self._steps = header["epoch"], header["steps"]
         self._sums.copy_(tensors["sums"])
-        load_rng_state(tensors, self.decoder.feature_mean.device)
+        load_rng_state(tensors, self.device)
 
-    def rewards(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """CIDEr-D, and `bleu` times BLEU-4, of captions (P * samples, T) -> (P, samples)."""
-        values = self._cider(images, drawn)
+    def rewards(self, images: Tensor, samples: Tensor) -> Tensor:
+        """CIDEr-D plus `bleu_weight` times BLEU-4 of captions (P * samples, T): (P, samples)."""
+        rewards = self._cider(images, samples)
         if self._bleu:
-            values += self.config.bleu * self._bleu(images, drawn)
-        return values.view(len(images), -1).float()
+            rewards += self.config.bleu_weight * self._bleu(images, samples)
+        return rewards.view(len(images), -1).float()
 
-    def _policy_loss(self, features: Tensor, drawn: Tensor, values: Tensor) -> Tensor:
-        """Words of captions that are better than their siblings become likelier."""
-        others = (values.sum(dim=1, keepdim=True) - values) / (values.shape[1] - 1)
-        advantage = (values - others).view(-1, 1).to(features.device)  # (B, 1)
-        with torch.autocast(
-            features.device.type, self.precision, enabled=self.precision != torch.float32
-        ):
-            likely = log_probabilities(self.decoder, features, drawn, self.config.temperature)
-        return -(advantage * likely).sum() / (drawn != PAD).sum()
+    def _policy_loss(self, features: Tensor, samples: Tensor, rewards: Tensor) -> Tensor:
+        """REINFORCE loss; the baseline is the mean reward of the image's other samples."""
+        baseline = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+        advantage = (rewards - baseline).view(-1, 1).to(features.device)  # (B, 1)
+        with torch.autocast(features.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            log_probs = log_probabilities(
+                self.decoder, features, samples, self.config.temperature
+            )  # (B, T)
+        return -(advantage * log_probs).sum() / (samples != PAD).sum()
 
 
 @contextmanager
 def without_dropout(decoder: Decoder) -> Iterator[None]:
-    """In train mode all the same: fused recurrent kernels have a gradient only there."""
+    """Turn dropout off but stay in train mode: cuDNN's RNN backward needs it."""
     modules = [m for m in decoder.modules() if isinstance(m, (nn.Dropout, nn.RNNBase))]
     before = [(m.p if isinstance(m, nn.Dropout) else m.dropout) for m in modules]
     _set_dropout(modules, [0.0] * len(modules))
@@ -236,16 +220,16 @@ def without_dropout(decoder: Decoder) -> Iterator[None]:
         _set_dropout(modules, before)
 
 
-def _set_dropout(modules: Sequence[nn.Dropout | nn.RNNBase], shares: Sequence[float]) -> None:
-    for module, share in zip(modules, shares, strict=True):
-        setattr(module, "p" if isinstance(module, nn.Dropout) else "dropout", share)
+def _set_dropout(modules: Sequence[nn.Dropout | nn.RNNBase], values: Sequence[float]) -> None:
+    for module, value in zip(modules, values, strict=True):
+        setattr(module, "p" if isinstance(module, nn.Dropout) else "dropout", value)
 
 
 def references_of(captions: EncodedCaptions, images: int) -> list[list[list[int]]]:
-    """The word ids of each image's captions, <end> included, <start> not."""
+    """The token ids of each image's captions, with <end> and without <start>."""
     references: list[list[list[int]]] = [[] for _ in range(images)]
-    for image, length, words in zip(
+    for image, length, ids in zip(
         captions.images.tolist(), captions.lengths.tolist(), captions.words.tolist(), strict=True
     ):
-        references[image].append(words[1:length])
+        references[image].append(ids[1:length])
     return references

@@ -19,7 +19,7 @@ from pipeline.images.archive import MAX_BYTES
 from pipeline.images.zip_files import open_zip, read_member
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import file_digest, replace_durably
-from pipeline.runtime.progress import bar
+from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _is_expected(part: Path, md5: str | None) -> bool:
         return file_digest(part) == md5
     try:
         with open_zip(part) as archive:
-            for member in bar(archive.infolist(), label="check", unit="file"):
+            for member in progress_bar(archive.infolist(), label="check", unit="file"):
                 read_member(archive, member, MAX_BYTES)
     except InputError:
         return False
@@ -199,7 +199,9 @@ def _receive(response: http.client.HTTPResponse, part: Path, have: int) -> None:
     total = have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     with (
         part.open("ab" if continues else "wb") as out,
-        bar(label=part.name.split(".")[0], total=total, unit="B", initial=have) as progress,
+        progress_bar(
+            label=part.name.split(".")[0], total=total, unit="B", initial=have
+        ) as progress,
     ):
         while block := response.read1(BLOCK):  # what has come, however slowly, is kept
             out.write(block)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pipeline.backbones.backbone import build_trunk, check_name
 from pipeline.backbones.weights import BackboneWeights, write_backbones
-from pipeline.config import read
-from pipeline.config.backbone import BackboneConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import BackboneConfig
 from pipeline.features.recipe import Preprocessing
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import named_file
@@ -198,8 +198,10 @@ def _match_state_dict(
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")],
+    out: Annotated[Path, typer.Option(help="The weights to write (safetensors).")] = Path(
+        "models/backbone.safetensors"
+    ),
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Get the frozen CNN's weights."""
-    make_backbone(out, read(params, BackboneConfig))
+    make_backbone(out, load_params(params, BackboneConfig))

@@ -16,14 +16,14 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config import read
-from pipeline.config.download import DownloadConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import DownloadConfig
 from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.images.names import SHOWN, alike, some
 from pipeline.images.zip_files import open_zip
 from pipeline.runtime.errors import InputError, counted
 from pipeline.runtime.files import atomic_write, file_digest, named_file
-from pipeline.runtime.progress import bar
+from pipeline.runtime.progress import progress_bar
 from pipeline.sources.fetch import fetch
 from pipeline.sources.flickr8k import (
     KAGGLE,
@@ -171,7 +171,7 @@ def _check_images(archive: ImageArchive) -> None:
     ids, workers = archive.ids, os.cpu_count() or 1
     with (
         ThreadPoolExecutor(workers) as pool,  # Pillow decodes outside Python's lock
-        bar(label="check", total=len(ids), unit="image") as progress,
+        progress_bar(label="check", total=len(ids), unit="image") as progress,
     ):
         for begin in range(0, len(ids), 4 * workers):
             part = ids[begin : begin + 4 * workers]
@@ -210,9 +210,11 @@ def required_ids(text: TextArchive) -> list[str]:
 
 
 def main(
-    images: Annotated[Path, typer.Option(help="Where to put the image archive.")],
-    text: Annotated[Path, typer.Option(help="Where to put the text archive.")],
+    images: Annotated[Path, typer.Option(help="The image archive to write.")] = Path(
+        "data/images.zip"
+    ),
+    text: Annotated[Path, typer.Option(help="The text archive to write.")] = Path("data/text.zip"),
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Fetch and check the archives of images and captions."""
-    download(images, text, read(params, DownloadConfig))
+    download(images, text, load_params(params, DownloadConfig))

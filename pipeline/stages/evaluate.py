@@ -2,20 +2,22 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from pipeline.captions.table import read_summary, read_table, select_split, warn_small
-from pipeline.config import read
-from pipeline.config.evaluate import EvaluateConfig
+from pipeline.captions.table import read_table, warn_small
+from pipeline.config.load import load_params
+from pipeline.config.schema import EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import require_same_split
-from pipeline.evaluation.diversity import repeats, variety
+from pipeline.evaluation.diversity import diversity_stats, repeats
 from pipeline.evaluation.ensemble import build_ensemble, read_models
 from pipeline.evaluation.reports import (
+    ReportFiles,
     score_table,
     write_captions,
     write_lengths,
@@ -45,22 +47,12 @@ MANY = 0.2  # of captions, that do what is forbidden
 
 
 def evaluate(
-    models: Sequence[Path],
-    features: Path,
-    table: Path,
-    summary: Path,
-    captions: Path,
-    references: Path,
-    scores: Path,
-    lengths: Path,
-    metrics: Path,
-    config: EvaluateConfig,
+    models: Sequence[Path], features: Path, captions: Path, out_dir: Path, config: EvaluateConfig
 ) -> None:
-    """Caption a split and write `captions`, the `references` that they are scored against, `scores`
-    (a row an image), `lengths` and `metrics`.
+    """Caption a split and write captions, their references, scores by image, lengths and metrics.
 
     Args:
-        models: one, or several that speak as one.
+        models: one, or the members of an ensemble.
 
     Raises:
         InputError: an input cannot be used, or the features are not those of the model.
@@ -72,43 +64,33 @@ def evaluate(
     decoder = build_ensemble(trained, cache.recipe, where=str(features))
     for path in models:
         discard_if_complete(path)
-    about = read_summary(summary)
+    table = read_table(captions)
     for path, model in zip(models, trained, strict=True):
-        require_same_split(model, about.split_digest, where=str(path))
-    everything = read_table(table, about)
-    split = select_split(everything, config.split)
+        require_same_split(model, table.info.split_digest, where=str(path))
+    split, training = table.split(config.split), table.split("train").captions
     warn_small(config.split, len(split.ids))
+    warn_blocked(training, config.no_repeat_ngram_size)
 
-    search = beam_search_config(config, max(model.max_length for model in trained))
+    max_length = max(model.max_length for model in trained)
+    search = beam_search_config(config, max_length)
     made = generate_captions(
         BeamSearch(decoder, search),
         FeatureDataset(cache, split.ids, device),
         trained[0].vocabulary,
         default_batch_size(device) if config.batch_size == "auto" else config.batch_size,
     )
-    learnt = select_split(everything, "train").captions
-    warn_blocked(learnt, config.block_ngram)
-    constant = best_constant_caption(learnt, split.references)
-    yardsticks: list[dict[str, Any]] = [
-        {
-            "name": "constant",
-            "caption": " ".join(constant),
-            **compute_scores([constant] * len(made), split.references),
-        }
-    ]
-    if human := human_scores(split.references):
-        yardsticks.append({"name": "human", **human})
+    baselines = baselines_of(training, split.references)
     content: dict[str, Any] = {
         **compute_scores(made, split.references),
-        **variety(made),
+        **diversity_stats(made),
         **({"backbone": "UNTRAINED"} if cache.recipe.untrained else {}),
-        "split": f"{config.split} ({about.split})",
-        "yardsticks": yardsticks,
-        "about": [
+        "split": f"{config.split} ({table.info.split})",
+        "baselines": baselines,
+        "meta": [
             {
                 "scale": SCALE,
-                "tokenizer": about.tokenizer,
-                "split_digest": about.split_digest,
+                "tokenizer": table.info.tokenizer,
+                "split_digest": table.info.split_digest,
                 "images": len(made),
                 "references": sum(map(len, split.references)) / len(made),
                 "features": cache.recipe.label,
@@ -118,25 +100,37 @@ def evaluate(
             }
         ],
     }
-    counts = bleu_counts(made, split.references).T
-    write_captions(captions, split.ids, made)
-    write_references(references, split.ids, split.references)
-    write_scores(
-        scores,
-        {
-            "image_id": split.ids,
-            "bleu_4_smoothed": sentence_bleu_4(made, split.references),
-            "cider": cider(made, split.references)[1],
-            "rouge_l": rouge_l(made, split.references)[1],
-            **dict(zip(COUNT_NAMES, counts, strict=True)),
-        },
-    )
-    write_lengths(lengths, made, split.references)
-    write_metrics(metrics, content, beside=[captions, references, scores])
+    scores = {
+        "image_id": split.ids,
+        "bleu_4_smoothed": sentence_bleu_4(made, split.references),
+        "cider": cider(made, split.references)[1],
+        "rouge_l": rouge_l(made, split.references)[1],
+        **dict(zip(COUNT_NAMES, bleu_counts(made, split.references).T, strict=True)),
+    }
+    out = ReportFiles(out_dir)
+    write_captions(out.captions, split.ids, made)
+    write_references(out.references, split.ids, split.references)
+    write_scores(out.scores, scores)
+    write_lengths(out.lengths, made, split.references)
+    write_metrics(out.metrics, content, beside=[out.captions, out.references, out.scores])
     log.info("%s, %s\n%s", content["split"], cache.recipe.label, score_table(content))
-    warn_cut_off(made, search.max_length, max(model.max_length for model in trained))
-    if content["cider"] < yardsticks[0]["cider"]:
-        log.warning("CIDEr is below the constant caption's: the model tells nothing of the images")
+    warn_cut_off(made, search.max_length, max_length)
+    if content["cider"] < baselines[0]["cider"]:
+        log.warning(
+            "CIDEr is below the constant caption's: the model has learned nothing about the images"
+        )
+
+
+def baselines_of(
+    training: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
+) -> list[dict[str, Any]]:
+    """The scores of the best constant caption and, with several references an image, of people."""
+    constant = best_constant_caption(training, references)
+    scores = compute_scores([constant] * len(references), references)
+    baselines = [{"name": "constant", "caption": " ".join(constant), **scores}]
+    if human := human_scores(references):
+        baselines.append({"name": "human", **human})
+    return baselines
 
 
 def warn_cut_off(made: Sequence[Sequence[str]], longest: int, learnt: int) -> None:
@@ -155,26 +149,21 @@ def warn_blocked(learnt: Sequence[Sequence[str]], order: int) -> None:
     share = sum(repeats(caption, order) for caption in learnt) / len(learnt) if order else 0.0
     if share > MANY:
         log.warning(
-            "evaluate.block_ngram: %d forbids what %.0f %% of the training captions do: to say %d "
-            "words in a row twice; raise it, or set it to 0",
-            *(order, 100 * share, order),
+            "evaluate.no_repeat_ngram_size: %d forbids what %.0f %% of the training captions do: "
+            "repeat %d words in a row; raise it, or set it to 0",
+            order,
+            100 * share,
+            order,
         )
 
 
-def beam_search_config(config: EvaluateConfig, longest: int) -> BeamSearchConfig:
-    """
-    Args:
-        longest: words of a caption where the params leave them to the model.
-    """
-    return BeamSearchConfig(
-        beam=config.beam,
-        length_penalty=config.length_penalty,
-        max_length=longest if config.max_length == "auto" else config.max_length,
-        block_ngram=config.block_ngram,
-        allow_unk=config.allow_unk,
-        groups=config.groups,
-        diversity=config.diversity,
-    )
+def beam_search_config(config: EvaluateConfig, max_length: int) -> BeamSearchConfig:
+    """The search that the params describe; `max_length` is the model's, for `auto`."""
+    names = [field.name for field in fields(BeamSearchConfig)]
+    params = config.model_dump(include=set(names))
+    if config.max_length == "auto":
+        params["max_length"] = max_length
+    return BeamSearchConfig(**params)
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -184,20 +173,17 @@ def default_batch_size(device: torch.device) -> int:
 
 def main(
     model: Annotated[
-        list[Path], typer.Option(help="The trained model; several speak as an ensemble.")
-    ],
-    features: Annotated[Path, typer.Option(help="The cached features.")],
-    table: Annotated[Path, typer.Option(help="The captions table.")],
-    summary: Annotated[Path, typer.Option(help="Its summary.")],
-    captions: Annotated[Path, typer.Option(help="Where to write the captions (COCO results).")],
-    references: Annotated[Path, typer.Option(help="Where to write their references (JSON).")],
-    scores: Annotated[Path, typer.Option(help="Where to write a row of scores an image (CSV).")],
-    lengths: Annotated[Path, typer.Option(help="Where to write caption lengths (CSV).")],
-    metrics: Annotated[Path, typer.Option(help="Where to write the metrics (JSON).")],
+        list[Path], typer.Option(help="The trained model; repeat the option for an ensemble.")
+    ] = [Path("models/captioner.safetensors")],  # noqa: B006
+    features: Annotated[Path, typer.Option(help="The feature cache.")] = Path(
+        "features/features.h5"
+    ),
+    captions: Annotated[Path, typer.Option(help="The captions table.")] = Path("data/captions.csv"),
+    out_dir: Annotated[
+        Path,
+        typer.Option(help="The folder for captions, references, scores, lengths and metrics."),
+    ] = Path("reports"),
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Caption a split and score the captions."""
-    evaluate(
-        *(model, features, table, summary, captions, references, scores, lengths, metrics),
-        read(params, EvaluateConfig),
-    )
+    evaluate(model, features, captions, out_dir, load_params(params, EvaluateConfig))

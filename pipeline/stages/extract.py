@@ -13,8 +13,8 @@ import torch
 import typer
 
 from pipeline.backbones.weights import BackboneWeights, read_backbones
-from pipeline.config import read
-from pipeline.config.extract import ExtractConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import ExtractConfig
 from pipeline.extraction import nvjpeg
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.feature_writer import resume_features
@@ -26,7 +26,7 @@ from pipeline.images.archive import ImageArchive
 from pipeline.runtime.checkpoint import Checkpoint, run_fingerprint
 from pipeline.runtime.device import fast_dtypes, resolve_device, seed_everything
 from pipeline.runtime.errors import InputError, counted
-from pipeline.runtime.progress import bar
+from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ MAX_DECODE_THREADS = 16
 NUM_PROBE_IMAGES = 64  # images that tell which precision will do
 
 
-def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> None:
+def extract(images: Path, backbone: Path, out: Path, config: ExtractConfig) -> None:
     """Write the features of every image in the archive `images` to `out`.
 
     A run that was killed goes on where it stood, and ends with the same bytes; where images have
@@ -45,7 +45,7 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
     """
     device = resolve_device(config.device)
     seed_everything(0, config.deterministic)
-    backbones = read_backbones(weights)
+    backbones = read_backbones(backbone)
     recipe = make_recipe(backbones, config)
     batch = default_batch_size(recipe, device) if config.batch_size == "auto" else config.batch_size
     with ImageArchive(images) as archive:
@@ -53,27 +53,34 @@ def extract(images: Path, weights: Path, out: Path, config: ExtractConfig) -> No
         cnn = _frozen_cnn(backbones, recipe, device, config.precision, batch, archive)
         recipe = cnn.recipe = _with_jpeg_decoder(cnn, config.jpeg_decoder, batch, archive)
         shape = cnn.feature_shape
-        workers = default_num_workers(device) if config.workers == "auto" else config.workers
+        workers = (
+            default_num_workers(device) if config.num_workers == "auto" else config.num_workers
+        )
 
         # In another precision, of other batches, or by another decoder of images, a feature may
         # differ in its last bits.
         versions = [version(name) for name in ("pillow", "torchvision")]
         fingerprint = run_fingerprint(
+            "extract",
             [config.model_dump(), str(cnn.precision), recipe.jpeg_decoder, batch, versions],
-            [weights],
+            [backbone],
             device.type,
         )
-        checkpoint = Checkpoint(out, fingerprint, config.checkpoint_seconds)
         made_of = (ids, shape, config.dtype, recipe)
-        with resume_features(out, *made_of, checkpoint, contents, batch) as rows:
+        with (
+            Checkpoint(out, fingerprint, config.checkpoint_seconds) as checkpoint,
+            resume_features(out, *made_of, checkpoint, contents, batch) as rows,
+        ):
             began, left = time.monotonic(), ids[rows.done :]
-            with bar(label="extract", total=len(ids), unit="image", initial=rows.done) as progress:
+            with progress_bar(
+                label="extract", total=len(ids), unit="image", initial=rows.done
+            ) as progress:
                 dtype = getattr(torch, config.dtype)
                 for made in iter_features(archive, left, cnn, batch, workers, dtype):
                     _check_finite(made, ids[rows.done : rows.done + len(made.values)], config)
                     rows.append(made.values, made.checksums)
                     progress.update(len(made.values))
-                    if checkpoint.due:
+                    if checkpoint.is_due():
                         rows.save(checkpoint)
     if not left:
         return  # it was there already
@@ -137,9 +144,9 @@ def make_recipe(backbones: Sequence[BackboneWeights], config: ExtractConfig) -> 
     """How features are made with these weights and params: every backbone sees every size."""
     return FeatureRecipe(
         layer=config.layer,
-        framing=config.framing,
-        mirrored=config.mirrored,
-        cells=config.cells,
+        crop_mode=config.crop_mode,
+        hflip=config.hflip,
+        grid_size=config.grid_size,
         views=tuple(
             View(
                 backbone=backbone.name,
@@ -184,10 +191,14 @@ def default_num_workers(device: torch.device) -> int:
 
 
 def main(
-    images: Annotated[Path, typer.Option(help="The image archive.")],
-    weights: Annotated[Path, typer.Option(help="The frozen CNN's weights.")],
-    out: Annotated[Path, typer.Option(help="Where to write the features (HDF5).")],
+    images: Annotated[Path, typer.Option(help="The image archive.")] = Path("data/images.zip"),
+    backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
+        "models/backbone.safetensors"
+    ),
+    out: Annotated[Path, typer.Option(help="The feature cache to write (HDF5).")] = Path(
+        "features/features.h5"
+    ),
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
-    """Run the frozen CNN over every image, once."""
-    extract(images, weights, out, read(params, ExtractConfig))
+    """Extract the frozen CNN's features of every image, once."""
+    extract(images, backbone, out, load_params(params, ExtractConfig))

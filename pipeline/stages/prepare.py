@@ -12,15 +12,15 @@ import typer
 from pipeline.captions.table import (
     FLICKR8K_SPLIT_DIGEST,
     SPLIT_NAMES,
-    Summary,
+    TableInfo,
     split_digest,
     warn_small,
-    write_summary,
-    write_table,
+    write_info,
+    write_rows,
 )
 from pipeline.captions.tokenizer import TOKENIZER, tokenize
-from pipeline.config import read
-from pipeline.config.captions import CaptionsConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import PrepareConfig
 from pipeline.runtime.errors import InputError
 from pipeline.sources.flickr8k import ORPHAN_CAPTIONS, TextArchive, read_text_archive
 
@@ -34,8 +34,8 @@ UNSPACED = re.compile(
 LONGEST_MEAN = 6.0  # letters a word, in those; a sentence has more, words of any of them fewer
 
 
-def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig) -> None:
-    """Write the table of captions and the summary of where they came from.
+def prepare(text: Path, captions: Path, config: PrepareConfig) -> None:
+    """Write the captions table, and beside it the info on where it came from.
 
     Raises:
         InputError: a split has no images, or an image of one has no words in its captions.
@@ -62,7 +62,7 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
             if written == before:
                 raise InputError(f"{text}: no caption of {image_id!r} has any words")
 
-    table_digest = write_table(table, rows())
+    table_digest = write_rows(captions, rows())
     images = {name: list(split_of.values()).count(name) for name in SPLIT_NAMES}
     log.info(
         "%d captions of %d images: %d to learn from, %d in val, %d in test",
@@ -78,9 +78,9 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
         )
     digest = split_digest(split_of)
     origin = "hash, not official" if archive.splits is None else "lists"
-    write_summary(
-        summary,
-        Summary(
+    write_info(
+        captions,
+        TableInfo(
             split="official" if digest == FLICKR8K_SPLIT_DIGEST else origin,
             split_digest=digest,
             tokenizer=TOKENIZER,
@@ -92,7 +92,7 @@ def make_captions(text: Path, table: Path, summary: Path, config: CaptionsConfig
     )
 
 
-def assign_splits(archive: TextArchive, config: CaptionsConfig) -> dict[str, str]:
+def assign_splits(archive: TextArchive, config: PrepareConfig) -> dict[str, str]:
     """The split of every image: by the archive's lists, else by a hash of the id.
 
     A hash keeps each image where it is when others are added or the order changes.
@@ -102,7 +102,7 @@ def assign_splits(archive: TextArchive, config: CaptionsConfig) -> dict[str, str
         split_of = {one: split for split, ids in archive.splits.items() for one in ids}
     else:
         way_out = (
-            f"change captions.val_fraction ({config.val_fraction:g}) or captions.test_fraction "
+            f"change prepare.val_fraction ({config.val_fraction:g}) or prepare.test_fraction "
             f"({config.test_fraction:g}), or bring more images"
         )
         log.warning("no split lists: the split is made from a hash of the ids, not the official")
@@ -117,7 +117,7 @@ def assign_splits(archive: TextArchive, config: CaptionsConfig) -> dict[str, str
     return split_of
 
 
-def _split_by_hash(image_id: str, config: CaptionsConfig) -> str:
+def _split_by_hash(image_id: str, config: PrepareConfig) -> str:
     place = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8]) / 2**64
     if place < config.test_fraction:
         return "test"
@@ -125,10 +125,11 @@ def _split_by_hash(image_id: str, config: CaptionsConfig) -> str:
 
 
 def main(
-    text: Annotated[Path, typer.Option(help="The text archive.")],
-    table: Annotated[Path, typer.Option(help="Where to write the captions table (CSV).")],
-    summary: Annotated[Path, typer.Option(help="Where to write its summary (JSON).")],
+    text: Annotated[Path, typer.Option(help="The text archive.")] = Path("data/text.zip"),
+    captions: Annotated[
+        Path, typer.Option(help="The captions table to write (CSV; its info goes beside it).")
+    ] = Path("data/captions.csv"),
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
     """Tokenise every caption into one table."""
-    make_captions(text, table, summary, read(params, CaptionsConfig))
+    prepare(text, captions, load_params(params, PrepareConfig))

@@ -3,22 +3,15 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.config import Config, read
-from pipeline.config.backbone import BackboneConfig
-from pipeline.config.captions import CaptionsConfig
-from pipeline.config.download import DownloadConfig
-from pipeline.config.evaluate import EvaluateConfig
-from pipeline.config.extract import ExtractConfig
-from pipeline.config.report import ReportConfig
-from pipeline.config.scst import ScstConfig
-from pipeline.config.train import TrainConfig
-from pipeline.config.vocab import VocabConfig
+from pipeline.config.load import load_params
+from pipeline.config.schema import GROUPS, CompareConfig, Config, ReportConfig, TrainConfig
+from pipeline.evaluation.reports import ReportFiles
 from pipeline.report.evaluation import CaptionedImage, read_base, read_evaluation
 from pipeline.report.figures import (
     length_figure,
@@ -38,51 +31,44 @@ log = logging.getLogger(__name__)
 COMMON = 5  # captions said most often that are shown
 
 # The page shows every param, so this stage depends on every group.
-PARAM_GROUPS: tuple[type[Config], ...] = (
-    *(DownloadConfig, CaptionsConfig, BackboneConfig, ExtractConfig, VocabConfig),
-    *(TrainConfig, ScstConfig, EvaluateConfig, ReportConfig),
-)
+PARAM_GROUPS = [config for config in GROUPS.values() if config is not CompareConfig]
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Where everything is that the page shows."""
-
-    images: Path
-    models: Sequence[Path]
-    captions: Path
-    references: Path
-    scores: Path
-    lengths: Path
-    metrics: Path
-    history: Path
-    scst: Path
-    base: Path | None = None  # the metrics of a run to set this one beside
-
-
-def report(inputs: Inputs, out: Path, params: Sequence[Config], config: ReportConfig) -> None:
+def report(
+    images: Path,
+    models: Sequence[Path],
+    reports: ReportFiles,
+    out: Path,
+    params: Sequence[Config],
+    config: ReportConfig,
+    base: Path | None = None,
+) -> None:
     """Write the page.
 
     Args:
-        params: every group of the params file, to be shown.
+        models: those that were evaluated.
+        params: every group of the params file.
+        base: the metrics of a run to show beside this one.
 
     Raises:
-        InputError: an input is absent or damaged, the reports are not of one evaluation, or a
+        InputError: an input is missing or damaged, the reports are not of one evaluation, or an
             image cannot be read.
     """
-    evaluation = read_evaluation(inputs.captions, inputs.references, inputs.scores, inputs.metrics)
-    if inputs.base is not None:
-        beside = [*evaluation.yardsticks, read_base(inputs.base, evaluation)]
-        evaluation = replace(evaluation, yardsticks=beside)
+    evaluation = read_evaluation(
+        reports.captions, reports.references, reports.scores, reports.metrics
+    )
+    if base is not None:
+        beside = [*evaluation.baselines, read_base(base, evaluation)]
+        evaluation = replace(evaluation, baselines=beside)
     train = next(one for one in params if isinstance(one, TrainConfig))
-    learning = training_figures(inputs.history, train.select_by)
-    self_critical = self_critical_figure(inputs.scst)
-    shown = pick_evenly(evaluation.images, config.images)
+    learning = training_figures(reports.history, train.select_by)
+    self_critical = self_critical_figure(reports.scst)
+    shown = pick_evenly(evaluation.images, config.max_images)
     common = Counter(one.caption for one in evaluation.images).most_common(COMMON)
     scores = scores_of(evaluation, config.resamples, config.seed)
-    distributions = [length_figure(inputs.lengths), *score_figures(evaluation.images)]
+    distributions = [length_figure(reports.lengths), *score_figures(evaluation.images)]
     small = thumbnails(
-        inputs.images, [one.image_id for one in shown], config.thumbnail, config.quality
+        images, [one.image_id for one in shown], config.thumbnail_size, config.jpeg_quality
     )
     page = page_of(
         images_json(shown, small),
@@ -97,7 +83,7 @@ def report(inputs: Inputs, out: Path, params: Sequence[Config], config: ReportCo
         decoder=train.decoder,
         config=config,
         params=shown_params(params),
-        digests=digests(inputs.models),
+        digests=digests(models),
         versions=versions(),
     )
     with atomic_write(out) as scratch:
@@ -117,26 +103,22 @@ def pick_evenly(images: Sequence[CaptionedImage], most: int) -> list[CaptionedIm
 
 
 def main(
-    images: Annotated[Path, typer.Option(help="The image archive.")],
-    model: Annotated[list[Path], typer.Option(help="The model (or models) that was evaluated.")],
-    captions: Annotated[Path, typer.Option(help="Its captions.")],
-    references: Annotated[Path, typer.Option(help="Their references.")],
-    scores: Annotated[Path, typer.Option(help="The scores by image.")],
-    lengths: Annotated[Path, typer.Option(help="The caption lengths.")],
-    metrics: Annotated[Path, typer.Option(help="The metrics.")],
-    history: Annotated[Path, typer.Option(help="The history of training.")],
-    scst: Annotated[Path, typer.Option(help="The history of self-critical training.")],
-    out: Annotated[Path, typer.Option(help="Where to write the page (HTML).")],
+    images: Annotated[Path, typer.Option(help="The image archive.")] = Path("data/images.zip"),
+    model: Annotated[list[Path], typer.Option(help="The evaluated model, or models.")] = [  # noqa: B006
+        Path("models/captioner.safetensors")
+    ],
+    reports_dir: Annotated[
+        Path, typer.Option(help="The folder of the reports and histories.")
+    ] = Path("reports"),
+    out: Annotated[Path, typer.Option(help="The page to write (HTML).")] = Path(
+        "reports/report.html"
+    ),
     base: Annotated[
-        Path | None, typer.Option(help="The metrics of another run, to set this one beside.")
+        Path | None, typer.Option(help="The metrics of another run, to show beside this one.")
     ] = None,
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
-    """Show the run as one page: scores, curves, images, origin."""
-    groups = [read(params, group) for group in PARAM_GROUPS]
-    report(
-        Inputs(images, model, captions, references, scores, lengths, metrics, history, scst, base),
-        out,
-        groups,
-        read(params, ReportConfig),
-    )
+    """Write the run's page: scores, curves, images, provenance."""
+    groups = [load_params(params, group) for group in PARAM_GROUPS]
+    config = load_params(params, ReportConfig)
+    report(images, model, ReportFiles(reports_dir), out, groups, config, base)

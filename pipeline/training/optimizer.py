@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.trainer_state import TrainerState
+from pipeline.runtime.checkpoint import State
 
 
 def adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -23,6 +23,21 @@ def adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> torch
     )
 
 
+def clipped_step(optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> Tensor:
+    """Backward, clip the gradient's norm, and step.
+
+    Returns:
+        0, or NaN if the gradient was not finite: add it to a running sum and the sum tells,
+        whenever it is read, without a wait for the device in every step.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    optimizer.step()
+    return norm - norm
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -31,7 +46,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
             group["lr"] = learning_rate
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer) -> TrainerState:
+def save_optimizer(optimizer: torch.optim.Optimizer) -> State:
     """Moments and step counts as tensors; learning rates and the like as JSON."""
     state = optimizer.state_dict()
     tensors = {

@@ -1,37 +1,29 @@
-"""All that a training's next step depends on, as tensors by name and a JSON header, and back."""
-
-from typing import Any
+"""Modules and random state as tensors by name, for checkpoints."""
 
 import torch
 from torch import Tensor, nn
 
-TrainerState = tuple[dict[str, Tensor], dict[str, Any]]
-
 
 def save_module(name: str, module: nn.Module) -> dict[str, Tensor]:
-    """Its state dict, under `name/`."""
+    """The module's state dict, with `name/` before each key."""
     return {f"{name}/{key}": value for key, value in module.state_dict().items()}
 
 
 def load_module(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    module.load_state_dict(
-        {
-            key.removeprefix(f"{name}/"): value
-            for key, value in tensors.items()
-            if key.startswith(f"{name}/")
-        }
-    )
+    prefix = f"{name}/"
+    own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    module.load_state_dict(own)
 
 
 def rng_state_dict(device: torch.device) -> dict[str, Tensor]:
-    """torch's own generators, of which dropout draws."""
-    rng = {"chance/cpu": torch.get_rng_state()}
+    """The state of torch's global generators, which dropout uses."""
+    state = {"rng/cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        rng["chance/cuda"] = torch.cuda.get_rng_state(device)
-    return rng
+        state["rng/cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
 
 def load_rng_state(tensors: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(tensors["chance/cpu"])
+    torch.set_rng_state(tensors["rng/cpu"])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["chance/cuda"], device)
+        torch.cuda.set_rng_state(tensors["rng/cuda"], device)

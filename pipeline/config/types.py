@@ -1,0 +1,64 @@
+"""The types of params: each a Python type with the range that pydantic checks."""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from pipeline.decoders.registry import DECODERS
+from pipeline.metrics.registry import METRICS
+
+Item = TypeVar("Item")
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _not_empty(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    if not items:
+        raise ValueError("one, or a list of some")
+    return items
+
+
+def _as_md5(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{32}", text):
+        raise ValueError("32 hexadecimal digits, or null")
+    return text
+
+
+def _known_decoder(name: str) -> str:
+    if name not in DECODERS:
+        raise ValueError(" or ".join(map(repr, DECODERS)))
+    return name
+
+
+def _known_metrics(tolerance: dict[str, float]) -> dict[str, float]:
+    for name in tolerance:
+        if name not in METRICS or METRICS[name].higher_is_better is None:
+            raise ValueError(
+                f"of metrics that can get worse, which '{name}' is not: "
+                + ", ".join(key for key, one in METRICS.items() if one.higher_is_better is not None)
+            )
+    return tolerance
+
+
+# One value, or a list of values that are used side by side.
+OneOrMore = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple), AfterValidator(_not_empty)]
+Md5 = Annotated[str, AfterValidator(_as_md5)]
+Text = Annotated[str, Field(min_length=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, le=16384)]
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
+Seconds = Annotated[float, Field(ge=0)]
+DeviceName = Literal["auto", "cpu", "cuda"]
+Decoder = Annotated[str, AfterValidator(_known_decoder)]
+Tolerance = Annotated[
+    dict[str, Annotated[float, Field(ge=0)]],
+    Field(min_length=1),  # without any, `--fail-on tolerance` would pass everything
+    AfterValidator(_known_metrics),
+]

@@ -1,0 +1,59 @@
+"""The history of a training, as CSV: one row per epoch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.runtime.files import atomic_write
+
+Row = Mapping[str, float | None]  # by column; `epoch` is one
+
+
+class History:
+    """The rows so far, and which of them is the best."""
+
+    def __init__(self, path: Path, rank_by: Sequence[str]) -> None:
+        """
+        Args:
+            path: where `write` puts the CSV.
+            rank_by: columns by which epochs are ranked, the most important first; a `-` before a
+                column's name means that lower is better. Of equals the first is the best.
+        """
+        self.rows: list[Row] = []
+        self._path, self._rank_by = path, rank_by
+
+    @property
+    def last_epoch(self) -> int:
+        return int(self.rows[-1]["epoch"] or 0) if self.rows else 0
+
+    @property
+    def best(self) -> Row:
+        """The best epoch's row."""
+        return max(self.rows, key=self._rank)
+
+    @property
+    def best_epoch(self) -> int:
+        return int(self.best["epoch"] or 0)
+
+    def is_over(self, epochs: int, patience: int) -> bool:
+        """Whether all epochs are done, or none of the last `patience` epochs was the best.
+
+        While every score is 0, nothing could have got worse.
+        """
+        if self.last_epoch == epochs:
+            return True
+        learned = any((row[self._rank_by[0]] or 0) > 0 for row in self.rows)
+        return learned and self.last_epoch - self.best_epoch >= patience
+
+    def write(self) -> None:
+        with atomic_write(self._path) as scratch:
+            pd.DataFrame([dict(row) for row in self.rows]).to_csv(
+                scratch, index=False, float_format="%.6g", lineterminator="\n"
+            )
+
+    def _rank(self, row: Row) -> tuple[float, ...]:
+        return tuple(
+            -(row[name[1:]] or 0.0) if name.startswith("-") else row[name] or 0.0
+            for name in self._rank_by
+        )
