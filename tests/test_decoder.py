@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.captions.vocabulary import END, PAD, START
-from pipeline.decoders import attention as attend
+from pipeline.decoders.attention import AdditiveAttention
 from pipeline.decoders.decoder import Decoder, DecoderConfig
 from pipeline.decoders.dropout import Dropout
 from pipeline.decoders.registry import DECODERS, build_decoder
@@ -209,8 +209,8 @@ def test_additive_attention_in_pieces_is_the_formula(monkeypatch: pytest.MonkeyP
     """So are its gradients: pieces of two images, and one that is left over."""
     torch.manual_seed(0)
     P, C, N, H = 5, 3, 4, 8
-    monkeypatch.setattr(attend, "PIECE", 2 * C * N * H)
-    attention = attend.AdditiveAttention(H)
+    monkeypatch.setattr("pipeline.decoders.attention.PIECE", 2 * C * N * H)
+    attention = AdditiveAttention(H)
     asking, keys, cells = torch.randn(P * C, H), torch.randn(P, N, H), torch.randn(P, N, H)
     keys.requires_grad_()
 

@@ -15,7 +15,7 @@ from pipeline.decoders.captioner_file import read_model
 from pipeline.generation.sampling import sample
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.tensors import read_tensors, write_tensors
-from pipeline.self_critical import trainer as reinforce
+from pipeline.self_critical import trainer
 from pipeline.stages.scst import scst
 from pipeline.stages.vocab import make_vocabulary
 from tests.conftest import Artifacts, command, write_params
@@ -70,7 +70,7 @@ def test_so_do_draws(tiny: Artifacts, long: Long, tmp_path: Path, monkeypatch: A
         drawn.append(sample(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(reinforce, "sample", noted)
+    monkeypatch.setattr(trainer, "sample", noted)
     config = load_params(write_params(tmp_path / "p.yaml", scst={"epochs": 1}), ScstConfig)
     inputs = (long.model, tiny.features, long.table)
     scst(*inputs, tmp_path / "m.safetensors", tmp_path / "scst.csv", config)

@@ -20,7 +20,7 @@ from pipeline.runtime.errors import InputError
 from pipeline.stages.extract import extract
 from pipeline.stages.train import train
 from pipeline.stages.vocab import make_vocabulary
-from pipeline.training import trainer as fit
+from pipeline.training import trainer
 from pipeline.training.scheduled_sampling import scheduled_sampling
 from tests.conftest import ROOT, Artifacts, showtell, write_params
 
@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_older_model(
     tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """In an epoch's last step: no further loss would show what the gradient has done."""
-    sane, step, last = fit.caption_loss, 0, 13  # 200 captions in batches of 16
+    sane, step, last = trainer.caption_loss, 0, 13  # 200 captions in batches of 16
 
     def diverges(decoder: Decoder, *arguments: Any, **settings: Any) -> torch.Tensor:
         nonlocal step
@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_older_model(
             loss.register_hook(lambda gradient: gradient * np.inf)
         return loss
 
-    monkeypatch.setattr(fit, "caption_loss", diverges)
+    monkeypatch.setattr(trainer, "caption_loss", diverges)
     model = tmp_path / "model.safetensors"
     model.write_text("older")
     said = r"is no longer finite in epoch 1, by step 13 of 13, .*learning_rate"
@@ -243,7 +243,7 @@ def test_scheduled_sampling_begins_with_the_references_and_ends_with_own_words(
         shares.append(share)
         return scheduled_sampling(decoder, features, inputs, share)
 
-    monkeypatch.setattr(fit, "scheduled_sampling", noted)
+    monkeypatch.setattr(trainer, "scheduled_sampling", noted)
     run(tiny, tmp_path, epochs=2, scheduled_sampling=0.5)
     assert shares[0] == 0
     assert shares == sorted(shares)
