@@ -72,7 +72,7 @@ class _SingleItems(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         captions: EncodedCaptions = self._data.captions
-        words = captions.words[i, : captions.lengths[i]]
+        words = captions.token_ids[i, : captions.lengths[i]]
         return self._features[captions.images[i]], words
 
 

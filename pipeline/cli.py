@@ -27,7 +27,7 @@ STAGES = {
 USER_COMMANDS = {
     "compare": "Compare two runs: is one better, and is the difference real?",
     "caption": "Caption your own images with the trained model.",
-    "attention": "Draw where an attention decoder looked, word by word.",
+    "attention": "Draw where an attention decoder attends, token by token.",
     "demo": "Run the whole graph on a small data set made here, offline.",
 }
 COMMANDS = STAGES | USER_COMMANDS

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
-from pipeline.commands.caption import Captioner, caption_all
+from pipeline.captioner import Captioner
+from pipeline.commands.caption import caption_all
 from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.errors import InputError
@@ -77,7 +78,7 @@ def test_odd_kinds_of_images_are_captioned(tiny: Artifacts, tmp_path: Path) -> N
         Image.new("RGB", (33, 200), "green").convert(mode).save(files[-1])
     captioner = Captioner(tiny.backbone, [tiny.model], resolve_device("cpu"))
     outcomes = list(
-        caption_all(captioner, files, lambda some: captioner.caption(some, BeamSearchConfig()))
+        caption_all(captioner, files, lambda some: captioner.generate(some, BeamSearchConfig()))
     )
     assert all(isinstance(outcome, list) and outcome[0] for _, outcome in outcomes)
 

@@ -53,7 +53,7 @@ def test_teacher_forcing_equals_the_step_by_step_loop(
     features, words = features_for(model, 5), torch.randint(4, 30, (15, 7))  # 3 captions each
     words[:, 0] = START
     at_once = model(features, words)  # (15, 7, 30)
-    state = model.start(features).rows(torch.arange(5).repeat_interleave(3))
+    state = model.init_state(features).index_select(torch.arange(5).repeat_interleave(3))
     for position in range(7):
         logits, state = model.step(words[:, position], state)
         torch.testing.assert_close(logits, at_once[:, position], atol=1e-5, rtol=0)
@@ -74,7 +74,7 @@ def test_it_learns_to_tell_twenty_images_apart(name: str) -> None:
         loss.backward()
         optimizer.step()
     made = beam_search(model.eval(), features, BeamSearchConfig(beam_size=3, max_length=8))
-    assert [one.words for one in made] == words[:, 1:].tolist()
+    assert [one.token_ids for one in made] == words[:, 1:].tolist()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_attention_sums_to_one_and_finds_what_matters(name: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    weights = model.eval().attention(features, words)
+    weights = model.eval().attention_weights(features, words)
     assert weights.shape == (64, 1, cells)
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(64, 1))
     assert float((weights[:, 0, :6].argmax(dim=-1) == where).float().mean()) > 0.9
@@ -148,7 +148,9 @@ def test_attention_sums_to_one_and_finds_what_matters(name: str) -> None:
 @pytest.mark.parametrize("name", ATTENDING)
 def test_attention_sums_to_one_for_every_word_of_every_caption(name: str) -> None:
     model = decoder(name).eval()
-    weights = model.attention(features_for(model, 3), torch.randint(4, 30, (6, 5)))  # 2 an image
+    weights = model.attention_weights(
+        features_for(model, 3), torch.randint(4, 30, (6, 5))
+    )  # 2 an image
     assert weights.shape[:2] == (6, 5)
     assert (weights >= 0).all()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(6, 5))
@@ -157,7 +159,7 @@ def test_attention_sums_to_one_for_every_word_of_every_caption(name: str) -> Non
 def test_a_decoder_without_a_grid_says_that_it_attends_to_nothing() -> None:
     model = decoder()
     with pytest.raises(TypeError, match="attends to no grid"):
-        model.attention(features_for(model, 1), torch.full((1, 1), START))
+        model.attention_weights(features_for(model, 1), torch.full((1, 1), START))
 
 
 def test_tied_embeddings_are_one_tensor() -> None:

@@ -33,7 +33,7 @@ def test_an_ensemble_of_one_is_that_model(name: str) -> None:
     search = BeamSearchConfig(beam_size=3, length_penalty=0.7, max_length=8)
     alone = beam_search(model, features_for(model, features), search)
     together = beam_search(Ensemble([model]), features, search)
-    assert [one.words for one in together] == [one.words for one in alone]
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
     assert [one.score for one in together] == pytest.approx([one.score for one in alone], abs=1e-4)
 
 
@@ -42,7 +42,7 @@ def test_all_kinds_together_say_the_mean_of_what_each_would() -> None:
     words = torch.randint(4, 30, (6, 4))
     words[:, 0] = START
     ensemble = Ensemble(members)
-    state = ensemble.start(features).rows(torch.arange(3).repeat_interleave(2))
+    state = ensemble.init_state(features).index_select(torch.arange(3).repeat_interleave(2))
     for position in range(4):
         logits, state = ensemble.step(words[:, position], state)
         shares = [

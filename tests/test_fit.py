@@ -160,7 +160,7 @@ def test_the_loss_and_its_gradient_are_of_the_words_alone(images: int, smoothing
 
 def test_words_out_of_the_vocabulary_are_unk() -> None:
     captions = encode([[["w", "x"]]], build_vocabulary([["w"]], 1))
-    assert captions.words.tolist() == [[START, 4, UNK, END]]
+    assert captions.token_ids.tolist() == [[START, 4, UNK, END]]
 
 
 def test_the_average_warms_up_to_its_decay() -> None:

@@ -43,12 +43,12 @@ class TableDecoder:
         self.log_probs = torch.tensor(rows, dtype=torch.float64).log()  # (images, word, next)
         self.steps = 0
 
-    def start(self, features: Tensor) -> DecoderState:
+    def init_state(self, features: Tensor) -> DecoderState:
         return DecoderState(memory=(features.long(),), beams=(features.long(),))
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         self.steps += 1
-        (images,), (beams,) = state.memory, state.beams
+        (images,), (beams,) = state.memory, state.hidden
         # A beam's row stays with its image's, wherever the search moves the two.
         assert torch.equal(images.repeat_interleave(len(beams) // len(images)), beams)
         return self.log_probs[beams, words], state
@@ -89,7 +89,7 @@ def test_a_wide_beam_finds_the_best_of_all_sentences(
             no_repeat_ngram_size=no_repeat_ngram_size,
             allow_unk=allow_unk,
         )[0]
-        assert hypothesis.words == sentence
+        assert hypothesis.token_ids == sentence
         assert hypothesis.score == pytest.approx(score, abs=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_exact_sentences_and_scores_by_hand(
 ) -> None:
     search = BeamSearchConfig(beam_size, length_penalty, max_length)
     (made,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
-    assert made.words == words
+    assert made.token_ids == words
     normal = (len(words) + 1) ** length_penalty
     assert made.score == pytest.approx(math.log(probability) / normal, abs=1e-6)
 
@@ -127,7 +127,7 @@ def test_a_batch_gives_what_each_image_gives_alone(beam_size: int, length_penalt
     images = torch.tensor([0, 1, 1, 0, 1])
     together = beam_search(decoder, images, search)
     alone = [beam_search(decoder, image.view(1), search)[0] for image in images]
-    assert [one.words for one in together] == [one.words for one in alone]
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
     assert [one.score for one in together] == pytest.approx([one.score for one in alone])
 
 
@@ -142,9 +142,9 @@ def test_images_that_stay_in_the_batch_get_the_captions_of_those_that_leave(
     )
     images = torch.tensor([0, 1, 1, 0])
     made = []
-    for leaving in (True, False):
+    for drop_finished in (True, False):
         decoder = TableDecoder(TABLE, SECOND)
-        words, scores = search_tokens(decoder, images, search, leaving)
+        words, scores = search_tokens(decoder, images, search, drop_finished)
         made.append(hypotheses(words, scores, search))
     assert made[0] == made[1]
     assert BeamSearch(TableDecoder(TABLE, SECOND), search)(images) == made[0]
@@ -157,7 +157,7 @@ def test_a_beam_is_never_better_than_the_best_sentence_nor_worse_than_its_score(
             TableDecoder(TABLE), torch.tensor([0]), BeamSearchConfig(beam_size, 0.7, 5)
         )
         scores = {tuple(sentence): score for score, sentence in exhaustive(TABLE, 5, 0.7)}
-        assert made.score == pytest.approx(scores[tuple(made.words)], abs=1e-6)
+        assert made.score == pytest.approx(scores[tuple(made.token_ids)], abs=1e-6)
         assert made.score <= max(scores.values()) + 1e-6  # float32's rounding
 
 
@@ -167,16 +167,16 @@ def test_a_caption_has_a_word_at_least_and_max_length_at_most() -> None:
     made = beam_search(
         TableDecoder(silent, endless), torch.tensor([0, 1]), BeamSearchConfig(3, 1.0, 7)
     )
-    assert len(made[0].words) == 1
-    assert len(made[1].words) == 7
+    assert len(made[0].token_ids) == 1
+    assert len(made[1].token_ids) == 7
 
 
 def test_only_words_are_said() -> None:
     noise = {word: [0.3, 0.3, 0.1, 0.2, 0.025, 0.025, 0.025, 0.025] for word in range(8)}
     (made,) = beam_search(TableDecoder(noise), torch.tensor([0]), BeamSearchConfig(2, 1.0, 5))
-    assert not {PAD, START, END, UNK} & set(made.words)
+    assert not {PAD, START, END, UNK} & set(made.token_ids)
     allowed = BeamSearchConfig(2, 1.0, 5, allow_unk=True)
-    assert UNK in beam_search(TableDecoder(noise), torch.tensor([0]), allowed)[0].words
+    assert UNK in beam_search(TableDecoder(noise), torch.tensor([0]), allowed)[0].token_ids
 
 
 def test_search_stops_once_nothing_can_win() -> None:
@@ -193,7 +193,7 @@ def test_groups_that_pay_nothing_say_the_same() -> None:
     search = BeamSearchConfig(6, 0.7, 5, beam_groups=3, diversity_penalty=0.0)
     (alone,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), BeamSearchConfig(2, 0.7, 5))
     (made,) = diverse_beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
-    assert [one.words for one in made] == [alone.words] * 3
+    assert [one.token_ids for one in made] == [alone.token_ids] * 3
     assert [one.score for one in made] == pytest.approx([alone.score] * 3)
 
 
@@ -203,7 +203,7 @@ def test_a_group_pays_for_the_words_of_those_before_it() -> None:
     for diversity, second in ((ahead - 0.01, A), (ahead + 0.01, B)):
         search = BeamSearchConfig(2, 0.0, 1, beam_groups=2, diversity_penalty=diversity)
         (made,) = diverse_beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
-        assert [one.words for one in made] == [[A], [second]]
+        assert [one.token_ids for one in made] == [[A], [second]]
         end = {A: 0.40 * 0.08, B: 0.25 * 0.35}[second]
         assert made[1].score == pytest.approx(math.log(end))  # what it paid is not in its score
 
@@ -216,10 +216,10 @@ def test_groups_in_a_batch_say_what_they_say_alone(beam_size: int, groups: int) 
     together = diverse_beam_search(decoder, images, search)
     for image, made in zip(images, together, strict=True):
         (alone,) = diverse_beam_search(decoder, image.view(1), search)
-        assert [one.words for one in made] == [one.words for one in alone]
+        assert [one.token_ids for one in made] == [one.token_ids for one in alone]
         table = (TABLE, SECOND)[int(image)]
         scores = {tuple(sentence): score for score, sentence in exhaustive(table, 6, 0.7)}
         for one in made:
-            assert one.score == pytest.approx(scores[tuple(one.words)], abs=1e-5)
+            assert one.score == pytest.approx(scores[tuple(one.token_ids)], abs=1e-5)
     best = beam_search(decoder, images, search)
     assert [one.score for one in best] == [max(one.score for one in made) for made in together]

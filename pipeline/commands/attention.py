@@ -1,7 +1,8 @@
-"""`showtell attention`: where an attention decoder looked, word by word, as images."""
+"""`showtell attention`: draw the attention weights of each token over the image."""
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,8 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipeline.commands.caption import Captioner, collect_images, parse_device
-from pipeline.generation.beam_search import BeamSearchConfig
+from pipeline.captioner import Captioner
+from pipeline.commands.caption import collect_images, parse_device
 from pipeline.runtime.device import seed_everything
 from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.files import atomic_write
@@ -20,41 +21,40 @@ COLUMNS = 6
 TEXT_HEIGHT, GAP = 24, 8  # pixels
 
 
-def attention_sheet(image: Tensor, words: Sequence[str], weights: Tensor) -> Image.Image:
-    """The image as the CNN saw it, then once a word, bright where that word looked.
+def attention_sheet(image: Tensor, tokens: Sequence[str], weights: Tensor) -> Image.Image:
+    """The image as the CNN sees it, then once per token, bright where that token attends.
 
     Args:
         image: uint8 (S, S, 3).
-        words: T of them.
-        weights: (T, height, width), each word's summing to one, or to less where it looked at
-            the decoder's own sentinel instead.
+        tokens: T of them.
+        weights: (T, height, width); each token's sum to one, less the weight of a sentinel.
     """
     whole = Image.fromarray(image.numpy())
     size = whole.width
     dark = Image.new("RGB", whole.size)
     tiles = [("", whole)]
-    for word, grid in zip(words, weights, strict=True):
+    for token, grid in zip(tokens, weights, strict=True):
         bright = (grid / grid.max().clamp_min(1e-9) * 255).round().to(torch.uint8)
         mask = Image.fromarray(bright.numpy()).resize(whole.size, Image.Resampling.BICUBIC)
         mask = mask.point(lambda value: 50 + value * 205 // 255)
-        label = word if float(grid.sum()) > 0.995 else f"{word} ({grid.sum():.0%} seen)"
+        label = token if float(grid.sum()) > 0.995 else f"{token} ({grid.sum():.0%} on the grid)"
         tiles.append((label, Image.composite(whole, dark, mask)))
     rows = -(-len(tiles) // COLUMNS)
-    cell = (size + GAP, size + TEXT_HEIGHT + GAP)
-    sheet = Image.new("RGB", (COLUMNS * cell[0] + GAP, rows * cell[1] + GAP), "white")
+    width, height = size + GAP, size + TEXT_HEIGHT + GAP
+    sheet = Image.new("RGB", (COLUMNS * width + GAP, rows * height + GAP), "white")
     canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
     for number, (label, tile) in enumerate(tiles):
-        x, y = GAP + number % COLUMNS * cell[0], GAP + number // COLUMNS * cell[1]
+        x, y = GAP + number % COLUMNS * width, GAP + number // COLUMNS * height
         sheet.paste(tile, (x, y + TEXT_HEIGHT))
         canvas.text((x, y), label, fill="black", font=font)
     return sheet
 
 
 def main(
-    photos: Annotated[
-        list[str], typer.Argument(metavar="PHOTO", help="Images, or folders of images.")
-    ],
-    out: Annotated[Path, typer.Option(help="The folder for a PNG an image.")] = Path("attention"),
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, or folders.")],
+    out_dir: Annotated[Path, typer.Option(help="The folder for one PNG per image.")] = Path(
+        "attention"
+    ),
     model: Annotated[list[Path], typer.Option(help="The trained model.")] = [  # noqa: B006
         Path("models/captioner.safetensors")
     ],
@@ -62,26 +62,26 @@ def main(
         "models/backbone.safetensors"
     ),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
+    beam_size: Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")] = 5,
     length_penalty: Annotated[
         float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
     ] = 1.0,
 ) -> None:
-    """Draw where an attention decoder looked, word by word."""
+    """Draw where an attention decoder attends, token by token."""
     seed_everything(seed=0)
-    chosen = parse_device(device)
+    torch_device = parse_device(device)
     images = collect_images(photos)
     names = [path.name for path in images]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two images are named {twice[0]}; draw them to two folders")
-    if len(model) > 1:  # an ensemble has no one place where it looked
+    if len(model) > 1:  # an ensemble has no attention weights of its own
         raise InputError(f"one model at a time can be drawn, not {len(model)}; name one --model")
-    captioner = Captioner(backbone, model, chosen)
-    if not captioner.attends:
+    captioner = Captioner(backbone, model, torch_device)
+    if not captioner.has_attention:
         raise InputError(
-            f"the decoder of {model[0]} attends to no grid; train an attention decoder"
+            f"the decoder of {model[0]} has no attention; train one that has (train.decoder)"
         )
-    search = BeamSearchConfig(beam, length_penalty, captioner.max_length, no_repeat_ngram_size=2)
+    search = replace(captioner.default_search(), beam_size=beam_size, length_penalty=length_penalty)
     failed = False
     for path in images:
         try:
@@ -90,9 +90,9 @@ def main(
             print(f"error: {sanitize(str(error))}", file=sys.stderr)
             failed = True
             continue
-        ((caption,),) = captioner.caption([views], search)
-        weights = captioner.attention(views, caption.split())
-        target = out / f"{path.name}.attention.png"
+        ((caption,),) = captioner.generate([views], search)
+        weights = captioner.attention_weights(views, caption.split())
+        target = out_dir / f"{path.name}.attention.png"
         with atomic_write(target) as scratch:
             attention_sheet(views[0], caption.split(), weights).save(scratch, "PNG")
         print(f"{sanitize(str(target))}\t{caption}", flush=True)

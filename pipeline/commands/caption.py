@@ -1,4 +1,4 @@
-"""`showtell caption`: captions for one's own images, from the trained artifacts."""
+"""`showtell caption`: caption your own images with the trained model."""
 
 import json
 import logging
@@ -9,90 +9,16 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
 
-from pipeline.backbones.weights import read_backbones
-from pipeline.captions.vocabulary import END, PAD, START
-from pipeline.decoders.decoder import Decoder
-from pipeline.evaluation.ensemble import build_ensemble, read_models
-from pipeline.extraction.feature_extractor import FeatureExtractor
-from pipeline.extraction.preprocess import PreprocessedViews, collate, preprocess
-from pipeline.generation.beam_search import BeamSearchConfig, diverse_beam_search
-from pipeline.generation.sampling import SamplingConfig, sample
-from pipeline.images.archive import read_image
+from pipeline.captioner import BATCH_SIZE, Captioner
+from pipeline.extraction.preprocess import PreprocessedViews
+from pipeline.generation.beam_search import BeamSearchConfig
+from pipeline.generation.sampling import SamplingConfig
 from pipeline.images.names import EXTENSIONS, is_image_name, some
 from pipeline.runtime.device import DeviceName, resolve_device, seed_everything
 from pipeline.runtime.errors import InputError, counted, sanitize
 
 log = logging.getLogger(__name__)
-
-BATCH = 16
-
-
-class Captioner:
-    """The frozen CNN and the decoder come together as one: images in, captions out."""
-
-    def __init__(self, backbone: Path, models: Sequence[Path], device: torch.device) -> None:
-        """
-        Args:
-            models: one, or several that speak as one.
-
-        Raises:
-            InputError: a file cannot be used, or a model learned from another backbone.
-        """
-        trained = read_models(models, device)
-        self.max_length = max(model.max_length for model in trained)  # words of a caption
-        self._vocabulary, recipes = trained[0].vocabulary, [model.recipe for model in trained]
-        # Members of an ensemble that take vectors take the means of the others' grids.
-        self._recipe = next((one for one in recipes if one.layer == "grid"), recipes[0])
-        self._decoder = build_ensemble(
-            trained, self._recipe, where=str(models[recipes.index(self._recipe)])
-        )
-        self._cnn = FeatureExtractor(read_backbones(backbone), self._recipe, device)
-
-    def preprocess(self, image: Path) -> PreprocessedViews:
-        """Read one image file as the CNN takes it."""
-        return preprocess(read_image(image), str(image), self._recipe)
-
-    def caption(self, images: list[PreprocessedViews], search: BeamSearchConfig) -> list[list[str]]:
-        """A caption of each group of beams, for each prepared image."""
-        found = diverse_beam_search(self._decoder, self._cnn(collate(images)), search)
-        return [[self._text(one.words) for one in groups] for groups in found]
-
-    def draw(
-        self,
-        images: list[PreprocessedViews],
-        count: int,
-        sampling: SamplingConfig,
-        rng: torch.Generator,
-    ) -> list[list[str]]:
-        """`count` captions drawn for each prepared image."""
-        drawn = sample(self._decoder, self._cnn(collate(images)), count, sampling, rng)
-        captions = [self._text([word for word in row if word != PAD]) for row in drawn.tolist()]
-        return [captions[begin : begin + count] for begin in range(0, len(captions), count)]
-
-    def _text(self, words: list[int]) -> str:
-        return " ".join(self._vocabulary.decode([word for word in words if word != END]))
-
-    @property
-    def attends(self) -> bool:
-        """Whether it is one decoder, and looks at a grid."""
-        return isinstance(self._decoder, Decoder) and self._recipe.layer == "grid"
-
-    def attention(self, image: PreprocessedViews, caption: Sequence[str]) -> Tensor:
-        """Where the decoder looked for each word of its caption: (T, height, width).
-
-        Raises:
-            TypeError: it does not attend.
-        """
-        if not isinstance(self._decoder, Decoder):
-            raise TypeError("an ensemble looks in many ways at once")
-        features = self._cnn(collate([image]))  # (1, height, width, D)
-        words = torch.tensor([[START, *self._vocabulary.encode(caption)[:-1]]])
-        with torch.inference_mode():
-            weights = self._decoder.attention(features, words.to(features.device))[0]  # (T, N)
-        height, width = features.shape[1:3]
-        return weights[:, : height * width].unflatten(1, (height, width)).cpu()
 
 
 def parse_device(name: str) -> torch.device:
@@ -106,7 +32,7 @@ def parse_device(name: str) -> torch.device:
 
 
 def collect_images(photos: Sequence[str]) -> list[Path]:
-    """The files themselves, and the images in the folders and theirs, sorted; each once.
+    """The files, and the images in the folders, however deep, sorted; each once.
 
     Other files in a folder are skipped, and the log says so.
 
@@ -128,7 +54,7 @@ def collect_images(photos: Sequence[str]) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """In it and in the folders in it, but for what is hidden."""
+    """In it and in the folders in it, except hidden ones."""
     files = [
         path
         for path in sorted(folder.rglob("*"))
@@ -136,114 +62,117 @@ def _images_in(folder: Path) -> list[Path]:
     ]
     images = [path for path in files if is_image_name(path.name)]
     if others := [str(path.relative_to(folder)) for path in files if not is_image_name(path.name)]:
-        log.warning(
-            "skipped in %s: %s of kinds that are not read: %s",
-            *(folder, counted(len(others), "file"), some(others)),
-        )
+        skipped = counted(len(others), "file")
+        log.warning("skipped in %s: %s of unsupported formats: %s", folder, skipped, some(others))
     if not images:
-        raise InputError(f"the folder {folder} holds no images ({' '.join(sorted(EXTENSIONS))})")
+        raise InputError(f"the folder {folder} has no images ({' '.join(sorted(EXTENSIONS))})")
     return images
 
 
-def ids_of(images: Sequence[Path]) -> list[str]:
-    """By which results tell images apart: their names, or their paths where two have one name."""
+def image_ids(images: Sequence[Path]) -> list[str]:
+    """The file names, or the paths if two images have the same name."""
     names = [path.name for path in images]
     return names if len(set(names)) == len(names) else [path.as_posix() for path in images]
 
 
 def caption_all(
     captioner: Captioner,
-    images: list[Path],
-    say: Callable[[list[PreprocessedViews]], list[list[str]]],
+    images: Sequence[Path],
+    generate: Callable[[list[PreprocessedViews]], list[list[str]]],
 ) -> Iterator[tuple[Path, list[str] | InputError]]:
-    """What is to be said of every image, or why there is nothing, in order."""
-    for begin in range(0, len(images), BATCH):
-        prepared: list[tuple[Path, PreprocessedViews | InputError]] = []
-        for path in images[begin : begin + BATCH]:
+    """The captions of every image, or why it cannot be read, in order."""
+    for begin in range(0, len(images), BATCH_SIZE):
+        outcomes: list[tuple[Path, PreprocessedViews | InputError]] = []
+        for path in images[begin : begin + BATCH_SIZE]:
             try:
-                prepared.append((path, captioner.preprocess(path)))
+                outcomes.append((path, captioner.preprocess(path)))
             except InputError as error:
-                prepared.append((path, error))
-        good = [views for _, views in prepared if not isinstance(views, InputError)]
-        captions = iter(say(good) if good else [])
-        for path, outcome in prepared:
+                outcomes.append((path, error))
+        batch = [views for _, views in outcomes if not isinstance(views, InputError)]
+        captions = iter(generate(batch) if batch else [])
+        for path, outcome in outcomes:
             yield path, outcome if isinstance(outcome, InputError) else next(captions)
 
 
 def main(
-    photos: Annotated[
-        list[str], typer.Argument(metavar="PHOTO", help="Images, or folders of images.")
-    ],
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, or folders.")],
     model: Annotated[
-        list[Path], typer.Option(help="The trained model; several speak as an ensemble.")
+        list[Path], typer.Option(help="The trained model; repeat the option for an ensemble.")
     ] = [Path("models/captioner.safetensors")],  # noqa: B006
     backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
         "models/backbone.safetensors"
     ),
-    beam: Annotated[int, typer.Option(min=1, max=100, help="Beams of the search.")] = 5,
+    beam_size: Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")] = 5,
     length_penalty: Annotated[
         float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
     ] = 1.0,
     max_length: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Words at the most; else the model's.")
+        int | None,
+        typer.Option(min=1, max=1000, help="Maximum caption length; default: the model's."),
     ] = None,
     no_repeat_ngram_size: Annotated[
         int, typer.Option(min=0, max=10, help="No n-gram of this size twice; 0 allows all.")
     ] = 2,
-    groups: Annotated[
-        int, typer.Option(min=1, max=100, help="Groups of beams: a caption of each.")
+    beam_groups: Annotated[
+        int, typer.Option(min=1, max=100, help="Groups of beams, with one caption each.")
     ] = 1,
-    diversity: Annotated[
-        float, typer.Option(min=0, max=100, help="What a group pays for an earlier one's words.")
+    diversity_penalty: Annotated[
+        float, typer.Option(min=0, max=100, help="Diversity penalty between beam groups.")
     ] = 0.5,
-    samples: Annotated[
-        int,
-        typer.Option(min=0, max=1000, help="Draw so many captions; nothing is searched for."),
+    num_samples: Annotated[
+        int, typer.Option(min=0, max=1000, help="Sample N captions instead of beam search.")
     ] = 0,
     temperature: Annotated[
-        float, typer.Option(min=0.01, max=10, help="Below 1 draws likely words more often.")
+        float, typer.Option(min=0.01, max=10, help="Sampling temperature.")
     ] = 1.0,
     top_k: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Draw of so many likeliest words; 0: all.")
+        int, typer.Option(min=0, max=1_000_000, help="Sample from the k likeliest; 0: from all.")
     ] = 0,
     top_p: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Draw of the likeliest words of this share.")
+        float, typer.Option(min=0.01, max=1, help="Sample from the likeliest with this mass.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Sampling seed.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="COCO's results form.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print COCO's results format.")] = False,
 ) -> None:
     """Caption your own images with the trained model."""
     seed_everything(seed=0)
-    chosen = parse_device(device)
-    if beam % groups:
-        raise InputError(f"--beam-size {beam} is no multiple of --beam-groups {groups}")
+    torch_device = parse_device(device)
+    if beam_size % beam_groups:
+        raise InputError(
+            f"--beam-size {beam_size} is not a multiple of --beam-groups {beam_groups}"
+        )
     images = collect_images(photos)
-    captioner = Captioner(backbone, model, chosen)
-    longest = max_length or captioner.max_length
+    captioner = Captioner(backbone, model, torch_device)
+    limit = max_length or captioner.max_length
     search = BeamSearchConfig(
-        beam, length_penalty, longest, no_repeat_ngram_size, False, groups, diversity
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+        max_length=limit,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        beam_groups=beam_groups,
+        diversity_penalty=diversity_penalty,
     )
-    sampling = SamplingConfig(temperature, top_k, top_p, longest)
-    rng = torch.Generator(chosen).manual_seed(seed)
+    sampling = SamplingConfig(temperature, top_k, top_p, limit)
+    rng = torch.Generator(torch_device).manual_seed(seed)
 
-    def say(prepared: list[PreprocessedViews]) -> list[list[str]]:
-        if samples:
-            return captioner.draw(prepared, samples, sampling, rng)
-        return captioner.caption(prepared, search)
+    def generate(batch: list[PreprocessedViews]) -> list[list[str]]:
+        if num_samples:
+            return captioner.sample(batch, num_samples, sampling, rng)
+        return captioner.generate(batch, search)
 
-    results, failed = [], 0
-    outcomes = caption_all(captioner, images, say)
-    for image_id, (path, outcome) in zip(ids_of(images), outcomes, strict=True):
+    results, failed = [], False
+    outcomes = caption_all(captioner, images, generate)
+    for image_id, (path, outcome) in zip(image_ids(images), outcomes, strict=True):
         if isinstance(outcome, InputError):
             print(f"error: {sanitize(str(outcome))}", file=sys.stderr)
-            failed += 1
+            failed = True
         elif as_json:
             results += [{"image_id": image_id, "caption": caption} for caption in outcome]
         else:
             for caption in outcome:
                 print(f"{sanitize(str(path))}\t{caption}", flush=True)
     if as_json:
-        print(json.dumps(results, indent=2))  # in ASCII, which any terminal and program takes
+        print(json.dumps(results, indent=2))  # ASCII, which any terminal and program reads
     if failed:
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""Training captions as tensors made once, cut into batches of like length."""
+"""Training captions as tensors, and batches of captions of similar length."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,21 +11,16 @@ from torch import Tensor
 from pipeline.captions.vocabulary import END, PAD, START, Vocabulary
 
 PAD_MULTIPLE = 64
-LENGTHS = 2  # captions on a GPU are cut to a multiple of it
+LENGTH_MULTIPLE = 2  # on a GPU
 
 
 @dataclass(frozen=True)
 class EncodedCaptions:
-    """N captions, all on the CPU; `start` and `end` are part of each.
+    """N captions on the CPU, each from <start> to <end>."""
 
-    words: (N, L) word ids, <pad> after <end>.
-    lengths: (N,), <start> and <end> counted.
-    images: (N,), each caption's row among the images' features.
-    """
-
-    words: Tensor
-    lengths: Tensor
-    images: Tensor
+    token_ids: Tensor  # (N, L), <pad> after <end>
+    lengths: Tensor  # (N,), <start> and <end> counted
+    images: Tensor  # (N,), each caption's row among the images' features
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -33,15 +28,12 @@ class EncodedCaptions:
 
 @dataclass(frozen=True)
 class Batch:
-    """C captions of each of P images, B = P * C, of about one length, cut to the longest.
+    """C captions of each of P images, B = P * C; caption i belongs to `images[i // C]`."""
 
-    Row i of the captions belongs to `images[i // C]`.
-    """
-
-    inputs: Tensor  # (B, T), from <start> to the last word
-    targets: Tensor  # (B, T), from the first word to <end>
-    images: Tensor  # (P,), on the CPU, or for a GPU on it
-    tokens: int  # targets that are no <pad>
+    inputs: Tensor  # (B, T), from <start> to the last token
+    targets: Tensor  # (B, T), from the first token to <end>
+    images: Tensor  # (P,), on the CPU, or for a GPU on the GPU
+    tokens: int  # the number of targets that are not <pad>
     # (tokens,), the positions among the flattened targets that are not <pad>. None on a GPU, which
     # computes every position: to find these it would have to be waited for.
     token_index: Tensor | None = None
@@ -55,17 +47,17 @@ class Batch:
 def encode(
     references: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary
 ) -> EncodedCaptions:
-    """All captions of all images; image i's captions name row i."""
+    """Encode all captions of all images; `references[i]` belong to image i."""
     rows = [
         (image, [START, *vocabulary.encode(caption), END])
         for image, captions in enumerate(references)
         for caption in captions
     ]
     lengths = torch.tensor([len(ids) for _, ids in rows])
-    words = torch.full((len(rows), int(lengths.max())), PAD)
+    token_ids = torch.full((len(rows), int(lengths.max())), PAD)
     for row, (_, ids) in enumerate(rows):
-        words[row, : len(ids)] = torch.tensor(ids)
-    return EncodedCaptions(words, lengths, torch.tensor([image for image, _ in rows]))
+        token_ids[row, : len(ids)] = torch.tensor(ids)
+    return EncodedCaptions(token_ids, lengths, torch.tensor([image for image, _ in rows]))
 
 
 def iter_batches(
@@ -76,41 +68,38 @@ def iter_batches(
     by_image: bool = False,
     few_shapes: bool | None = None,
 ) -> Iterator[Batch]:
-    """Every caption once, in batches of like length, so that few steps are spent on <pad>.
+    """Iterate over every caption once, in batches of similar length, with little <pad>.
 
     Args:
-        size: captions in a batch.
-        shuffle: decides who shares a batch with whom, and the order of the batches; None for
-            the same plain order every time.
-        by_image: all captions of an image share a batch, so that a grid is read and seen
-            through once for all of them; costs some <pad>.
-        few_shapes: cut them all on the device, and as few different shapes as CUDA graphs want:
-            all have as many rows, the last filled up with captions of <pad>, and lengths are
+        size: captions per batch.
+        shuffle: shuffles captions of similar length, and the batches; None for a fixed order.
+        by_image: all captions of an image share a batch, so that its grid is read and projected
+            once for all of them; costs some <pad>.
+        few_shapes: build the batches on the device, in the few shapes that CUDA graphs want: all
+            have the same number of rows, the last one padded with empty captions, and lengths are
             rounded up. None: on a GPU.
     """
     if by_image:
         groups = _group_by_image(captions, size, shuffle)
     else:
-        every = torch.arange(len(captions))
-        groups = [
-            (captions.images[group], group.unsqueeze(1))
-            for group in _bucket_by_length(every, captions.lengths, size, shuffle)
-        ]
-    turns = (
-        range(len(groups)) if shuffle is None else torch.randperm(len(groups), generator=shuffle)
-    )
-    groups = [groups[int(turn)] for turn in turns]
+        all_rows = torch.arange(len(captions))
+        buckets = _bucket_by_length(all_rows, captions.lengths, size, shuffle)
+        groups = [(captions.images[rows], rows.unsqueeze(1)) for rows in buckets]
+    if shuffle is not None:
+        order = torch.randperm(len(groups), generator=shuffle)
+        groups = [groups[i] for i in order.tolist()]
     if device.type != "cpu" if few_shapes is None else few_shapes:
         yield from _of_few_shapes(captions, groups, size, device)
         return
     for images, rows in groups:  # (P,), (P, C)
-        longest = int(captions.lengths[rows].max())
-        yield _on_cpu(captions.words[rows.flatten(), :longest], images)
+        max_length = int(captions.lengths[rows].max())
+        yield _on_cpu(captions.token_ids[rows.flatten(), :max_length], images)
 
 
-def _on_cpu(words: Tensor, images: Tensor) -> Batch:
-    token_index = (words[:, 1:] != PAD).flatten().nonzero().squeeze(1)
-    return Batch(words[:, :-1], words[:, 1:], images, len(token_index), token_index)
+def _on_cpu(token_ids: Tensor, images: Tensor) -> Batch:
+    inputs, targets = token_ids[:, :-1], token_ids[:, 1:]
+    token_index = (targets != PAD).flatten().nonzero().squeeze(1)
+    return Batch(inputs, targets, images, len(token_index), token_index)
 
 
 def _of_few_shapes(
@@ -119,62 +108,62 @@ def _of_few_shapes(
     size: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Batches cut on the device, which is never waited for."""
-    words = F.pad(captions.words, (0, LENGTHS, 0, 1), value=PAD).to(device)  # the last row is empty
-    last = len(captions)
-    full = [
-        (F.pad(images, (0, lack)), F.pad(rows, (0, 0, 0, lack), value=last).flatten())
-        for images, rows in groups
-        for lack in [max(1, size // rows.shape[1]) - len(rows)]
-    ]
-    sizes = [len(part) for both in full for part in both]
-    parts = torch.cat([part for both in full for part in both]).to(device).split(sizes)
+    """Batches built on the device without ever waiting for it."""
+    # The last row is an empty caption.
+    token_ids = F.pad(captions.token_ids, (0, LENGTH_MULTIPLE, 0, 1), value=PAD).to(device)
+    empty = len(captions)
+    padded: list[Tensor] = []  # images and rows of each batch in turn, padded to its size
+    for images, rows in groups:
+        lack = max(1, size // rows.shape[1]) - len(rows)
+        padded += [F.pad(images, (0, lack)), F.pad(rows, (0, 0, 0, lack), value=empty).flatten()]
+    on_device = torch.cat(padded).to(device).split([len(part) for part in padded])  # one copy
     for number, (_, rows) in enumerate(groups):
         lengths = captions.lengths[rows]
-        T = -(-(int(lengths.max()) - 1) // LENGTHS) * LENGTHS
-        chosen = words.index_select(0, parts[2 * number + 1])[:, : T + 1]
+        T = -(-(int(lengths.max()) - 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        ids = token_ids.index_select(0, on_device[2 * number + 1])[:, : T + 1]
         tokens = int(lengths.sum()) - lengths.numel()
-        yield Batch(chosen[:, :-1], chosen[:, 1:], parts[2 * number], tokens)
+        yield Batch(ids[:, :-1], ids[:, 1:], on_device[2 * number], tokens)
 
 
-def pad_to_multiple(places: Tensor) -> Tensor:
-    """Places (n,), and place 0 until they are a multiple of PAD_MULTIPLE.
+def pad_to_multiple(indices: Tensor) -> Tensor:
+    """Pad indices (n,) with 0 to a multiple of PAD_MULTIPLE.
 
-    For every number of rows that it has not seen, oneDNN compiles its kernels anew, which on some
-    processors took a fifth of a step. Rounded up, batches have few different numbers of words.
+    oneDNN compiles its kernels again for every new number of rows, which on some processors took a
+    fifth of a step.
     """
-    return F.pad(places, (0, -len(places) % PAD_MULTIPLE))
+    return F.pad(indices, (0, -len(indices) % PAD_MULTIPLE))
 
 
 def sample_captions(
     captions: EncodedCaptions, images: Tensor, rng: torch.Generator, device: torch.device
 ) -> Batch:
-    """A caption of each of these images (P,), drawn from its own."""
+    """A batch with one random caption of each of these images (P,)."""
     counts = torch.bincount(captions.images)
     begins = counts.cumsum(0) - counts
-    drawn = (torch.rand(len(images), generator=rng) * counts[images]).long()
-    rows = begins[images] + drawn
-    words = captions.words[rows, : int(captions.lengths[rows].max())]
+    choice = (torch.rand(len(images), generator=rng) * counts[images]).long()
+    rows = begins[images] + choice
+    token_ids = captions.token_ids[rows, : int(captions.lengths[rows].max())]
     if device.type == "cpu":
-        return _on_cpu(words, images)
-    tokens = int((words[:, 1:] != PAD).sum())
-    words = F.pad(words, (0, (1 - words.shape[1]) % LENGTHS), value=PAD).to(device)
-    return Batch(words[:, :-1], words[:, 1:], images, tokens)
+        return _on_cpu(token_ids, images)
+    tokens = int((token_ids[:, 1:] != PAD).sum())
+    lack = (1 - token_ids.shape[1]) % LENGTH_MULTIPLE
+    token_ids = F.pad(token_ids, (0, lack), value=PAD).to(device)
+    return Batch(token_ids[:, :-1], token_ids[:, 1:], images, tokens)
 
 
 def count_batches(captions: EncodedCaptions, size: int, by_image: bool) -> int:
-    """How many batches they are."""
+    """The number of batches of `iter_batches`."""
     if not by_image:
         return math.ceil(len(captions) / size)
     _, counts = captions.images.unique_consecutive(return_counts=True)
-    alike = zip(*(part.tolist() for part in counts.unique(return_counts=True)), strict=True)
-    return sum(math.ceil(images / max(1, size // count)) for count, images in alike)
+    per_count = zip(*(part.tolist() for part in counts.unique(return_counts=True)), strict=True)
+    return sum(math.ceil(images / max(1, size // count)) for count, images in per_count)
 
 
 def _bucket_by_length(
     items: Tensor, lengths: Tensor, size: int, shuffle: torch.Generator | None
 ) -> tuple[Tensor, ...]:
-    """`items` in groups of like length; who of one length meets whom is chance."""
+    """`items` in groups of similar length; `shuffle` breaks ties of length."""
     order = lengths.float()
     if shuffle is not None:
         order = order + torch.rand(len(items), generator=shuffle)
@@ -184,14 +173,14 @@ def _bucket_by_length(
 def _group_by_image(
     captions: EncodedCaptions, size: int, shuffle: torch.Generator | None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Images (P,) with as many captions each, and the rows of these captions (P, C)."""
+    """Groups of images (P,) with the same number of captions, and these captions' rows (P, C)."""
     images, counts = captions.images.unique_consecutive(return_counts=True)
     begins = counts.cumsum(0) - counts
     longest = torch.stack([part.max() for part in captions.lengths.split(counts.tolist())])
     groups = []
     for count in counts.unique().tolist():
-        alike = (counts == count).nonzero().squeeze(1)
-        for group in _bucket_by_length(alike, longest[alike], max(1, size // count), shuffle):
+        same = (counts == count).nonzero().squeeze(1)
+        for group in _bucket_by_length(same, longest[same], max(1, size // count), shuffle):
             rows = begins[group].unsqueeze(1) + torch.arange(count)  # (P, C)
             groups.append((images[group], rows))
     return groups

@@ -1,4 +1,4 @@
-"""The cached features of one split, wherever they fit: on the device, or mapped from the file."""
+"""The cached features of one split: on the device if they fit, else mapped from the file."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,16 @@ from torch import Tensor
 from pipeline.features.feature_cache import FeatureCache
 from pipeline.runtime.errors import ArtifactError
 
-CHUNK = 4_000_000  # numbers looked at together
-READERS = 8  # threads that read and check rows while a GPU takes them
+CHUNK = 4_000_000  # numbers read together
+READERS = 8  # threads that read and verify rows for a GPU
 
 
 class FeatureDataset:
-    """Features of N images by number.
+    """The features of N images, by index.
 
-    Vectors live on the device whole, and so do grids on a GPU that has room for twice as much.
-    Other grids stay in the file, mapped: the system's page cache is their memory, shared by all
-    processes that read the file. What is read is checked each time: a week is long for a disk.
+    Vectors are held on the device, and so are grids on a GPU with room for twice as much. Other
+    grids stay in the memory-mapped file, whose pages all processes share. Rows are checksummed on
+    every read from the file: disks can corrupt data during long runs.
     """
 
     def __init__(self, cache: FeatureCache, ids: Sequence[str], device: torch.device) -> None:
@@ -41,17 +41,16 @@ class FeatureDataset:
         return len(self._rows)
 
     def __getitem__(self, images: Tensor | slice) -> Tensor:
-        """float32 (P, …) on the device, of images (P,) by number, or of a slice.
+        """float32 (P, …) on the device, of images (P,) by index, or of a slice.
 
         Raises:
-            InputError: what is read from the file now is not what was written there.
+            ArtifactError: rows of the file are not what was written.
         """
         if self._resident is not None:
-            chosen = images if isinstance(images, slice) else images.to(self.device)
-            return self._resident[chosen].float()
-        which = images if isinstance(images, slice) else images.cpu().numpy()
-        rows = torch.from_numpy(self._cache.checked(self._rows[which]))
-        return rows.to(self.device).float()
+            index = images if isinstance(images, slice) else images.to(self.device)
+            return self._resident[index].float()
+        rows = self._rows[images if isinstance(images, slice) else images.cpu().numpy()]
+        return torch.from_numpy(self._cache.checked(rows)).to(self.device).float()
 
     def _fits(self) -> bool:
         if self.device.type != "cuda":
@@ -60,8 +59,10 @@ class FeatureDataset:
         return 2 * size < torch.cuda.mem_get_info(self.device)[0]
 
     def _compute_stats(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (D,) over images and cells, float32; all is checked, and
-        held where it is to be."""
+        """Mean and standard deviation (D,) over images and cells, float32.
+
+        This pass reads and verifies every row, and fills the copy on the device.
+        """
         total, squares = torch.zeros(2, self.shape[-1], dtype=torch.float64, device=self.device)
         begin = 0
         for rows in self._parts():
@@ -79,20 +80,20 @@ class FeatureDataset:
         return mean.float(), variance.sqrt().float()
 
     def _parts(self) -> Iterator[np.ndarray]:
-        """All rows in order, some at a time, read and checked; beside a GPU by several threads."""
+        """All rows in order, in chunks, verified; for a GPU by several threads."""
         images = max(1, CHUNK // math.prod(self.shape))
         parts = [self._rows[begin : begin + images] for begin in range(0, len(self), images)]
         if self.device.type == "cpu":
             yield from map(self._cache.checked, parts)
             return
         with ThreadPoolExecutor(READERS) as readers:
-            for begin in range(0, len(parts), 2 * READERS):  # so many of them at once in memory
+            for begin in range(0, len(parts), 2 * READERS):
                 yield from readers.map(self._cache.checked, parts[begin : begin + 2 * READERS])
 
 
 def add_noise(features: Tensor, std: Tensor, noise: float) -> Tensor:
-    """Features (…, D) with Gaussian noise on each, of `noise` times its standard deviation (D,).
+    """Add Gaussian noise of `noise` times its standard deviation (D,) to each feature (…, D).
 
-    No image then looks quite the same twice (Bishop, Neural Computation 1995).
+    Bishop, "Training with Noise is Equivalent to Tikhonov Regularization", Neural Computation 1995.
     """
     return features + noise * std * torch.randn_like(features) if noise else features

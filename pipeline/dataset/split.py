@@ -1,4 +1,4 @@
-"""One split of the data set, as decoders take it."""
+"""One split of the data set: its features and encoded captions."""
 
 import logging
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from pipeline.captions.table import CaptionTable
 from pipeline.captions.vocabulary import Vocabulary
 from pipeline.dataset.batching import EncodedCaptions, encode
 from pipeline.dataset.feature_dataset import FeatureDataset
-from pipeline.decoders.captioner_file import MOST_WORDS
+from pipeline.decoders.captioner_file import MAX_LENGTH
 from pipeline.features.feature_cache import FeatureCache
 from pipeline.runtime.errors import counted
 
 log = logging.getLogger(__name__)
 
-LONGEST = 0.995  # this quantile of the captions' lengths
+LENGTH_QUANTILE = 0.995
 
 
 @dataclass(frozen=True)
 class Split:
-    """N images' features and captions; `references[i]` are image i's, in tokens."""
+    """The features and captions of N images; `references[i]` are image i's, in tokens."""
 
     features: FeatureDataset
     references: list[list[list[str]]]
@@ -28,10 +28,10 @@ class Split:
 
     @property
     def max_length(self) -> int:
-        """Words of a caption that 99.5 % of these do not exceed: what a decoder may say at the
-        most. Beyond, it has hardly seen a caption go on."""
-        words = self.captions.lengths.float() - 2  # less <start> and <end>
-        return min(MOST_WORDS, int(words.quantile(LONGEST, interpolation="higher")))
+        """The maximum caption length, in tokens, for a decoder trained on this split: 99.5 % of
+        its captions do not exceed it."""
+        lengths = self.captions.lengths.float() - 2  # less <start> and <end>
+        return min(MAX_LENGTH, int(lengths.quantile(LENGTH_QUANTILE, interpolation="higher")))
 
 
 def load_split(

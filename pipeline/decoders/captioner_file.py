@@ -1,9 +1,11 @@
-"""The trained captioner: one safetensors file with all that captioning needs besides the CNN."""
+"""The trained decoder's file: weights, vocabulary and feature recipe, in one safetensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipeline.captions.tokenizer import TOKENIZER
 from pipeline.captions.vocabulary import Vocabulary, check_words
@@ -14,18 +16,18 @@ from pipeline.runtime.errors import ArtifactError, InputError
 from pipeline.runtime.tensors import read_tensors, write_tensors
 
 FORMAT = 6
-MOST_WORDS = 1000  # of a caption: what a file claims costs a search its memory
+MAX_LENGTH = 1000  # of a caption: a search reserves what a file claims
 
 
 @dataclass(frozen=True)
 class TrainedDecoder:
-    """A decoder, its words, and what it learned from."""
+    """A decoder, its vocabulary, and what it was trained on."""
 
     decoder: Decoder
     vocabulary: Vocabulary
     recipe: FeatureRecipe
-    split_digest: str  # of the split that it learned from
-    max_length: int  # words of a caption at the most, by the captions that it learned from
+    split_digest: str  # of the split that it was trained on
+    max_length: int  # of its captions, in tokens
 
 
 def write_model(path: Path, model: TrainedDecoder) -> None:
@@ -42,10 +44,10 @@ def write_model(path: Path, model: TrainedDecoder) -> None:
 
 
 def read_model(path: Path, device: torch.device) -> TrainedDecoder:
-    """A model ready to caption, in eval mode on `device`.
+    """Read a model, in eval mode on `device`.
 
     Raises:
-        InputError: the file is absent, damaged, or no model of this version.
+        ArtifactError: the file is missing, damaged, or not a model of this version.
     """
     tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
@@ -54,7 +56,7 @@ def read_model(path: Path, device: torch.device) -> TrainedDecoder:
     if not (
         isinstance(split_digest, str)
         and isinstance(max_length, int)
-        and 1 <= max_length <= MOST_WORDS
+        and 1 <= max_length <= MAX_LENGTH
     ):
         raise ArtifactError(path, "does not say what it was trained on")
     vocabulary = check_words(header.get("vocabulary"), where=str(path))
@@ -62,15 +64,13 @@ def read_model(path: Path, device: torch.device) -> TrainedDecoder:
     try:
         config = DecoderConfig(**header["decoder"])
         if config.vocabulary_size != len(vocabulary):
-            raise ValueError(f"{config.vocabulary_size} outputs for {len(vocabulary)} words")
-        if config.num_layers > len(tensors):  # each has some; to build millions takes minutes
+            raise ValueError(f"{config.vocabulary_size} outputs for {len(vocabulary)} tokens")
+        if config.num_layers > len(tensors):  # building millions takes minutes
             raise ValueError(f"{len(tensors)} tensors for {config.num_layers} layers")
-        with torch.device("meta"):  # no memory for what a header merely claims
-            claimed = build_decoder(config).state_dict()
-        if {name: one.shape for name, one in claimed.items()} != {
-            name: one.shape for name, one in tensors.items()
-        }:
-            raise ValueError("other tensors")
+        with torch.device("meta"):  # allocates nothing for what the header claims
+            expected = build_decoder(config).state_dict()
+        if _shapes(expected) != _shapes(tensors):
+            raise ValueError("names or shapes differ")
         decoder = build_decoder(config)
         decoder.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -78,13 +78,18 @@ def read_model(path: Path, device: torch.device) -> TrainedDecoder:
     return TrainedDecoder(decoder.to(device).eval(), vocabulary, recipe, split_digest, max_length)
 
 
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
 def require_same_split(model: TrainedDecoder, split_digest: str, where: str) -> None:
-    """
+    """Check that the model was trained on this split, so that no test image was trained on.
+
     Raises:
-        InputError: the model learned from another split, perhaps from the images of this test.
+        InputError: it was trained on another split.
     """
     if model.split_digest != split_digest:
         raise InputError(
-            f"{where} learned from another split of the images than that of the captions table; "
+            f"{where} was trained on another split than that of the captions table; "
             "train it again on this one"
         )

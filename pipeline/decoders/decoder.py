@@ -1,9 +1,9 @@
-"""What every decoder is: the words' embedding before it, the words' scores behind it, and between
-them three ways to run it.
+"""The base class of all decoders: embedding, output layer, and three ways to run what is between.
 
-Shapes: P images, C captions (or beams) of each, B = P * C of them in all, T words, V words in
-the vocabulary, N cells of a grid, D feature size, E embedding size, H hidden size, L layers.
-Row i of the captions belongs to image i // C, here and wherever a decoder meets both.
+Shapes, here and wherever decoders are used:
+    P images, C captions (or beams) per image, B = P * C captions, T tokens, V vocabulary size,
+    N grid cells, D feature size, E embedding size, H hidden size, L layers.
+    Row i of the captions belongs to image i // C.
 """
 
 from abc import ABC, abstractmethod
@@ -17,33 +17,32 @@ from torch import Tensor, nn
 
 from pipeline.decoders.dropout import Dropout
 
-COLUMNS = 64
+VOCABULARY_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class DecoderState:
-    """What a step hands to the next one; a search reorders and drops rows without knowing what is
-    in them."""
+    """What one step passes to the next; a search selects its rows without knowing its content."""
 
-    memory: tuple[Tensor, ...]  # a row an image, (P, …): what no step changes
-    beams: tuple[Tensor, ...]  # a row a caption, (B, …)
+    memory: tuple[Tensor, ...]  # (P, …), what does not change from step to step
+    hidden: tuple[Tensor, ...]  # (B, …), what does
 
-    def rows(self, beams: Tensor, images: Tensor | None = None) -> "DecoderState":
-        """The state with these captions' rows and, where given, these images'."""
+    def index_select(self, rows: Tensor, images: Tensor | None = None) -> "DecoderState":
+        """Select rows (B',) of the captions and, if given, images (P',) of the memory."""
         memory = self.memory
         if images is not None:
-            memory = tuple(part.index_select(0, images) for part in memory)
-        return DecoderState(memory, tuple(part.index_select(0, beams) for part in self.beams))
+            memory = tuple(tensor.index_select(0, images) for tensor in memory)
+        return DecoderState(memory, tuple(tensor.index_select(0, rows) for tensor in self.hidden))
 
 
 class StepDecoder(Protocol):
     """What a search needs of a decoder."""
 
-    def start(self, features: Tensor) -> DecoderState:
-        """State before the first word, from the features of P images; one caption of each."""
+    def init_state(self, features: Tensor) -> DecoderState:
+        """The state before the first token of one caption per image."""
 
-    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Logits (B, V) of the words that follow `words` (B,), and the state after them."""
+    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Logits (B, V) of the tokens after `token_ids` (B,), and the new state."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class DecoderConfig:
     older files are refused.
     """
 
-    decoder: str  # of `pipeline.decoders.registry`
+    decoder: str  # a name in `pipeline.decoders.registry`
     rnn_type: Literal["lstm", "gru"]
     feature_shape: Sequence[int]  # (D,) pooled or (height, width, D) grid
     vocabulary_size: int
@@ -79,7 +78,13 @@ class DecoderConfig:
 
 
 class Decoder(nn.Module, ABC):
-    """Captions from features."""
+    """A caption decoder over the features of a frozen CNN.
+
+    A subclass defines `forward_hidden`, `init_state` and `step`, which must agree: `step` by step
+    gives the logits of `forward`. Dropout belongs in `nn.Dropout` modules (`self.dropout`) and in
+    RNN modules only, never in `F.dropout`: self-critical training turns it off in modules while
+    it samples captions.
+    """
 
     feature_mean: Tensor  # (D,)
     feature_std: Tensor  # (D,)
@@ -87,26 +92,23 @@ class Decoder(nn.Module, ABC):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        # What all images have in common says nothing: features are seen as deviations from the
-        # training images' mean, in standard deviations.
+        # Features are standardised with the training images' mean and standard deviation: what
+        # all images share carries no information.
         self.register_buffer("feature_mean", torch.zeros(config.feature_shape[-1]))
         self.register_buffer("feature_std", torch.ones(config.feature_shape[-1]))
-        self.embed = nn.Embedding(config.vocabulary_size, config.embed_size)
+        V, H = config.vocabulary_size, config.hidden_size
+        self.embed = nn.Embedding(V, config.embed_size)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         self.dropout = Dropout(config.dropout)
-        # Tied: the same vector says and hears a word (Press & Wolf, EACL 2017).
-        self.output = (
-            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocabulary_size)
-        )
-        self.bias = (
-            nn.Parameter(torch.zeros(config.vocabulary_size)) if config.tie_embeddings else None
-        )
+        # Tied: input and output share one embedding (Press & Wolf, EACL 2017).
+        tied = config.tie_embeddings
+        self.output = None if tied else nn.Linear(H, V)
+        self.bias = nn.Parameter(torch.zeros(V)) if tied else None
 
     def set_feature_stats(self, mean: Tensor, std: Tensor) -> None:
-        """Remember the mean and deviation (D,) of the training images' features."""
+        """Set the mean and standard deviation (D,) of the training images' features."""
         self.feature_mean.copy_(mean)
-        # A feature that never varies carries nothing; do not divide by nothing.
-        self.feature_std.copy_(std.clamp_min(1e-3))
+        self.feature_std.copy_(std.clamp_min(1e-3))  # a constant feature must not divide by zero
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """(P, D) -> (P, D), or (P, height, width, D) -> (P, N, D)."""
@@ -114,55 +116,62 @@ class Decoder(nn.Module, ABC):
         return features if features.dim() == 2 else features.flatten(1, 2)
 
     @abstractmethod
-    def hidden(self, features: Tensor, words: Tensor) -> Tensor:
-        """Teacher forcing: (B, T, ·), from which `logits` tells the word after each of `words`.
+    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        """Run with teacher forcing up to the output layer, which `logits` applies.
+
+        The two are apart so that training applies the output layer, most of the arithmetic, only
+        where a caption has tokens.
 
         Args:
             features: of P images, (P, D) or (P, height, width, D).
-            words: (B, T), beginning with <start>.
+            token_ids: (B, T), beginning with <start>.
+
+        Returns:
+            (B, T, ·), from which `logits` predicts the token after each of `token_ids`.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What `hidden` gave, (…, ·) -> scores (…, V) of the next word."""
+        """What `forward_hidden` returned, (…, ·) -> logits (…, V) of the next token."""
         hidden = self.dropout(hidden)
         if self.output is None:
-            return _scores(hidden, self.embed.weight, self.bias)
-        return _scores(hidden, self.output.weight, self.output.bias)
+            return _project(hidden, self.embed.weight, self.bias)
+        return _project(hidden, self.output.weight, self.output.bias)
 
-    def forward(self, features: Tensor, words: Tensor) -> Tensor:
-        """Teacher forcing: logits (B, T, V) of the word that follows each of `words` (B, T)."""
-        return self.logits(self.hidden(features, words))
-
-    @abstractmethod
-    def start(self, features: Tensor) -> DecoderState:
-        """State before the first word of one caption of each image."""
+    def forward(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        """Teacher forcing: logits (B, T, V) of the token after each of `token_ids` (B, T)."""
+        return self.logits(self.forward_hidden(features, token_ids))
 
     @abstractmethod
-    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Logits (B, V) of the words that follow `words` (B,), and the state after them."""
+    def init_state(self, features: Tensor) -> DecoderState:
+        """The state before the first token of one caption per image."""
 
-    def attention(self, features: Tensor, words: Tensor) -> Tensor:
-        """Where it looked before it said the word after each of `words`: (B, T, N), each word's
-        weights summing to one (with the sentinel's, for adaptive attention).
+    @abstractmethod
+    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Logits (B, V) of the tokens after `token_ids` (B,), and the new state."""
+
+    def attention_weights(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        """Attention weights (B, T, N) with which the token after each of `token_ids` was predicted.
+
+        Each row sums to one, together with the sentinel's weight in adaptive attention.
 
         Raises:
             TypeError: this decoder does not attend to a grid.
         """
-        raise TypeError(f"{self.config.decoder} attends to no grid")
+        raise TypeError(f"{self.config.decoder} does not attend to a grid")
 
 
-def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(…, H) and (V, H) -> (…, V). A GPU multiplies by an odd number of words at a fraction of its
-    speed, so there the number is rounded up and what it gave too much is left out."""
-    lack = -len(weight) % COLUMNS
+def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(…, H) and (V, H) -> (…, V). With an odd vocabulary size a GPU multiplies at a fraction of
+    its speed, so there the weights are padded and the surplus columns dropped."""
+    lack = -len(weight) % VOCABULARY_MULTIPLE
     if hidden.device.type == "cpu" or not lack:
         return F.linear(hidden, weight, bias)
     assert bias is not None
-    wide = F.linear(hidden, F.pad(weight, (0, 0, 0, lack)), F.pad(bias, (0, lack)))
-    return wide[..., : len(weight)]
+    padded = F.linear(hidden, F.pad(weight, (0, 0, 0, lack)), F.pad(bias, (0, lack)))
+    return padded[..., : len(weight)]
 
 
-def expand_to_captions(rows: Tensor, words: Tensor) -> Tensor:
-    """A row an image (P, …) -> a row a caption (B, …)."""
-    captions = len(words) // len(rows)
+def expand_to_captions(rows: Tensor, token_ids: Tensor) -> Tensor:
+    """One row per image (P, …) -> one row per caption (B, …)."""
+    captions = len(token_ids) // len(rows)
     return rows if captions == 1 else rows.repeat_interleave(captions, dim=0)

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al., JMLR 2014) that costs next to nothing on a CPU."""
+"""Dropout (Srivastava et al., JMLR 2014) that is fast on a CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, with the fates of four elements drawn in one random number on a CPU.
+    """`nn.Dropout` that draws one random number for four elements on a CPU.
 
-    There a draw an element takes 8 % of a training step of Show and Tell. Sixteen bits each
+    There, one draw per element takes 8 % of a training step of Show and Tell. Sixteen bits each
     leave the probability exact to 1/65536; a GPU draws in its own fused kernel.
     """
 

@@ -1,7 +1,8 @@
-"""Decoders that feed what they saw back into the LSTM (or GRU), and so must go word by word.
+"""Decoders that feed the context back into the LSTM (or GRU), one step per token.
 
-Soft attention: Xu et al., "Show, Attend and Tell", ICML 2015. Top-down attention: Anderson et al.,
-"Bottom-Up and Top-Down Attention", CVPR 2018, over grid cells instead of detected regions.
+Input feeding: Luong et al., EMNLP 2015. Soft attention: Xu et al., "Show, Attend and Tell", ICML
+2015. Top-down attention: Anderson et al., "Bottom-Up and Top-Down Attention", CVPR 2018, over grid
+cells instead of detected regions.
 
 Shapes as in `pipeline.decoders.decoder`.
 """
@@ -11,113 +12,121 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from pipeline.decoders.attention import AdditiveAttention, Cells
+from pipeline.decoders.attention import AdditiveAttention, GridEmbedding
 from pipeline.decoders.decoder import Decoder, DecoderConfig, DecoderState, expand_to_captions
 
 
-class Cell(nn.Module):
+class RNNCell(nn.Module):
     """An LSTM or GRU cell; the first tensor of its state is its output (B, H)."""
 
-    def __init__(self, kind: str, input_size: int, hidden_size: int) -> None:
+    def __init__(self, rnn_type: str, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.size = 2 if kind == "lstm" else 1
-        self.cell = (nn.LSTMCell if kind == "lstm" else nn.GRUCell)(input_size, hidden_size)
-        if kind == "lstm":
-            with torch.no_grad():  # remember by default
+        self.num_tensors = 2 if rnn_type == "lstm" else 1  # of its state
+        self.cell = (nn.LSTMCell if rnn_type == "lstm" else nn.GRUCell)(input_size, hidden_size)
+        if rnn_type == "lstm":
+            with torch.no_grad():  # a forget bias of one, as in `recurrent`
                 self.cell.bias_ih[hidden_size : 2 * hidden_size].fill_(1.0)
                 self.cell.bias_hh[hidden_size : 2 * hidden_size].zero_()
 
-    def forward(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self.size == 2:
-            return self.cell(inputs, state)
-        return (self.cell(inputs, state[0]),)
+    def forward(self, inputs: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self.num_tensors == 2:
+            return self.cell(inputs, hidden)
+        return (self.cell(inputs, hidden[0]),)
 
 
 class InputFeedingDecoder(Decoder):
-    """One word after the other, in training too."""
+    """One step per token, in training too."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         *grid, D = config.feature_shape
-        self.cells = Cells(D, grid[0] * grid[1], config.hidden_size)
-        self.attend = AdditiveAttention(config.hidden_size)
+        self.grid_embed = GridEmbedding(D, grid[0] * grid[1], config.hidden_size)
+        self.attn = AdditiveAttention(config.hidden_size)
 
     @abstractmethod
-    def advance(self, inputs: Tensor, state: DecoderState) -> tuple[Tensor, Tensor, DecoderState]:
-        """What `logits` takes (B, H), the weights (B, N) and the state, after a word (B, E)."""
+    def step_hidden(
+        self, inputs: Tensor, state: DecoderState
+    ) -> tuple[Tensor, Tensor, DecoderState]:
+        """What `logits` takes (B, H), the attention weights (B, N) and the state, after embedded
+        tokens (B, E)."""
 
-    def hidden(self, features: Tensor, words: Tensor) -> Tensor:
-        return self._run_rnn(features, words)[0]
+    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        return self._forward(features, token_ids)[0]
 
-    def attention(self, features: Tensor, words: Tensor) -> Tensor:
-        return self._run_rnn(features, words)[1]
+    def attention_weights(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        return self._forward(features, token_ids)[1]
 
-    def _run_rnn(self, features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        state = self.start(features)
-        state = DecoderState(
-            state.memory, tuple(expand_to_captions(part, words) for part in state.beams)
-        )
-        hidden, weights = [], []
-        for inputs in self.dropout(self.embed(words)).unbind(dim=1):
-            now, looked, state = self.advance(inputs, state)
-            hidden.append(now)
-            weights.append(looked)
-        return torch.stack(hidden, dim=1), torch.stack(weights, dim=1)
+    def _forward(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.init_state(features)
+        expanded = tuple(expand_to_captions(part, token_ids) for part in state.hidden)
+        state = DecoderState(state.memory, expanded)
+        outputs, weights = [], []
+        for inputs in self.dropout(self.embed(token_ids)).unbind(dim=1):
+            output, weight, state = self.step_hidden(inputs, state)
+            outputs.append(output)
+            weights.append(weight)
+        return torch.stack(outputs, dim=1), torch.stack(weights, dim=1)
 
-    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        hidden, _, state = self.advance(self.dropout(self.embed(words)), state)
-        return self.logits(hidden), state
+    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        output, _, state = self.step_hidden(self.dropout(self.embed(token_ids)), state)
+        return self.logits(output), state
 
     def _memory(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and cells, (P, N, H) each."""
-        cells = self.dropout(self.cells(self.normalize_features(features)))
-        return self.attend.key(cells), cells
+        cells = self.dropout(self.grid_embed(self.normalize_features(features)))
+        return self.attn.key(cells), cells
 
 
 class SoftAttention(InputFeedingDecoder):
-    """The hidden state chooses where to look before each word."""
+    """The previous hidden state attends to the grid; the context enters the LSTM."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         E, H = config.embed_size, config.hidden_size
-        self.rnn = Cell(config.rnn_type, E + H, H)
-        self.begin = nn.Linear(H, self.rnn.size * H)
+        self.rnn = RNNCell(config.rnn_type, E + H, H)
+        self.init_proj = nn.Linear(H, self.rnn.num_tensors * H)
         self.gate = nn.Linear(H, H)
-        self.deep = nn.Linear(E + 2 * H, H)
+        self.out_proj = nn.Linear(E + 2 * H, H)
 
-    def start(self, features: Tensor) -> DecoderState:
+    def init_state(self, features: Tensor) -> DecoderState:
         keys, cells = self._memory(features)
-        beginning = torch.tanh(self.begin(cells.mean(dim=1)))
-        return DecoderState((keys, cells), beginning.chunk(self.rnn.size, dim=1))
+        hidden = torch.tanh(self.init_proj(cells.mean(dim=1)))
+        return DecoderState((keys, cells), hidden.chunk(self.rnn.num_tensors, dim=1))
 
-    def advance(self, inputs: Tensor, state: DecoderState) -> tuple[Tensor, Tensor, DecoderState]:
-        before = state.beams[0]
-        seen, weights = self.attend(before, *state.memory)
-        seen = torch.sigmoid(self.gate(before)) * seen
-        after = self.rnn(torch.cat([inputs, seen], dim=1), state.beams)
-        hidden = torch.tanh(self.deep(torch.cat([inputs, after[0], seen], dim=1)))
-        return hidden, weights, DecoderState(state.memory, after)
+    def step_hidden(
+        self, inputs: Tensor, state: DecoderState
+    ) -> tuple[Tensor, Tensor, DecoderState]:
+        prev_hidden = state.hidden[0]
+        context, weights = self.attn(prev_hidden, *state.memory)
+        context = torch.sigmoid(self.gate(prev_hidden)) * context
+        hidden = self.rnn(torch.cat([inputs, context], dim=1), state.hidden)
+        output = torch.tanh(self.out_proj(torch.cat([inputs, hidden[0], context], dim=1)))
+        return output, weights, DecoderState(state.memory, hidden)
 
 
 class TopDownAttention(InputFeedingDecoder):
-    """One LSTM chooses where to look, another one says what is there."""
+    """An attention LSTM attends to the grid, and a language LSTM predicts the token."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         E, H = config.embed_size, config.hidden_size
-        self.look = Cell(config.rnn_type, H + H + E, H)
-        self.tell = Cell(config.rnn_type, H + H, H)
+        self.att_lstm = RNNCell(config.rnn_type, H + H + E, H)
+        self.lang_lstm = RNNCell(config.rnn_type, H + H, H)
 
-    def start(self, features: Tensor) -> DecoderState:
+    def init_state(self, features: Tensor) -> DecoderState:
         keys, cells = self._memory(features)
         zeros = cells.new_zeros(len(cells), self.config.hidden_size)
-        return DecoderState((keys, cells, cells.mean(dim=1)), (zeros,) * (2 * self.look.size))
+        hidden = (zeros,) * (2 * self.att_lstm.num_tensors)
+        return DecoderState((keys, cells, cells.mean(dim=1)), hidden)
 
-    def advance(self, inputs: Tensor, state: DecoderState) -> tuple[Tensor, Tensor, DecoderState]:
-        keys, cells, overall = state.memory
-        looking, telling = state.beams[: self.look.size], state.beams[self.look.size :]
-        overall = expand_to_captions(overall, inputs)
-        looking = self.look(torch.cat([telling[0], overall, inputs], dim=1), looking)
-        seen, weights = self.attend(looking[0], keys, cells)
-        telling = self.tell(torch.cat([seen, looking[0]], dim=1), telling)
-        return telling[0], weights, DecoderState(state.memory, (*looking, *telling))
+    def step_hidden(
+        self, inputs: Tensor, state: DecoderState
+    ) -> tuple[Tensor, Tensor, DecoderState]:
+        keys, cells, mean_feature = state.memory
+        mean_feature = expand_to_captions(mean_feature, inputs)
+        size = self.att_lstm.num_tensors
+        att, lang = state.hidden[:size], state.hidden[size:]
+        att = self.att_lstm(torch.cat([lang[0], mean_feature, inputs], dim=1), att)
+        context, weights = self.attn(att[0], keys, cells)
+        lang = self.lang_lstm(torch.cat([context, att[0]], dim=1), lang)
+        return lang[0], weights, DecoderState(state.memory, (*att, *lang))

@@ -1,9 +1,9 @@
 """Decoders whose LSTM (or GRU) runs over the whole caption in one call.
 
-Show and Tell (Vinyals et al., CVPR 2015) sees the image's vector first, then the words. Spatial
-and adaptive attention (Lu et al., "Knowing When to Look", CVPR 2017) do the same, and then each
-word's hidden state asks the grid. What was seen is not fed back into the LSTM, so training attends
-for all words at once; Show, Attend and Tell, which feeds it back, must go word by word.
+Show and Tell (Vinyals et al., CVPR 2015) feeds the image vector first, then the tokens. Spatial and
+adaptive attention (Lu et al., "Knowing When to Look", CVPR 2017) do the same, and then each hidden
+state attends to the grid. The context is not fed back into the LSTM, so training attends for all
+tokens at once; `input_feeding` has the decoders that feed it back.
 
 Shapes as in `pipeline.decoders.decoder`.
 """
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.captions.vocabulary import PAD
-from pipeline.decoders.attention import Cells, MultiHeadAttention
+from pipeline.decoders.attention import GridEmbedding, MultiHeadAttention
 from pipeline.decoders.decoder import Decoder, DecoderConfig, DecoderState, expand_to_captions
 
 
-class ShowAndTell(Decoder):
-    """Captions from one vector an image."""
+class RecurrentDecoder(Decoder):
+    """The image vector and the tokens through one LSTM (or GRU)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        self.image = nn.Linear(config.feature_shape[-1], config.embed_size)
+        self.image_proj = nn.Linear(config.feature_shape[-1], config.embed_size)
         rnn = nn.LSTM if config.rnn_type == "lstm" else nn.GRU
         self.rnn = rnn(
             config.embed_size,
@@ -34,44 +34,39 @@ class ShowAndTell(Decoder):
             self._init_forget_bias()
 
     def _init_forget_bias(self) -> None:
-        """Remember by default: a forget bias of one (Jozefowicz et al., ICML 2015)."""
+        """A forget bias of one (Jozefowicz et al., ICML 2015)."""
         H = self.config.hidden_size
         for layer in range(self.config.num_layers):
             with torch.no_grad():
                 getattr(self.rnn, f"bias_ih_l{layer}")[H : 2 * H].fill_(1.0)
                 getattr(self.rnn, f"bias_hh_l{layer}")[H : 2 * H].zero_()
 
-    def hidden(self, features: Tensor, words: Tensor) -> Tensor:
-        return self._run_rnn(self.normalize_features(features), words)[1][:, 1:]
-
-    def _run_rnn(self, vectors: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """The LSTM's inputs (B, 1 + T, E) and outputs (B, 1 + T, H); the image's own step, the
-        first, predicts nothing.
+    def _run_rnn(self, vectors: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The LSTM's inputs (B, 1 + T, E) and outputs (B, 1 + T, H); the first step is the image's.
 
         Args:
             vectors: standardised, (P, D).
         """
-        image = expand_to_captions(self.image(vectors), words).unsqueeze(1)  # (B, 1, E)
-        inputs = self.dropout(torch.cat([image, self.embed(words)], dim=1))
-        if words.device.type != "cpu":
-            return inputs, self._on_gpu(inputs)
-        return inputs, self._run_rnn_ragged(inputs, 1 + (words != PAD).sum(dim=1))
+        image = expand_to_captions(self.image_proj(vectors), token_ids).unsqueeze(1)  # (B, 1, E)
+        inputs = self.dropout(torch.cat([image, self.embed(token_ids)], dim=1))
+        if token_ids.device.type != "cpu":
+            return inputs, self._run_rnn_on_gpu(inputs)
+        return inputs, self._run_rnn_ragged(inputs, 1 + (token_ids != PAD).sum(dim=1))
 
-    def _on_gpu(self, inputs: Tensor) -> Tensor:
-        """The LSTM's outputs (B, T, H), in autocast's dtype. Autocast itself would run it in
-        float16 whatever its dtype, which lacks bfloat16's range and was no faster."""
+    def _run_rnn_on_gpu(self, inputs: Tensor) -> Tensor:
+        """The LSTM's outputs (B, T, H) in autocast's dtype. Autocast itself would run it in float16
+        whatever its dtype, which lacks bfloat16's range and was no faster."""
         if not torch.is_autocast_enabled("cuda"):
             return self.rnn(inputs)[0]
         dtype, rnn = torch.get_autocast_dtype("cuda"), self.rnn
         with torch.autocast("cuda", enabled=False):
-            # One piece of memory, matrices before biases, as cuDNN wants it.
-            weights = [part for layer in rnn.all_weights for part in layer]
-            order = sorted(range(len(weights)), key=lambda place: -weights[place].dim())
-            whole = torch.cat([weights[place].flatten() for place in order]).to(dtype)
-            parts = dict(
-                zip(order, whole.split([weights[place].numel() for place in order]), strict=True)
-            )
-            cast = [parts[place].view_as(weight) for place, weight in enumerate(weights)]
+            # One block of memory, matrices before biases, as cuDNN wants it.
+            weights = [weight for layer in rnn.all_weights for weight in layer]
+            order = sorted(range(len(weights)), key=lambda i: -weights[i].dim())
+            block = torch.cat([weights[i].flatten() for i in order]).to(dtype)
+            parts = block.split([weights[i].numel() for i in order])
+            by_index = dict(zip(order, parts, strict=True))
+            cast = [by_index[i].view_as(weight) for i, weight in enumerate(weights)]
             settings = (True, rnn.num_layers, rnn.dropout, self.training, False, True)
             inputs = inputs.to(dtype)
             zeros = inputs.new_zeros(rnn.num_layers, len(inputs), rnn.hidden_size)
@@ -80,117 +75,132 @@ class ShowAndTell(Decoder):
             return torch.gru(inputs, zeros, cast, *settings)[0]
 
     def _run_rnn_ragged(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """The LSTM's outputs (B, T, H), zeros for most of what is past a caption's length (B,).
+        """The LSTM's outputs (B, T, H), zeros for most of what lies past a caption's length (B,).
 
-        A CPU computes every step that it is asked for. So where captions of several lengths share
-        a batch, the short ones leave it at the step at which that saves the most.
+        A CPU computes every step it is given, also those on <pad>. So the batch runs whole up to
+        one step, and from there only the captions that are longer. That step is the one that
+        leaves the fewest rows to compute. `pack_padded_sequence` would split at every length, and
+        its many small calls were slower.
         """
         B, T = inputs.shape[:2]
-        alive = (lengths.unsqueeze(1) > torch.arange(T)).sum(dim=0)  # (T,): captions at each step
-        cost = [B * cut + int(alive[cut]) * (T - cut) for cut in range(1, T)]
-        cut = 1 + min(range(T - 1), key=cost.__getitem__) if cost else T
+        alive = (lengths.unsqueeze(1) > torch.arange(T)).sum(dim=0)  # (T,), captions at each step
+        cost = [B * step + int(alive[step]) * (T - step) for step in range(1, T)]
         if not cost or min(cost) > 0.95 * B * T:
             return self.rnn(inputs)[0]
-        longer = (lengths > cut).nonzero().squeeze(1)
-        first, state = self.rnn(inputs[:, :cut])
-        parts = state if isinstance(state, tuple) else (state,)
-        parts = tuple(part.index_select(1, longer) for part in parts)
-        rest, _ = self.rnn(inputs[longer, cut:], parts if len(parts) > 1 else parts[0])
-        padded = rest.new_zeros(B, T - cut, rest.shape[-1]).index_copy(0, longer, rest)
+        split_step = 1 + min(range(T - 1), key=cost.__getitem__)
+        longer = (lengths > split_step).nonzero().squeeze(1)
+        first, state = self.rnn(inputs[:, :split_step])
+        if isinstance(state, tuple):
+            state = tuple(part.index_select(1, longer) for part in state)
+        else:
+            state = state.index_select(1, longer)
+        rest, _ = self.rnn(inputs[longer, split_step:], state)
+        padded = rest.new_zeros(B, T - split_step, rest.shape[-1]).index_copy(0, longer, rest)
         return torch.cat([first, padded], dim=1)
 
-    def start(self, features: Tensor) -> DecoderState:
-        return self._init_from_image(self.normalize_features(features), ())
-
     def _init_from_image(self, vectors: Tensor, memory: tuple[Tensor, ...]) -> DecoderState:
-        _, state = self.rnn(self.dropout(self.image(vectors).unsqueeze(1)))
-        return DecoderState(memory, self._batch_first(state))
+        """The state after the image's step."""
+        _, hidden = self.rnn(self.dropout(self.image_proj(vectors).unsqueeze(1)))
+        return DecoderState(memory, self._batch_first(hidden))
 
-    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        _, output, state = self._next(words, state)
-        return self.logits(output.squeeze(1)), state
+    def _step_rnn(
+        self, token_ids: Tensor, state: DecoderState
+    ) -> tuple[Tensor, Tensor, DecoderState]:
+        """The LSTM's input (B, 1, E) and output (B, 1, H) for `token_ids` (B,), and the state."""
+        layers_first = tuple(
+            part.transpose(0, 1).contiguous() for part in state.hidden
+        )  # (L, B, H)
+        hidden = layers_first if self.config.rnn_type == "lstm" else layers_first[0]
+        inputs = self.dropout(self.embed(token_ids).unsqueeze(1))
+        output, hidden = self.rnn(inputs, hidden)
+        return inputs, output, DecoderState(state.memory, self._batch_first(hidden))
 
-    def _next(self, words: Tensor, state: DecoderState) -> tuple[Tensor, Tensor, DecoderState]:
-        """The LSTM's input (B, 1, E) and output (B, 1, H) for `words` (B,)."""
-        layers_first = tuple(part.transpose(0, 1).contiguous() for part in state.beams)  # (L, B, H)
-        before = layers_first if self.config.rnn_type == "lstm" else layers_first[0]
-        inputs = self.dropout(self.embed(words).unsqueeze(1))
-        output, after = self.rnn(inputs, before)
-        return inputs, output, DecoderState(state.memory, self._batch_first(after))
-
-    def _batch_first(self, state: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        parts = state if isinstance(state, tuple) else (state,)
+    def _batch_first(self, hidden: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        parts = hidden if isinstance(hidden, tuple) else (hidden,)
         return tuple(part.transpose(0, 1) for part in parts)  # (B, L, H)
 
 
-class SpatialAttention(ShowAndTell):
-    """Every word asks the grid, with several heads."""
+class ShowAndTell(RecurrentDecoder):
+    """Captions from one vector per image."""
+
+    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        return self._run_rnn(self.normalize_features(features), token_ids)[1][:, 1:]
+
+    def init_state(self, features: Tensor) -> DecoderState:
+        return self._init_from_image(self.normalize_features(features), ())
+
+    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        _, output, state = self._step_rnn(token_ids, state)
+        return self.logits(output.squeeze(1)), state
+
+
+class SpatialAttention(RecurrentDecoder):
+    """Every hidden state attends to the grid, with several heads."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         *grid, D = config.feature_shape
         H = config.hidden_size
-        self.cells = Cells(D, grid[0] * grid[1], H)
-        self.attend = MultiHeadAttention(H, config.num_heads)
-        self.fuse = nn.Linear(2 * H, H)
+        self.grid_embed = GridEmbedding(D, grid[0] * grid[1], H)
+        self.attn = MultiHeadAttention(H, config.num_heads)
+        self.out_proj = nn.Linear(2 * H, H)
 
-    def hidden(self, features: Tensor, words: Tensor) -> Tensor:
-        return self._attended(features, words)[0]  # (B, T, 2 H), to be fused where needed
+    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        return self._forward(features, token_ids)[0]  # (B, T, 2 H)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return super().logits(torch.tanh(self.fuse(hidden)))
+        return super().logits(torch.tanh(self.out_proj(hidden)))
 
-    def attention(self, features: Tensor, words: Tensor) -> Tensor:
-        return self._attended(features, words)[1]
+    def attention_weights(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        return self._forward(features, token_ids)[1]
 
-    def _attended(self, features: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         grid = self.normalize_features(features)
-        inputs, outputs = self._run_rnn(grid.mean(dim=1), words)
-        return self._ask(inputs[:, 1:], outputs[:, :-1], outputs[:, 1:], self._memory(grid))
+        inputs, outputs = self._run_rnn(grid.mean(dim=1), token_ids)
+        return self._attend(inputs[:, 1:], outputs[:, :-1], outputs[:, 1:], self._memory(grid))
 
-    def start(self, features: Tensor) -> DecoderState:
+    def init_state(self, features: Tensor) -> DecoderState:
         grid = self.normalize_features(features)
         return self._init_from_image(grid.mean(dim=1), self._memory(grid))
 
-    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        before = state.beams[0][:, -1:]  # the last layer's (B, 1, H)
-        inputs, output, state = self._next(words, state)
-        both, _ = self._ask(inputs, before, output, state.memory)
-        return self.logits(both.squeeze(1)), state
+    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        prev_hidden = state.hidden[0][:, -1:]  # the last layer's, (B, 1, H)
+        inputs, output, state = self._step_rnn(token_ids, state)
+        hidden, _ = self._attend(inputs, prev_hidden, output, state.memory)
+        return self.logits(hidden.squeeze(1)), state
 
     def _memory(self, grid: Tensor) -> tuple[Tensor, ...]:
-        return self.attend.remember(self.dropout(self.cells(grid)))
+        return self.attn.project_kv(self.dropout(self.grid_embed(grid)))
 
-    def _ask(
-        self, inputs: Tensor, before: Tensor, outputs: Tensor, memory: tuple[Tensor, ...]
+    def _attend(
+        self, inputs: Tensor, prev_hidden: Tensor, outputs: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        """What the LSTM knows and what was seen, (B, T, 2 H), and the weights.
+        """The LSTM's outputs and the context, (B, T, 2 H), and the attention weights.
 
         Args:
             inputs: (B, T, E), the LSTM's.
-            before: (B, T, H), its outputs for the words before.
-            outputs: (B, T, H), its outputs for these words.
+            prev_hidden: (B, T, H), its outputs one step before.
+            outputs: (B, T, H), its outputs.
         """
-        seen, weights = self.attend(
-            self.dropout(outputs), *memory, self._sentinel(inputs, before, outputs)
-        )
-        return torch.cat([outputs, seen], dim=-1), weights
+        sentinel = self._sentinel(inputs, prev_hidden, outputs)
+        context, weights = self.attn(self.dropout(outputs), *memory, sentinel)
+        return torch.cat([outputs, context], dim=-1), weights
 
-    def _sentinel(self, inputs: Tensor, before: Tensor, outputs: Tensor) -> Tensor | None:
+    def _sentinel(self, inputs: Tensor, prev_hidden: Tensor, outputs: Tensor) -> Tensor | None:
         return None
 
 
 class AdaptiveAttention(SpatialAttention):
-    """A word may look at a sentinel, what the decoder knows by itself, instead of the grid.
+    """Spatial attention that can attend to a sentinel, its own state, instead of the grid.
 
-    Lu et al. gate the LSTM's memory cell, of which fused kernels give the last only; here the gate
-    opens on the hidden state, which is that cell through another gate.
+    Lu et al. gate the LSTM's cell state, of which fused kernels return only the last; here the gate
+    is on the hidden state, which is that cell state through another gate.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         self.gate = nn.Linear(config.embed_size + config.hidden_size, config.hidden_size)
 
-    def _sentinel(self, inputs: Tensor, before: Tensor, outputs: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.gate(torch.cat([inputs, before], dim=-1)))
+    def _sentinel(self, inputs: Tensor, prev_hidden: Tensor, outputs: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate(torch.cat([inputs, prev_hidden], dim=-1)))
         return gate * outputs

@@ -24,14 +24,14 @@ class Ensemble:
         self.members = list(members)
         self._parts: list[tuple[int, int]] = []  # tensors of each member's memory and beams
 
-    def start(self, features: Tensor) -> DecoderState:
-        states = [one.start(features_for(one, features)) for one in self.members]
-        self._parts = [(len(state.memory), len(state.beams)) for state in states]
+    def init_state(self, features: Tensor) -> DecoderState:
+        states = [one.init_state(features_for(one, features)) for one in self.members]
+        self._parts = [(len(state.memory), len(state.hidden)) for state in states]
         return _merge_states(states)
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Log-probabilities (B, V), which are logits as good as any, and the state."""
-        memory, beams = list(state.memory), list(state.beams)
+        memory, beams = list(state.memory), list(state.hidden)
         shares, after = [], []
         for member, (of_memory, of_beams) in zip(self.members, self._parts, strict=True):
             own = DecoderState(tuple(memory[:of_memory]), tuple(beams[:of_beams]))
@@ -51,7 +51,7 @@ def features_for(decoder: Decoder, features: Tensor) -> Tensor:
 def _merge_states(states: Sequence[DecoderState]) -> DecoderState:
     return DecoderState(
         tuple(part for state in states for part in state.memory),
-        tuple(part for state in states for part in state.beams),
+        tuple(part for state in states for part in state.hidden),
     )
 
 

@@ -1,230 +1,233 @@
 """Beam search, batched over images and beams, for any decoder.
 
-A caption of n words has the log-probability of its words and of the <end> after them. Its score is
-that sum divided by (n + 1) ** length_penalty: 0 leaves the sum, 1 makes it a mean per word
-(Wu et al. 2016 use the same idea). Captions have one word at the least and `max_length` at the
-most, and every one is ended by the model, none is cut off.
+A caption of n tokens has the log-probability of its tokens and of the <end> after them. Its score
+is that sum divided by (n + 1) ** length_penalty: 0 leaves the sum, 1 makes it a mean per token (as
+Wu et al. 2016). A caption has at least one token and at most `max_length`, and the decoder ends
+every caption itself: none is cut off.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.captions.vocabulary import END, PAD, START, UNK
 from pipeline.decoders.decoder import StepDecoder
 from pipeline.runtime.cuda_graphs import CudaGraphs
 
-NEVER = float("-inf")
+NEG_INF = float("-inf")
 
 
 @dataclass(frozen=True)
 class BeamSearchConfig:
-    """How captions are searched for; the fields are params of the evaluate stage."""
+    """The search's settings: params of the evaluate stage by the same names."""
 
     beam_size: int = 1
     length_penalty: float = 0.0
     max_length: int = 20
-    no_repeat_ngram_size: int = 0  # no n-gram of this size twice in a caption; 0 blocks nothing
+    no_repeat_ngram_size: int = 0  # no n-gram of this size twice in a caption; 0 allows all
     allow_unk: bool = False
-    beam_groups: int = 1  # of beams, `beam` in all: Vijayakumar et al., "Diverse Beam Search", 2016
-    diversity_penalty: float = (
-        0.5  # nats that a word costs for each beam of an earlier group that says it
-    )
+    # Diverse beam search (Vijayakumar et al. 2016): `beam_size` beams in groups; a token costs
+    # `diversity_penalty` nats per beam of an earlier group that has it at the same step.
+    beam_groups: int = 1
+    diversity_penalty: float = 0.5
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A caption as word ids, without <start> and <end>, and its score."""
+    """A caption as token ids, without <start> and <end>, and its score."""
 
-    words: list[int]
+    token_ids: list[int]
     score: float
 
 
 class BeamSearch:
-    """A decoder's search, to be called many times: on a GPU it is a CUDA graph for each number of
-    images, made when that number comes for the second time."""
+    """The search with one decoder, for repeated calls: on a GPU it becomes a CUDA graph for each
+    number of images, when that number comes for the second time."""
 
-    def __init__(self, decoder: StepDecoder, search: BeamSearchConfig) -> None:
-        self._search = search
-        self._graphs = CudaGraphs(lambda features: search_tokens(decoder, features, search))
+    def __init__(self, decoder: StepDecoder, config: BeamSearchConfig) -> None:
+        self._config = config
+        self._graphs = CudaGraphs(lambda features: search_tokens(decoder, features, config))
 
     def __call__(self, features: Tensor) -> list[list[Hypothesis]]:
-        """The best caption of each group of beams, for each of B images."""
-        words, scores = self._graphs(features)
-        return hypotheses(words, scores, self._search)
+        """The best caption of each group of beams, for each of P images."""
+        token_ids, scores = self._graphs(features)
+        return _hypotheses(token_ids, scores, self._config)
 
 
 def beam_search(
-    decoder: StepDecoder, features: Tensor, search: BeamSearchConfig
+    decoder: StepDecoder, features: Tensor, config: BeamSearchConfig
 ) -> list[Hypothesis]:
-    """The best caption of each of B images; arguments as of `diverse_beam_search`."""
-    return best_of_groups(diverse_beam_search(decoder, features, search))
+    """The best caption of each of P images; arguments as in `diverse_beam_search`."""
+    return best_of_groups(diverse_beam_search(decoder, features, config))
 
 
-def best_of_groups(found: list[list[Hypothesis]]) -> list[Hypothesis]:
-    return [max(groups, key=lambda one: one.score) for groups in found]
+def best_of_groups(captions: list[list[Hypothesis]]) -> list[Hypothesis]:
+    return [max(groups, key=lambda hypothesis: hypothesis.score) for groups in captions]
 
 
 def diverse_beam_search(
-    decoder: StepDecoder, features: Tensor, search: BeamSearchConfig
+    decoder: StepDecoder, features: Tensor, config: BeamSearchConfig
 ) -> list[list[Hypothesis]]:
-    """The best caption of each group of beams, for each of B images.
+    """The best caption of each group of beams, for each of P images.
 
     Args:
-        decoder: anything with `start` and `step`.
-        features: what the decoder's `start` takes, B in the first dimension.
+        features: what the decoder's `init_state` takes, P in the first dimension.
     """
-    words, scores = search_tokens(decoder, features, search)
-    return hypotheses(words, scores, search)
+    return _hypotheses(*search_tokens(decoder, features, config), config)
 
 
-def hypotheses(words: Tensor, scores: Tensor, search: BeamSearchConfig) -> list[list[Hypothesis]]:
-    """What `search_tokens` gave, as lists."""
-    found = [
-        Hypothesis([word for word in caption if word != PAD], score)
-        for caption, score in zip(words.tolist(), scores.tolist(), strict=True)
+def _hypotheses(
+    token_ids: Tensor, scores: Tensor, config: BeamSearchConfig
+) -> list[list[Hypothesis]]:
+    captions = [
+        Hypothesis([token for token in caption if token != PAD], score)
+        for caption, score in zip(token_ids.tolist(), scores.tolist(), strict=True)
     ]
-    return [
-        found[begin : begin + search.beam_groups]
-        for begin in range(0, len(found), search.beam_groups)
-    ]
+    G = config.beam_groups
+    return [captions[begin : begin + G] for begin in range(0, len(captions), G)]
 
 
 @torch.inference_mode()
 def search_tokens(
-    decoder: StepDecoder, features: Tensor, search: BeamSearchConfig, leaving: bool | None = None
+    decoder: StepDecoder,
+    features: Tensor,
+    config: BeamSearchConfig,
+    drop_finished: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same as tensors: words (B * groups, max_length), <pad> after each caption, and scores.
+    """The best caption of each group as tensors: token ids (P * groups, max_length), with <pad>
+    after each caption, and scores (P * groups,).
 
-    Finished captions are set aside and never grow again. An image is done once nothing that is
-    still growing can beat the best finished caption of its group: log-probabilities only fall, so
-    the bound is the sum so far over the largest divisor.
+    Finished captions are set aside and never grow again. An image is finished once no growing beam
+    can beat the best finished caption of its group: log-probabilities only fall, so the bound is
+    the sum so far over the largest divisor.
 
     Args:
-        leaving: whether an image that is done leaves the batch; None: on a CPU. A GPU would have
-            to be waited for to say which: there it stays, what goes on growing is worth nothing,
-            and the search can be one CUDA graph.
+        drop_finished: whether finished images leave the batch; None: on a CPU. On a GPU that would
+            wait for the device. There they stay, their beams count for nothing, and the search can
+            be one CUDA graph.
     """
-    B, G = len(features), search.beam_groups
-    K = search.beam_size // G
+    P, G = len(features), config.beam_groups
+    K = config.beam_size // G
     device = features.device
-    leaving = device.type == "cpu" if leaving is None else leaving
-    state = decoder.start(features)
+    drop_finished = device.type == "cpu" if drop_finished is None else drop_finished
+    state = decoder.init_state(features)
     if G > 1:
-        state = state.rows(torch.arange(B, device=device).repeat_interleave(G))
-    # Rows are groups of beams, row i of image i // G; r = b * G of them, b images still here.
-    words = torch.full((B * G,), START, device=device)
-    # All beams of a group begin alike, so there is one, k = 1; from the first word on k = K,
-    # unless there are too few words.
-    history = words.new_zeros((B * G, 1, 0))  # words of the growing captions, (r, k, length)
-    scores = torch.zeros((B * G, 1), device=device)
-    done_scores = torch.full((B * G, K), NEVER, device=device)
-    done_words = words.new_zeros((B * G, K, search.max_length))  # <pad> after the last word
-    rows = torch.arange(B * G, device=device)  # which rows are still in the batch
-    found_words, found_scores = done_words[:, 0].clone(), done_scores[:, 0].clone()
+        state = state.index_select(torch.arange(P, device=device).repeat_interleave(G))
+    # Rows are groups of beams, row i of image i // G: r = p * G of them for p remaining images.
+    token_ids = torch.full((P * G,), START, device=device)
+    # All beams of a group start alike, so there is one, k = 1. From the first token on k = K,
+    # unless the vocabulary is smaller.
+    history = token_ids.new_zeros((P * G, 1, 0))  # tokens of the growing captions, (r, k, length)
+    scores = torch.zeros((P * G, 1), device=device)
+    done_scores = torch.full((P * G, K), NEG_INF, device=device)
+    done_tokens = token_ids.new_zeros((P * G, K, config.max_length))
+    rows = torch.arange(P * G, device=device)  # the rows that are still in the batch
+    best_tokens, best_scores = done_tokens[:, 0].clone(), done_scores[:, 0].clone()
 
-    for length in range(search.max_length + 1):
-        logits, state = decoder.step(words, state)  # (r * k, V)
+    for length in range(config.max_length + 1):
+        logits, state = decoder.step(token_ids, state)  # (r * k, V)
         k, V = scores.shape[1], logits.shape[-1]
         log_probs = torch.log_softmax(logits.float(), dim=-1).view(-1, k, V)
-        _mask_tokens(log_probs, history, search)
+        _mask_tokens(log_probs, history, config)
         candidates = log_probs.add_(scores.unsqueeze(-1)).flatten(1)  # (r, k * V)
-        ranks, top = _best(candidates, V, search)  # (r, 2 K)
+        ranks, top = _top_candidates(candidates, V, config)  # (r, 2 K)
         top_scores = candidates.gather(1, top) if G > 1 else ranks
-        parents, chosen = top // V, top % V
-        ends = chosen == END
+        parents, tokens = top // V, top % V
+        ends = tokens == END
 
-        # Ended captions count only from the beam itself: the best K candidates.
-        ending = ends.clone()
-        ending[:, K:] = False
-        normal = (length + 1) ** search.length_penalty
-        new_scores = (top_scores / normal).masked_fill(~ending, NEVER)
-        padded = torch.nn.functional.pad(history, (0, search.max_length - length), value=PAD)
-        new_words = padded.gather(1, _expand_index(parents, padded))
-        done_scores, kept = torch.cat([new_scores, done_scores], dim=1).topk(K)
-        done_words = torch.cat([new_words, done_words], dim=1)
-        done_words = done_words.gather(1, _expand_index(kept, done_words))
+        # Captions finish only from the beam itself: the best K candidates.
+        finishing = ends.clone()
+        finishing[:, K:] = False
+        length_norm = (length + 1) ** config.length_penalty
+        new_scores = (top_scores / length_norm).masked_fill(~finishing, NEG_INF)
+        padded = F.pad(history, (0, config.max_length - length), value=PAD)
+        new_tokens = padded.gather(1, _expand_index(parents, padded))
+        done_scores, order = torch.cat([new_scores, done_scores], dim=1).topk(K)
+        done_tokens = torch.cat([new_tokens, done_tokens], dim=1)
+        done_tokens = done_tokens.gather(1, _expand_index(order, done_tokens))
 
-        _, growing = ranks.masked_fill(ends, NEVER).topk(min(K, top.shape[1]))  # (r, K)
-        scores = top_scores.masked_fill(ends, NEVER).gather(1, growing)
-        parents, chosen = parents.gather(1, growing), chosen.gather(1, growing)
-        bound = scores.amax(dim=1) / (search.max_length + 1) ** search.length_penalty
-        finished = (bound <= done_scores[:, 0]) | (length == search.max_length)
-        # A decoder remembers images, of which each has as many rows: they leave together.
+        _, growing = ranks.masked_fill(ends, NEG_INF).topk(min(K, top.shape[1]))  # (r, K)
+        scores = top_scores.masked_fill(ends, NEG_INF).gather(1, growing)
+        parents, tokens = parents.gather(1, growing), tokens.gather(1, growing)
+        bound = scores.amax(dim=1) / (config.max_length + 1) ** config.length_penalty
+        finished = (bound <= done_scores[:, 0]) | (length == config.max_length)
+        # A decoder's memory has one row per image: all groups of an image leave together.
         finished = finished.view(-1, G).all(dim=1).repeat_interleave(G)
-        # Move every tensor to the surviving images and, within them, the surviving beams.
+        # Move every tensor to the remaining images and, within them, to the surviving beams.
         left = torch.arange(len(rows), device=device)
-        if leaving:
+        if drop_finished:
             over = finished.nonzero().flatten()
-            found_words[rows[over]], found_scores[rows[over]] = (
-                done_words[over, 0],
-                done_scores[over, 0],
-            )
+            best_tokens[rows[over]] = done_tokens[over, 0]
+            best_scores[rows[over]] = done_scores[over, 0]
             left = (~finished).nonzero().flatten()
         else:
-            found_words, found_scores = done_words[:, 0], done_scores[:, 0]
-            scores = scores.masked_fill(finished.unsqueeze(1), NEVER)
-        if len(left) == 0 or length == search.max_length:
+            best_tokens, best_scores = done_tokens[:, 0], done_scores[:, 0]
+            scores = scores.masked_fill(finished.unsqueeze(1), NEG_INF)
+        if len(left) == 0 or length == config.max_length:
             break
         beams = (left.unsqueeze(1) * k + parents[left]).flatten()
-        state = state.rows(beams, images=left[::G] // G if len(left) < len(rows) else None)
+        images = left[::G] // G if len(left) < len(rows) else None
+        state = state.index_select(beams, images)
         history = history[left].gather(1, _expand_index(parents[left], history))
-        history = torch.cat([history, chosen[left].unsqueeze(-1)], dim=-1)
-        scores, words, rows = scores[left], chosen[left].flatten(), rows[left]
-        done_scores, done_words = done_scores[left], done_words[left]
-    return found_words, found_scores
+        history = torch.cat([history, tokens[left].unsqueeze(-1)], dim=-1)
+        scores, token_ids, rows = scores[left], tokens[left].flatten(), rows[left]
+        done_scores, done_tokens = done_scores[left], done_tokens[left]
+    return best_tokens, best_scores
 
 
-def _best(candidates: Tensor, words: int, search: BeamSearchConfig) -> tuple[Tensor, Tensor]:
-    """Ranks and places (r, 2 K) of the best candidates (r, k * V), the best first.
+def _top_candidates(
+    candidates: Tensor, vocabulary_size: int, config: BeamSearchConfig
+) -> tuple[Tensor, Tensor]:
+    """Ranks and indices (r, 2 K) of the best candidates (r, k * V), the best first.
 
-    2 K, for even if K of them end, K are left to grow. The rank is the score, less what a group
-    pays for the words with which the earlier groups of its image go on at this step.
+    2 K, so that K can grow even if K end. The rank is the score less the diversity penalty.
     """
-    G = search.beam_groups
-    K = search.beam_size // G
+    G = config.beam_groups
+    K = config.beam_size // G
     count = min(2 * K, candidates.shape[1])
     if G == 1:
         return candidates.topk(count)
-    by_image = candidates.unflatten(0, (-1, G))  # (b, G, k * V)
-    said = candidates.new_zeros(len(by_image), words)  # by how many beams of the earlier groups
-    found = []
+    by_image = candidates.unflatten(0, (-1, G))  # (p, G, k * V)
+    used = candidates.new_zeros(len(by_image), vocabulary_size)  # beams of earlier groups per token
+    per_group = []
     for group in range(G):
-        price = (search.diversity_penalty * said).repeat(
-            1, candidates.shape[1] // words
-        )  # (b, k * V)
-        ranks, top = (by_image[:, group] - price).topk(count)
-        found.append((ranks, top))
-        chosen = top % words
-        goes_on = (chosen != END) & ((chosen != END).cumsum(dim=1) <= K)
-        said = said.scatter_add(1, chosen, goes_on.float())
-    ranks, top = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*found, strict=True))
+        penalty = (config.diversity_penalty * used).repeat(
+            1, candidates.shape[1] // vocabulary_size
+        )  # (p, k * V)
+        ranks, top = (by_image[:, group] - penalty).topk(count)
+        per_group.append((ranks, top))
+        tokens = top % vocabulary_size
+        grows = (tokens != END) & ((tokens != END).cumsum(dim=1) <= K)
+        used = used.scatter_add(1, tokens, grows.float())
+    ranks, top = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*per_group, strict=True))
     return ranks, top
 
 
-def _mask_tokens(log_probs: Tensor, history: Tensor, search: BeamSearchConfig) -> None:
-    """Set what may not follow `history` (r, k, length) to never, in `log_probs` (r, k, V) itself:
-    it is by far the largest tensor here, and a copy would cost as much as the rest of a step."""
+def _mask_tokens(log_probs: Tensor, history: Tensor, config: BeamSearchConfig) -> None:
+    """Set tokens that may not follow `history` (r, k, length) to -inf, in place: `log_probs`
+    (r, k, V) is by far the largest tensor, and a copy would cost as much as the rest of a step."""
     length = history.shape[-1]
-    if length == search.max_length:
-        log_probs[..., :END].fill_(NEVER)
-        log_probs[..., END + 1 :].fill_(NEVER)
+    if length == config.max_length:
+        log_probs[..., :END].fill_(NEG_INF)
+        log_probs[..., END + 1 :].fill_(NEG_INF)
         return
-    banned = [PAD, START] + ([] if search.allow_unk else [UNK]) + ([END] if length == 0 else [])
-    for token in banned:  # not all at once: their numbers would have to travel to the device
-        log_probs[..., token].fill_(NEVER)
-    n = search.no_repeat_ngram_size
+    banned = [PAD, START] + ([] if config.allow_unk else [UNK]) + ([END] if length == 0 else [])
+    for token in banned:  # one by one: a list of indices would have to be copied to the device
+        log_probs[..., token].fill_(NEG_INF)
+    n = config.no_repeat_ngram_size
     if n and length >= n:
-        # Wherever the last n - 1 words stood before, the word that followed may not follow again.
+        # Wherever the last n - 1 tokens occurred before, the token that followed is banned.
         starts = length - n + 1
         earlier = torch.stack([history[..., i : i + n - 1] for i in range(starts)], dim=2)
         last = history[..., starts:].unsqueeze(2)  # (r, k, 1, n - 1)
         repeats = (earlier == last).all(dim=-1)  # (r, k, starts)
-        followers = history[..., n - 1 :].masked_fill(~repeats, PAD)  # (r, k, starts); PAD is never
-        log_probs.scatter_(2, followers, NEVER)
+        # <pad>, which is banned anyway, stands in where nothing repeats.
+        followers = history[..., n - 1 :].masked_fill(~repeats, PAD)  # (r, k, starts)
+        log_probs.scatter_(2, followers, NEG_INF)
 
 
 def _expand_index(index: Tensor, like: Tensor) -> Tensor:
-    """An index (r, n) over beams, for gathering rows of `like` (r, ·, words)."""
+    """An index (r, n) over beams, to gather rows of `like` (r, ·, length)."""
     return index.unsqueeze(-1).expand(-1, -1, like.shape[-1])

@@ -1,4 +1,4 @@
-"""Captions, as words, of any number of images, and what they score."""
+"""Captions of a data set, and the scores of greedy captions for validation."""
 
 import logging
 
@@ -23,11 +23,11 @@ def generate_captions(
     vocabulary: Vocabulary,
     batch_size: int,
 ) -> list[list[str]]:
-    """The tokens of one caption per image, for features (N, …), `batch_size` at a time."""
+    """One caption per image, in tokens, for features (N, …), `batch_size` images at a time."""
     captions = []
     for begin in progress_bar(range(0, len(features), batch_size), label="caption", unit="batch"):
-        found = best_of_groups(search(features[begin : begin + batch_size]))
-        captions += [vocabulary.decode(one.words) for one in found]
+        best = best_of_groups(search(features[begin : begin + batch_size]))
+        captions += [vocabulary.decode(caption.token_ids) for caption in best]
     return captions
 
 

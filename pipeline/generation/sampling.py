@@ -1,4 +1,4 @@
-"""Captions drawn from a decoder's own distribution, and how likely it finds captions."""
+"""Sample captions from a decoder's distribution, and compute captions' log-probabilities."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,16 @@ from torch import Tensor
 from pipeline.captions.vocabulary import END, PAD, START, UNK
 from pipeline.dataset.batching import pad_to_multiple
 from pipeline.decoders.decoder import Decoder, StepDecoder
-
-NEVER = float("-inf")
+from pipeline.generation.beam_search import NEG_INF
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """What captions are drawn from."""
+    """How captions are sampled."""
 
-    temperature: float = 1.0  # divides the logits; below 1 likely words are drawn more often still
-    top_k: int = 0  # of so many likeliest words only (Fan et al., ACL 2018); 0: of all
-    top_p: float = (
-        1.0  # of the likeliest that have this share together (Holtzman et al., ICLR 2020)
-    )
+    temperature: float = 1.0  # divides the logits; below 1 favours likely tokens
+    top_k: int = 0  # only the k likeliest tokens (Fan et al., ACL 2018); 0: all
+    top_p: float = 1.0  # only the likeliest tokens with this mass (Holtzman et al., ICLR 2020)
     max_length: int = 20
 
 
@@ -29,101 +26,99 @@ def sample(
     decoder: StepDecoder,
     features: Tensor,
     count: int,
-    sampling: SamplingConfig,
-    generator: torch.Generator | None = None,
+    config: SamplingConfig,
+    rng: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw `count` captions of each image.
+    """Sample `count` captions of each image.
 
     Args:
         features: of P images, (P, …).
 
     Returns:
-        Word ids (P * count, T), T at most max_length + 1, on a GPU always: words, <end>, <pad>. A
-        caption of max_length words has no <end> if it was not drawn by then.
+        Token ids (P * count, T): tokens, <end>, <pad>; T is at most max_length + 1, and always that
+        on a GPU. A caption of max_length tokens has no <end> if none was sampled by then.
     """
     P = len(features)
-    state = decoder.start(features)
-    state = state.rows(torch.arange(P, device=features.device).repeat_interleave(count))
-    words = torch.full((P * count,), START, device=features.device)
-    said, done = [], torch.zeros_like(words, dtype=torch.bool)
-    for length in range(sampling.max_length + 1):
-        logits, state = decoder.step(words, state)
-        logits = mask_special_tokens(logits.float(), first=length == 0) / sampling.temperature
-        words = sample_tokens(_top_k_top_p(torch.softmax(logits, dim=-1), sampling), generator)
-        if length == sampling.max_length:  # only to end is left
-            words = torch.where(words == END, words, PAD)
-        words = torch.where(done, PAD, words)
-        said.append(words)
-        done |= (words == END) | (words == PAD)
-        if words.device.type == "cpu" and done.all():  # a GPU would be waited for
+    state = decoder.init_state(features)
+    state = state.index_select(torch.arange(P, device=features.device).repeat_interleave(count))
+    token_ids = torch.full((P * count,), START, device=features.device)
+    captions, done = [], torch.zeros_like(token_ids, dtype=torch.bool)
+    for length in range(config.max_length + 1):
+        logits, state = decoder.step(token_ids, state)
+        logits = mask_special_tokens(logits.float(), first=length == 0) / config.temperature
+        token_ids = sample_tokens(_top_k_top_p(torch.softmax(logits, dim=-1), config), rng)
+        if length == config.max_length:  # only <end> may follow
+            token_ids = torch.where(token_ids == END, token_ids, PAD)
+        token_ids = torch.where(done, PAD, token_ids)
+        captions.append(token_ids)
+        done |= (token_ids == END) | (token_ids == PAD)
+        if token_ids.device.type == "cpu" and done.all():  # on a GPU this would wait for the device
             break
-    return torch.stack(said, dim=1)
+    return torch.stack(captions, dim=1)
 
 
-def _top_k_top_p(shares: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Shares (B, V), with nothing left to words that are too unlikely to be drawn."""
-    k, p = sampling.top_k, sampling.top_p
-    if 0 < k < shares.shape[-1]:
-        shares = shares.masked_fill(shares < shares.topk(k).values[:, -1:], 0)
+def _top_k_top_p(probs: Tensor, config: SamplingConfig) -> Tensor:
+    """Probabilities (B, V), with those outside top-k and top-p set to 0."""
+    k, p = config.top_k, config.top_p
+    if 0 < k < probs.shape[-1]:
+        probs = probs.masked_fill(probs < probs.topk(k).values[:, -1:], 0)
     if p < 1:
-        ordered, words = shares.sort(dim=-1, descending=True, stable=True)
-        # A word stays if those before it have not got there yet: the likeliest always does.
+        ordered, token_ids = probs.sort(dim=-1, descending=True, stable=True)
+        # A token stays if those before it have less mass than p: the likeliest always does.
         before = ordered.cumsum(dim=-1) - ordered
         ordered = ordered.masked_fill(before >= p * ordered.sum(dim=-1, keepdim=True), 0)
-        shares = torch.zeros_like(shares).scatter(-1, words, ordered)
-    return shares
+        probs = torch.zeros_like(probs).scatter(-1, token_ids, ordered)
+    return probs
 
 
-def sample_tokens(shares: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One of V for each row of (B, V) by its share.
+def sample_tokens(probs: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """Sample one token id (B,) per row of `probs` (B, V), which need not sum to one.
 
-    On a CPU from one random number: V of them would be a third of a step. On a GPU from V: the
-    first to come of V Poisson processes, in which nothing is summed in an order of chance.
+    On a CPU from one random number per row: V of them would be a third of a step. On a GPU from V
+    exponential variates, of which the smallest wins: a sum there would not be repeatable.
     """
-    if shares.device.type != "cpu":
-        waits = torch.empty_like(shares).exponential_(generator=generator)
-        return (shares / waits).argmax(dim=-1)
-    sums = shares.double().cumsum(dim=-1)
-    height = torch.rand(len(shares), 1, generator=generator, device=shares.device).double()
-    # The first whose sum is above: never one without a share.
+    if probs.device.type != "cpu":
+        waits = torch.empty_like(probs).exponential_(generator=rng)
+        return (probs / waits).argmax(dim=-1)
+    sums = probs.double().cumsum(dim=-1)
+    height = torch.rand(len(probs), 1, generator=rng, device=probs.device).double()
+    # The first whose sum is above: never one with a probability of 0.
     return torch.searchsorted(sums, height * sums[:, -1:], right=True).squeeze(1)
 
 
 def mask_special_tokens(logits: Tensor, first: bool) -> Tensor:
-    """Logits (…, V) without what is no word; the first word (B, V) is no <end> either."""
-    never = [PAD, START, UNK] + ([END] if first else [])
+    """Mask special tokens in logits (…, V); at the first position also <end>."""
     logits = logits.clone()
-    for token in never:  # not all at once: their numbers would have to travel to the device
-        logits[..., token].fill_(NEVER)
+    for token in [PAD, START, UNK] + ([END] if first else []):  # a list would be copied to the GPU
+        logits[..., token].fill_(NEG_INF)
     return logits
 
 
 def log_probabilities(
     decoder: Decoder, features: Tensor, captions: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probability (B, T) with which `sample` draws each word of captions (B, T); 0 for <pad>.
+    """Log-probability (B, T) with which `sample` draws each token of captions (B, T); 0 for <pad>.
 
     Args:
         features: of P images, (P, …), P a divisor of B.
     """
-    begin = captions.new_full((len(captions), 1), START)
-    inputs = torch.cat([begin, captions[:, :-1]], dim=1)
-    hidden = decoder.hidden(features, inputs)  # (B, T, ·)
-    if captions.device.type != "cpu":  # all places: a GPU would be waited for to say which are kept
+    start = captions.new_full((len(captions), 1), START)
+    inputs = torch.cat([start, captions[:, :-1]], dim=1)
+    hidden = decoder.forward_hidden(features, inputs)  # (B, T, ·)
+    if captions.device.type != "cpu":  # all positions: to find the tokens would wait for the device
         logits = mask_special_tokens(decoder.logits(hidden).float(), first=False)  # (B, T, V)
-        logits[:, 0, END].fill_(NEVER)
-        values = torch.log_softmax(logits / temperature, dim=-1)
-        values = values.gather(2, captions.unsqueeze(2)).squeeze(2)
-        return torch.where(captions != PAD, values, 0)
-    kept = (captions != PAD).flatten().nonzero().squeeze(1)
-    rows = pad_to_multiple(kept)
-    logits = mask_special_tokens(
-        decoder.logits(hidden.flatten(0, 1)[rows]).float(), first=False
-    )  # (rows, V)
-    # As in sampling, a caption does not end before it begins.
-    firsts = (kept % captions.shape[1] == 0).nonzero().squeeze(1)
-    logits[firsts, END] = NEVER
-    chosen = captions.flatten()[rows]
-    values = torch.log_softmax(logits / temperature, dim=-1).gather(1, chosen.unsqueeze(1))
+        logits[:, 0, END].fill_(NEG_INF)
+        log_probs = torch.log_softmax(logits / temperature, dim=-1)
+        log_probs = log_probs.gather(2, captions.unsqueeze(2)).squeeze(2)
+        return torch.where(captions != PAD, log_probs, 0)
+    token_index = (captions != PAD).flatten().nonzero().squeeze(1)
+    rows = pad_to_multiple(token_index)
+    logits = decoder.logits(hidden.flatten(0, 1)[rows]).float()  # (rows, V)
+    logits = mask_special_tokens(logits, first=False)
+    # As in sampling, the first token is not <end>.
+    firsts = (token_index % captions.shape[1] == 0).nonzero().squeeze(1)
+    logits[firsts, END] = NEG_INF
+    tokens = captions.flatten()[rows]
+    log_probs = torch.log_softmax(logits / temperature, dim=-1).gather(1, tokens.unsqueeze(1))
     filled = torch.zeros(captions.numel(), device=captions.device)
-    return filled.index_put((kept,), values[: len(kept), 0]).view_as(captions)
+    return filled.index_put((token_index,), log_probs[: len(token_index), 0]).view_as(captions)

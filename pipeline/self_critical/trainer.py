@@ -229,7 +229,10 @@ def references_of(captions: EncodedCaptions, images: int) -> list[list[list[int]
     """The token ids of each image's captions, with <end> and without <start>."""
     references: list[list[list[int]]] = [[] for _ in range(images)]
     for image, length, ids in zip(
-        captions.images.tolist(), captions.lengths.tolist(), captions.words.tolist(), strict=True
+        captions.images.tolist(),
+        captions.lengths.tolist(),
+        captions.token_ids.tolist(),
+        strict=True,
     ):
         references[image].append(ids[1:length])
     return references

@@ -1,7 +1,4 @@
-"""What a decoder hears in training instead of the references' own words.
-
-It will hear its own words when it captions: these make it ready for that.
-"""
+"""Word dropout and scheduled sampling: corrupt the training inputs to reduce exposure bias."""
 
 import torch
 from torch import Tensor
@@ -11,36 +8,34 @@ from pipeline.decoders.decoder import Decoder
 from pipeline.generation.sampling import mask_special_tokens, sample_tokens
 
 
-def apply_word_dropout(inputs: Tensor, share: float) -> Tensor:
-    """Words (B, T) of which a share became <unk>: what is said next must come from the image
-    (Bowman et al., CoNLL 2016)."""
-    if not share:
-        return inputs
-    return inputs.masked_fill(_chosen(inputs, share), UNK)
+def apply_word_dropout(inputs: Tensor, p: float) -> Tensor:
+    """Replace tokens (B, T) by <unk> with probability p (Bowman et al., CoNLL 2016)."""
+    return inputs.masked_fill(_random_mask(inputs, p), UNK) if p else inputs
 
 
 @torch.no_grad()
-def scheduled_sampling(decoder: Decoder, features: Tensor, inputs: Tensor, share: float) -> Tensor:
-    """Words (B, T) of which a share is drawn from what the decoder would have said there.
+def scheduled_sampling(decoder: Decoder, features: Tensor, inputs: Tensor, p: float) -> Tensor:
+    """Replace tokens (B, T) by the decoder's own samples with probability p.
 
-    Scheduled sampling (Bengio et al., NeurIPS 2015) for all words at once: what it would have
-    said is asked after the words given, in one pass (Duckworth et al., 2019).
+    Scheduled sampling (Bengio et al., NeurIPS 2015) for all tokens at once: samples are drawn after
+    the given tokens, in one pass (Duckworth et al. 2019).
 
     Args:
         features: of the batch's images, (P, …).
     """
-    if not share:
+    if not p:
         return inputs
-    places = _chosen(inputs, share)[:, 1:].flatten().nonzero().squeeze(1)
-    hidden = decoder.hidden(features, inputs)[:, :-1]  # after <start> the first word's, and so on
-    logits = mask_special_tokens(decoder.logits(hidden.flatten(0, 1)[places]).float(), first=True)
-    said = sample_tokens(logits.softmax(dim=-1))
-    heard = inputs.clone()
-    heard[:, 1:] = inputs[:, 1:].flatten().index_put((places,), said).view_as(inputs[:, 1:])
-    return heard
+    positions = _random_mask(inputs, p)[:, 1:].flatten().nonzero().squeeze(1)
+    # Position t of the output predicts input t + 1.
+    hidden = decoder.forward_hidden(features, inputs)[:, :-1].flatten(0, 1)
+    logits = mask_special_tokens(decoder.logits(hidden[positions]).float(), first=True)
+    sampled = sample_tokens(logits.softmax(dim=-1))
+    mixed = inputs.clone()
+    mixed[:, 1:] = inputs[:, 1:].flatten().index_put((positions,), sampled).view_as(inputs[:, 1:])
+    return mixed
 
 
-def _chosen(inputs: Tensor, share: float) -> Tensor:
-    """Which words (B, T) are replaced: any but <start> and <pad>."""
-    drawn = torch.rand(inputs.shape, device=inputs.device) < share
-    return drawn & (inputs != START) & (inputs != PAD)
+def _random_mask(inputs: Tensor, p: float) -> Tensor:
+    """Each token (B, T) with probability p, never <start> or <pad>."""
+    mask = torch.rand(inputs.shape, device=inputs.device) < p
+    return mask & (inputs != START) & (inputs != PAD)
