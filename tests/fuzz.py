@@ -125,7 +125,7 @@ def attempt(parser: Parser, seed: str, folder: Path) -> str:
     path = folder / f"fuzzed{parser.source.suffix}"
     path.write_bytes(parser.change(parser.source.read_bytes(), random.Random(seed)))
     try:
-        parser.load_params(path)
+        parser.read(path)
     except InputError:
         return "refused"
     return "read"

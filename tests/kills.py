@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -23,6 +23,7 @@ from tests.conftest import Artifacts, make_tiny, make_world, write_params
 from tests.server import serving
 
 AFTER = "outputs lost after the end"
+REPORTS = ("captions.json", "references.json", "scores.csv", "lengths.csv", "metrics.json")
 SIGNALS = (*[signal.SIGKILL] * 3, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Python and torch are loaded once, and every process begins as a fork of that: a moment drawn at
@@ -77,14 +78,17 @@ def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
             evaluate={"batch_size": 1},
         )
 
-        def job(name: str, inputs: dict[str, Path], **outs: str) -> Job:
+        def job(name: str, inputs: dict[str, Path], files: Sequence[str] = (), **outs: str) -> Job:
+            """`files`: what is written to the folder, where one option names them all."""
             given = {**inputs, "params": params}
 
             def arguments(where: Path) -> list[str]:
                 paths = given | {option: where / out for option, out in outs.items()}
+                paths |= {"out-dir": where} if files else {}
                 return [name, *(str(word) for o, p in paths.items() for word in (f"--{o}", p))]
 
-            return Job(name, arguments, tuple(outs.values()), persistent=name == "download")
+            names = (*outs.values(), *files)
+            return Job(name, arguments, names, persistent=name == "download")
 
         data = {"features": tiny.features, "captions": tiny.table}
         model = {"out": "model.safetensors", "history": "history.csv"}
@@ -93,7 +97,7 @@ def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
             job("extract", {"images": tiny.images, "backbone": tiny.backbone}, out="features.h5"),
             job("train", {**data, "vocabulary": tiny.vocabulary}, **model),
             job("scst", {"trained": tiny.trained, **data}, **model),
-            job("evaluate", {"model": tiny.model, **data}, **{"out-dir": "."}),
+            job("evaluate", {"model": tiny.model, **data}, REPORTS),
         ]
 
 

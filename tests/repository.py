@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import report
+from pipeline.stages import report
 from tests.conftest import ROOT, Artifacts, params
 
 PAGE = "reports/report.html"
@@ -126,12 +126,10 @@ class Repository(Checkout):
 
     def draw_page(self) -> None:
         """The stage `report`, here and now: its page shows the params of this very repository."""
-        graph = yaml.safe_load((self.folder / "dvc.yaml").read_text())
-        words = graph["stages"]["report"]["cmd"].split()[4:]
-        paths = {
-            option.removeprefix("--"): self.folder / path
-            for option, path in zip(words[::2], words[1::2], strict=True)
-        }
         report.main(
-            **paths | {"model": [paths["model"]], "params": self.folder / "params.yaml"}  # type: ignore[arg-type]
+            images=self.folder / "data/images.zip",
+            model=[self.folder / "models/captioner.safetensors"],
+            reports_dir=self.folder / "reports",
+            out=self.folder / PAGE,
+            params=self.folder / "params.yaml",
         )

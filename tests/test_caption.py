@@ -88,7 +88,7 @@ def test_odd_kinds_of_images_are_captioned(tiny: Artifacts, tmp_path: Path) -> N
     [
         (["nowhere.jpg"], "nowhere.jpg does not exist; check the path"),
         (["https://example.com/a.jpg"], "https://example.com/a.jpg is an address; fetch the"),
-        (["{folder}"], "holds no images"),
+        (["{folder}"], "has no images"),
         (["{folder}/x", "--device", "tpu"], "must be auto, cpu or cuda"),
     ],
 )
@@ -144,7 +144,7 @@ def test_every_group_of_beams_says_its_own(tiny: Artifacts, photos: Path) -> Non
     lines = result.stdout.splitlines()
     assert len(lines) == len(set(lines)) == 4
     refused = command(*caption(tiny, photo, "--beam-size", 5, "--beam-groups", 2))
-    assert "--beam-size 5 is no multiple of --beam-groups 2" in one_line(refused)
+    assert "--beam-size 5 is not a multiple of --beam-groups 2" in one_line(refused)
 
 
 def test_a_folder_is_read_with_those_in_it_and_what_is_passed_over_is_said(
@@ -160,7 +160,7 @@ def test_a_folder_is_read_with_those_in_it_and_what_is_passed_over_is_said(
     assert result.returncode == 0, result.stderr
     said = [Path(line.split("\t")[0]) for line in result.stdout.splitlines()]
     assert said == [tmp_path / name for name in ("b.JPG", "deep/er/a.ppm", "x.jfif")]
-    assert f"skipped in {tmp_path}: 2 files of kinds that are not read" in result.stderr
+    assert f"skipped in {tmp_path}: 2 files of unsupported formats" in result.stderr
     assert "'IMG_1.HEIC', 'deep/notes.txt'" in result.stderr
 
 
@@ -185,7 +185,7 @@ def test_attention_of_two_images_of_one_name_is_refused_before_any_is_drawn(
     (first, *_) = sorted(photos.iterdir())
     other = tmp_path / first.name
     other.write_bytes(first.read_bytes())
-    drawn = command("attend", first, other, "--out", tmp_path / "drawn")
+    drawn = command("attention", first, other, "--out-dir", tmp_path / "drawn")
     assert f"two images are named {first.name}; draw them to two folders" in one_line(drawn)
     assert not (tmp_path / "drawn").exists()
 
@@ -226,6 +226,6 @@ def test_the_photos_of_the_cases(tiny: Artifacts) -> None:
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 4
     assert "'IMG_1.HEIC', 'svg.svg'" in result.stderr
-    result = command(*caption(tiny, CASES / "images"))
+    result = command(*caption(tiny, CASES / "pictures"))
     assert len(result.stdout.splitlines()) == 4
     assert "badexif.jpg has a fault" in result.stderr

@@ -120,7 +120,7 @@ def test_a_second_run_of_the_same_training_is_refused_and_can_take_over(
     first.join()
     assert first.exitcode == 130
     second = start(Job("train", arguments, ()), tmp_path)
-    while "resuming after epoch" not in (tmp_path / "log").read_text():
+    while "resuming an interrupted run after epoch" not in (tmp_path / "log").read_text():
         assert second.exitcode is None, (tmp_path / "log").read_text()
         time.sleep(0.05)
     second.kill()

@@ -8,9 +8,10 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config.load import load_params, parse_yaml
-from pipeline.config.schema import ExtractConfig, TrainConfig
+from pipeline.config.renamed import RENAMED
+from pipeline.config.schema import GROUPS, ExtractConfig, TrainConfig
 from pipeline.runtime.errors import InputError
-from tests.conftest import ROOT, one_line, showtell, write_params
+from tests.conftest import ROOT, one_line, params, showtell, write_params
 
 
 def test_committed_params_are_good_and_frozen() -> None:
@@ -77,6 +78,32 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     with pytest.raises(InputError, match=r"'train\.label_smoothing' is missing"):
         load_params(path, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "said"),
+    [
+        ("train", "cell", "unknown key 'train.cell'; it is called train.rnn_type now"),
+        ("scst", "pictures", "unknown key 'scst.pictures'; it is called scst.batch_size now"),
+        ("captions", "dev_share", "unknown group 'captions'; it is called 'prepare' now"),
+    ],
+)
+def test_an_old_key_is_answered_with_the_new_one(
+    tmp_path: Path, group: str, key: str, said: str
+) -> None:
+    groups = params()
+    groups.setdefault(group, {})[key] = 1
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(groups, sort_keys=False))
+    with pytest.raises(InputError, match=said):
+        load_params(path, TrainConfig)
+
+
+def test_every_old_key_has_a_new_one_that_exists() -> None:
+    for new in RENAMED.values():
+        group, *keys = new.split(" ")[0].split(".")
+        fields = GROUPS[group].model_fields
+        assert not keys or keys[0] in fields
 
 
 def test_floats_read_as_dvc_reads_them(tmp_path: Path) -> None:

@@ -12,17 +12,17 @@ from pipeline.decoders.decoder import Decoder, DecoderConfig
 from pipeline.decoders.dropout import Dropout
 from pipeline.decoders.registry import DECODERS, build_decoder
 from pipeline.generation.beam_search import BeamSearchConfig, beam_search
+from pipeline.self_critical.trainer import without_dropout
 
 GRID = (2, 3, 12)
-ATTENDING = [name for name in DECODERS if name != "show_and_tell"]
-ONE_LAYER = ("soft_attention", "top_down_attention")
+ATTENDING = [name for name, spec in DECODERS.items() if spec.features == "grid"]
 
 
 def decoder(name: str = "show_and_tell", **changes: Any) -> Decoder:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "rnn_type": "lstm",
-        "feature_shape": (12,) if name == "show_and_tell" else GRID,
+        "feature_shape": (12,) if DECODERS[name].features == "pooled" else GRID,
         "vocabulary_size": 30,
         "embed_size": 16,
         "hidden_size": 16,
@@ -41,7 +41,8 @@ def features_for(model: Decoder, images: int) -> torch.Tensor:
 VARIANTS = [
     (name, cell, layers, tied)
     for name, cell, layers, tied in product(DECODERS, ("lstm", "gru"), (1, 2), (False, True))
-    if not (layers == 2 and name in ONE_LAYER) and not (cell == "gru" and name == "transformer")
+    if not (layers == 2 and DECODERS[name].single_layer)
+    and not (cell == "gru" and not DECODERS[name].has_rnn)
 ]
 
 
@@ -120,6 +121,19 @@ def test_captions_of_one_image_do_not_meddle(name: str) -> None:
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_dropout_is_in_modules_so_that_self_critical_training_can_turn_it_off(name: str) -> None:
+    """A decoder that calls `F.dropout` would sample captions under dropout, unnoticed."""
+    model = decoder(name, dropout=0.5, num_layers=1 if DECODERS[name].single_layer else 2)
+    features, words = features_for(model, 3), torch.randint(4, 30, (6, 5))
+    plain = model.eval()(features, words)
+    model.train()
+    assert not torch.allclose(model(features, words), plain)
+    with without_dropout(model):
+        torch.testing.assert_close(model(features, words), plain, atol=1e-6, rtol=0)
+    assert not torch.allclose(model(features, words), plain)
+
+
 @pytest.mark.parametrize("name", ATTENDING)
 def test_attention_sums_to_one_and_finds_what_matters(name: str) -> None:
     """What a word is told by one cell alone is looked for there."""
@@ -158,7 +172,7 @@ def test_attention_sums_to_one_for_every_word_of_every_caption(name: str) -> Non
 
 def test_a_decoder_without_a_grid_says_that_it_attends_to_nothing() -> None:
     model = decoder()
-    with pytest.raises(TypeError, match="attends to no grid"):
+    with pytest.raises(TypeError, match="does not attend to a grid"):
         model.attention_weights(features_for(model, 1), torch.full((1, 1), START))
 
 

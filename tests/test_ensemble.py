@@ -113,7 +113,7 @@ def test_what_attention_looked_at_is_drawn(
 ) -> None:
     photo, out = tmp_path / "photo.png", tmp_path / "attention"
     Image.new("RGB", (80, 60), "red").save(photo)
-    common = ("attend", "--backbone", tiny.backbone, "--out", out, photo)
+    common = ("attention", "--backbone", tiny.backbone, "--out-dir", out, photo)
     both = ("--model", several["attention"], "--model", tiny.model)
     assert "one model at a time can be drawn, not 2" in one_line(command(*common, *both))
     said = command(*common, "--model", several["attention"])
@@ -122,6 +122,6 @@ def test_what_attention_looked_at_is_drawn(
     with Image.open(path) as sheet:  # the image and a tile a word
         assert sheet.width > 6 * 64
         assert sheet.height > 64 * -(-(1 + len(caption.split())) // 6)
-    assert "attends to no grid; train an attention decoder" in one_line(
+    assert "has no attention; train one that has (train.decoder)" in one_line(
         command(*common, "--model", tiny.model)
     )

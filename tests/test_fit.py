@@ -43,7 +43,7 @@ def test_noise_is_in_each_features_own_measure() -> None:
 class CountsOn:
     """Says of every word the one after it in the vocabulary."""
 
-    def hidden(self, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    def forward_hidden(self, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         return words.unsqueeze(-1)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

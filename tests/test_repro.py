@@ -24,6 +24,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory, world: Artifacts) -> Re
 def test_again_no_stage_runs_and_git_has_nothing_to_say(repository: Repository) -> None:
     assert "Data and pipelines are up to date." in repository.run("dvc", "repro")
     assert repository.run("git", "status", "--porcelain") == ""
+    # Code deps are folders, in which Python keeps its bytecode: .dvcignore leaves it out.
+    (repository.folder / "pipeline/runtime/__pycache__").mkdir(exist_ok=True)
+    (repository.folder / "pipeline/runtime/__pycache__/other.pyc").write_bytes(b"code")
+    assert "Data and pipelines are up to date." in repository.run("dvc", "status")
 
 
 def test_git_carries_the_small_results_and_dvc_the_rest(repository: Repository) -> None:
@@ -45,8 +49,8 @@ def test_two_runs_from_nothing_give_the_same_lock(
 # What one param makes run, besides `report`, which shows them all; the cheap ones first.
 RERUN: tuple[tuple[dict[str, dict[str, Any]], set[str]], ...] = (
     ({"download": {"retries": 1}}, {"download"}),
-    ({"captions": {"val_fraction": 0.2}}, {"captions"}),  # this text archive has its own lists
-    ({"report": {"quality": 50}}, set()),
+    ({"prepare": {"val_fraction": 0.2}}, {"prepare"}),  # this text archive has its own lists
+    ({"report": {"jpeg_quality": 50}}, set()),
     ({"evaluate": {"beam_size": 1}}, {"evaluate"}),
     ({"scst": {"seed": 1}}, {"scst"}),  # no epochs: the model stays the same
     ({"train": {"seed": 1}}, {"train", "scst", "evaluate"}),

@@ -44,7 +44,7 @@ class TableDecoder:
         self.steps = 0
 
     def init_state(self, features: Tensor) -> DecoderState:
-        return DecoderState(memory=(features.long(),), beams=(features.long(),))
+        return DecoderState(memory=(features.long(),), hidden=(features.long(),))
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         self.steps += 1

@@ -53,7 +53,7 @@ class BeamSearch:
     def __call__(self, features: Tensor) -> list[list[Hypothesis]]:
         """The best caption of each group of beams, for each of P images."""
         token_ids, scores = self._graphs(features)
-        return _hypotheses(token_ids, scores, self._config)
+        return hypotheses(token_ids, scores, self._config)
 
 
 def beam_search(
@@ -75,12 +75,13 @@ def diverse_beam_search(
     Args:
         features: what the decoder's `init_state` takes, P in the first dimension.
     """
-    return _hypotheses(*search_tokens(decoder, features, config), config)
+    return hypotheses(*search_tokens(decoder, features, config), config)
 
 
-def _hypotheses(
+def hypotheses(
     token_ids: Tensor, scores: Tensor, config: BeamSearchConfig
 ) -> list[list[Hypothesis]]:
+    """What `search_tokens` returned, as one list per image."""
     captions = [
         Hypothesis([token for token in caption if token != PAD], score)
         for caption, score in zip(token_ids.tolist(), scores.tolist(), strict=True)

@@ -1,0 +1,40 @@
+"""`import showtell`: the captioner in four lines."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import showtell
+from tests.conftest import Artifacts, command
+
+
+@pytest.fixture
+def photos(tiny: Artifacts, tmp_path: Path) -> list[Path]:
+    shutil.unpack_archive(tiny.images, tmp_path / "photos", "zip")
+    return sorted((tmp_path / "photos").rglob("*.jpg"))[:3]
+
+
+def test_it_captions_as_the_command_does(tiny: Artifacts, photos: list[Path]) -> None:
+    captioner = showtell.load(tiny.folder / "models", device="cpu")
+    options = ("--model", tiny.model, "--backbone", tiny.backbone, "--device", "cpu")
+    lines = command("caption", *options, *photos).stdout.splitlines()
+    assert captioner.caption(list(photos)) == [line.split("\t")[1] for line in lines]
+
+
+def test_a_path_and_the_content_of_a_file_are_one_image(
+    tiny: Artifacts, photos: list[Path]
+) -> None:
+    captioner = showtell.load(str(tiny.folder / "models"), device="cpu")
+    caption = captioner.caption(str(photos[0]))
+    assert caption == captioner.caption(photos[0]) == captioner.caption(photos[0].read_bytes())
+    greedy = showtell.BeamSearchConfig(beam_size=1, max_length=2)
+    assert len(captioner.caption(photos[0], greedy).split()) <= 2
+
+
+def test_what_is_not_there_is_said(tiny: Artifacts, tmp_path: Path) -> None:
+    with pytest.raises(showtell.InputError, match=r"captioner\.safetensors does not exist"):
+        showtell.load(tmp_path)
+    captioner = showtell.load(tiny.folder / "models", device="cpu")
+    with pytest.raises(showtell.InputError, match=r"is (not an|no) image"):
+        captioner.caption(b"text")
