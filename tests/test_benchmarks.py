@@ -86,7 +86,7 @@ def test_a_gpus_table_is_made_on_a_cpu_with_small_numbers(
     layer = {"layer": "grid"}
     sizes = {"embed_size": 16, "hidden_size": 16, "decoder": "spatial_attention", "epochs": 1}
     path = write_params(
-        tmp_path / "params.yaml", extract=layer, train=sizes, scst={"epochs": 1, "images": 6}
+        tmp_path / "params.yaml", extract=layer, train=sizes, scst={"epochs": 1, "batch_size": 6}
     )
     bench = gpu.Bench(CPU, load_params(path, TrainConfig), load_params(path, ScstConfig), tmp_path)
     made = table(

@@ -1,0 +1,42 @@
+"""Code and docs are in plain technical English."""
+
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Turns of phrase that need a second reading, and what to write instead.
+PHRASES = {
+    r"go(?:es|ne|ing)? on with": "continue, resume",
+    r"anew|afresh": "again, from scratch",
+    r"\b(?:is|are|was|were|be) no (?!longer|more\b|such|less)": "is not a",
+    r"passed over|pass(?:es)? .{0,12} over": "skipped",
+    r"learnt": "learned",
+    r"at the most": "at most",
+    r"\bis none\b|\bare none\b": "is not one, is missing",
+    r"said of every": "for every",
+    r"so many (?!as)": "a number",
+    r"[Yy]ardstick": "baseline",
+    r"[Pp]icture": "image",
+    r"\bdev split\b|\bon dev\b": "val",
+    r"nothing of\b": "nothing about",
+    r"tells? nothing": "has learned nothing",
+}
+FILES = sorted(
+    path
+    for pattern in ("pipeline/**/*", "docs/*.md", "README.md", "params.yaml", "dvc.yaml", "*.py")
+    for path in ROOT.glob(pattern)
+    if path.suffix in (".py", ".md", ".html", ".js", ".css", ".yaml")
+)
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_phrases_that_need_a_second_reading_stay_out(phrase: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(phrase, line) and "`" + phrase not in line
+    ]
+    assert not found, f"write {PHRASES[phrase]!r} instead:\n" + "\n".join(found)
