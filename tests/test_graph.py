@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.cli import MODULES, STAGES
 from pipeline.config.schema import GROUPS, Config
+from pipeline.decoders.registry import DECODERS
 from pipeline.runtime.code import code_of, imports_of
 from pipeline.stages.report import PARAM_GROUPS
 from tests.conftest import ROOT
@@ -49,6 +50,23 @@ def test_nothing_else_is_imported_when_the_stage_runs(stage: str) -> None:
     names = {Path("pipeline/decoders/registry.py"), Path("pipeline/metrics/registry.py")}
     packages = {file for file in outside if file.name == "__init__.py"}
     assert outside <= names | packages
+
+
+@pytest.mark.parametrize("stage", ["extract", "train", "scst"])
+def test_the_long_stages_import_every_module_of_their_packages(stage: str) -> None:
+    """So whole packages as deps rerun them for no edit that a list of files would not."""
+    imported, waiting = set[Path](), [ROOT / f"pipeline/stages/{stage}.py"]
+    while waiting:
+        module = waiting.pop()
+        if module not in imported:
+            imported.add(module)
+            waiting += imports_of(module)
+    if stage != "extract":
+        imported |= {ROOT / f"pipeline/decoders/{spec.module}.py" for spec in DECODERS.values()}
+        imported |= {ROOT / f"pipeline/decoders/{name}.py" for name in ("attention", "dropout")}
+    for package in code_of(stage)[1:]:
+        modules = {path for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"}
+        assert modules <= imported, sorted(modules - imported)
 
 
 def test_schemas_only_check_so_that_no_stage_depends_on_their_code() -> None:

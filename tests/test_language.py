@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 PHRASES = {
     r"go(?:es|ne|ing)? on with": "continue, resume",
     r"anew|afresh": "again, from scratch",
-    r"\b(?:is|are|was|were|be) no (?!longer|more\b|such|less)": "is not a",
+    r"(?<!here )\b(?:is|are|was|were|be) no (?!longer|more\b|better|worse|faster|slower)": "is not a",
     r"passed over|pass(?:es)? .{0,12} over": "skipped",
     r"learnt": "learned",
     r"at the most": "at most",
@@ -20,8 +20,7 @@ PHRASES = {
     r"[Yy]ardstick": "baseline",
     r"[Pp]icture": "image",
     r"\bdev split\b|\bon dev\b": "val",
-    r"nothing of\b": "nothing about",
-    r"tells? nothing": "has learned nothing",
+    r"tells? nothing|nothing of the": "has learned nothing, nothing about",
 }
 FILES = sorted(
     path
