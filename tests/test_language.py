@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 PHRASES = {
     r"go(?:es|ne|ing)? on with": "continue, resume",
     r"anew|afresh": "again, from scratch",
-    r"(?<!here )\b(?:is|are|was|were|be) no (?!longer|more\b|better|worse|faster|slower)": "is not a",
+    r"(?<!here )\b(?:is|are|was) no (?!longer|more\b|better|worse|faster|slower)": "is not a",
     r"passed over|pass(?:es)? .{0,12} over": "skipped",
     r"learnt": "learned",
     r"at the most": "at most",
