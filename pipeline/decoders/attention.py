@@ -43,8 +43,8 @@ class MultiHeadAttention(nn.Module):
         query = self._split(self.query(query.reshape(P, -1, H)))
         scores = query @ keys.transpose(-1, -2)  # (P, heads, C * T, N)
         if sentinel is not None:
-            sentinel = sentinel.reshape(P, -1, H)
-            own_key, own_value = self._split(self.key(sentinel)), self._split(self.value(sentinel))
+            own_key = self._split(self.key(sentinel).reshape(P, -1, H))
+            own_value = self._split(self.value(sentinel).reshape(P, -1, H))
             scores = torch.cat([scores, (query * own_key).sum(-1, keepdim=True)], dim=-1)
         weights = (scores * self.scale).softmax(dim=-1)
         context = weights[..., :N] @ values  # (P, heads, C * T, H / heads)
