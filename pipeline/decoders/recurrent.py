@@ -182,8 +182,8 @@ class SpatialAttention(RecurrentDecoder):
             prev_hidden: (B, T, H), its outputs one step before.
             outputs: (B, T, H), its outputs.
         """
-        sentinel = self._sentinel(inputs, prev_hidden, outputs)
-        context, weights = self.attn(self.dropout(outputs), *memory, sentinel)
+        query, sentinel = self.dropout(outputs), self._sentinel(inputs, prev_hidden, outputs)
+        context, weights = self.attn(query, *memory, sentinel)
         return torch.cat([outputs, context], dim=-1), weights
 
     def _sentinel(self, inputs: Tensor, prev_hidden: Tensor, outputs: Tensor) -> Tensor | None:
