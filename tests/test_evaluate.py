@@ -11,7 +11,7 @@ import pytest
 from pipeline.captions.table import read_info, write_info
 from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
-from pipeline.evaluation.reports import score_table
+from pipeline.evaluation.metrics_file import score_table
 from pipeline.extraction.feature_writer import create_features
 from pipeline.features.feature_cache import read_features
 from pipeline.features.recipe import FeatureRecipe
