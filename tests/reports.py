@@ -2,12 +2,15 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline.config.load import load_params
+from pipeline.config.schema import ReportConfig
 from pipeline.evaluation.diversity import diversity_stats
 from pipeline.evaluation.metrics_file import write_metrics
 from pipeline.evaluation.reports import (
@@ -20,7 +23,8 @@ from pipeline.evaluation.reports import (
 from pipeline.metrics.bleu import COUNT_NAMES, add_ngram_totals, bleu_from_counts
 from pipeline.metrics.registry import SCORE_NAMES
 from pipeline.metrics.scores import bleu_counts
-from tests.conftest import make_zip
+from pipeline.stages.report import PARAM_GROUPS, report
+from tests.conftest import make_zip, write_params
 
 
 @dataclass(frozen=True)
@@ -128,3 +132,47 @@ def write_inputs(folder: Path, images: Sequence[Captioned], photos: int = 8) -> 
     make_zip(inputs.images, {image_id: jpegs[i % photos] for i, image_id in enumerate(ids)})
     inputs.models[0].write_bytes(b"model")
     return inputs
+
+
+def write_report(inputs: Inputs, out: Path, **changes: Any) -> str:
+    """Write the page, with the tiny run's params and these of `report`, and return its text."""
+    path = write_params(out.parent / "params.yaml", report=changes)
+    groups = [load_params(path, group) for group in PARAM_GROUPS]
+    config = load_params(path, ReportConfig)
+    report(inputs.images, inputs.models, inputs.reports, out, groups, config, inputs.base)
+    return out.read_text(encoding="utf-8")
+
+
+HOSTILE = Captioned(
+    image_id='"onerror="hacked=1"><b>.jpg',
+    caption='</script><script>hacked=1</script> <img src=x onerror="hacked=1"> & \u2028 '
+    + "w" * 200,
+    references=["<!-- <script>", "{{ 7 * 7 }}", '" onerror="hacked=1'],
+    cider=500.0,
+    rouge_l=100.0,
+)
+
+
+def image(number: int) -> Captioned:
+    noun = ["dog", "woman", "horse"][number % 3]
+    return Captioned(
+        image_id=f"{number:04d}_bed.jpg",
+        caption=f"a {noun} on the beach" + " today" * (number % 4),
+        references=[
+            f"one {noun} and sand",
+            "waves",
+            "a man walks",
+            "the sea",
+            "a long sandy shore",
+        ],
+        cider=(number * 7919) % 1000 / 5,
+        rouge_l=(number * 104729) % 1000 / 10,
+    )
+
+
+def page_of(folder: Path, num_images: int) -> Path:
+    """Write the page of this many images, the first of them hostile."""
+    inputs = write_inputs(folder, [HOSTILE, *map(image, range(1, num_images))])
+    out = folder / "report.html"
+    write_report(replace(inputs, base=inputs.reports.metrics), out)
+    return out

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config.load import load_params
-from pipeline.config.schema import ReportConfig
 from pipeline.evaluation.metrics_file import add_digest
 from pipeline.evaluation.reports import ReportFiles
 from pipeline.metrics.registry import DIVERSITY_NAMES, METRICS
@@ -22,17 +20,9 @@ from pipeline.report.gallery import CaptionedImage, pick_evenly
 from pipeline.report.provenance import as_yaml
 from pipeline.report.render import json_for_script
 from pipeline.runtime.errors import InputError
-from pipeline.stages.report import PARAM_GROUPS, report
+from pipeline.stages.report import PARAM_GROUPS
 from tests.conftest import ROOT, Artifacts, command, params, write_params
-from tests.reports import Inputs, some_images, write_inputs
-
-
-def write_report(inputs: Inputs, out: Path, **changes: Any) -> str:
-    path = write_params(out.parent / "params.yaml", report=changes)
-    groups = [load_params(path, group) for group in PARAM_GROUPS]
-    config = load_params(path, ReportConfig)
-    report(inputs.images, inputs.models, inputs.reports, out, groups, config, inputs.base)
-    return out.read_text(encoding="utf-8")
+from tests.reports import Inputs, some_images, write_inputs, write_report
 
 
 def gallery_of(page: str) -> list[list[Any]]:
