@@ -56,7 +56,7 @@ class Parser:
 
 def parsers(tiny: Artifacts) -> list[Parser]:
     table_info = read_info(tiny.table)
-    reports = ReportFiles(tiny.reports).evaluation
+    reports = ReportFiles.in_folder(tiny.reports).evaluation
 
     def images(path: Path) -> None:
         with ImageArchive(path) as archive:

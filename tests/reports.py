@@ -86,7 +86,9 @@ def photo(seed: int, width: int = 250, height: int = 188) -> bytes:
 def write_inputs(folder: Path, images: Sequence[Captioned], photos: int = 8) -> Inputs:
     """Write the reports, an archive of the images and a placeholder for the model."""
     folder.mkdir(parents=True, exist_ok=True)
-    inputs = Inputs(folder / "images.zip", [folder / "captioner.safetensors"], ReportFiles(folder))
+    inputs = Inputs(
+        folder / "images.zip", [folder / "captioner.safetensors"], ReportFiles.in_folder(folder)
+    )
     reports = inputs.reports
     ids = [image.image_id for image in images]
     captions = [image.caption.split() for image in images]

@@ -77,7 +77,7 @@ class Runs:
             change: edits the content of metrics.json.
             changed: params that differ from the tiny run's.
         """
-        out = ReportFiles(self.folder / "reports")
+        out = ReportFiles.in_folder(self.folder / "reports")
         write_captions(out.captions, self.ids, captions)
         write_references(out.references, self.ids, self.references)
         counts = bleu_counts(captions, self.references).T

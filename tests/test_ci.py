@@ -40,7 +40,7 @@ class Project(Checkout):
         super().__init__(folder)
         folder.mkdir()
         self.run("git", "init", "--quiet")
-        # With the new repository's git: the project itself may not be in git, as GitHub's ZIP is not.
+        # The new repository's git: the project itself may not be in git, as in GitHub's ZIP.
         work = ("git", f"--git-dir={folder}/.git", f"--work-tree={ROOT}")
         listed = (*work, "ls-files", "--others", "--exclude-standard")
         names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout

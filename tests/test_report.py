@@ -32,14 +32,14 @@ def gallery_of(page: str) -> list[list[Any]]:
 
 
 def options(inputs: Inputs) -> list[object]:
-    reports = ("--reports-dir", inputs.reports.folder)
+    reports = ("--reports-dir", inputs.reports.metrics.parent)
     return ["--model", inputs.models[0], "--images", inputs.images, *reports]
 
 
 @pytest.fixture(scope="module")
 def tiny_run(tiny: Artifacts) -> Inputs:
     """The reports of the tiny run, from the stages themselves."""
-    return Inputs(tiny.images, [tiny.model], ReportFiles(tiny.reports))
+    return Inputs(tiny.images, [tiny.model], ReportFiles.in_folder(tiny.reports))
 
 
 @pytest.fixture(scope="module")

@@ -102,8 +102,7 @@ def _lines(
         lines += [*_table(["param", base, head], rows, markdown), ""]
     elif comparison.same < comparison.images:
         lines += ["No param differs.", ""]
-    interval = f"{100 * confidence:.6g} % interval"
-    header = ["", base, head, "change", interval, "p", ""]
+    header = ["", base, head, "change", f"{100 * confidence:.6g} % interval", "p", ""]
     lines += [*_table(header, [_row(row) for row in comparison.changes], markdown), ""]
     scale = "Scores x100."
     if comparison.seeds != (1, 1):

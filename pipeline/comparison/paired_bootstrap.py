@@ -28,19 +28,14 @@ class TestResult:
 
 
 def tested_scores(scores: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
-    """Return the tested scores of resamples, x100, (R, number of tested scores).
-
-    Args:
-        scores: as in `Evaluation`, N rows.
-        drawn: how often each image is drawn, (R, N).
-    """
+    """Return the tested scores x100, (R, …), of resamples `drawn` as of `corpus_scores`."""
     return corpus_scores(*counts_and_means(scores), drawn)[:, TESTED]
 
 
 def compare_scores(
     base: pd.DataFrame, head: pd.DataFrame, resamples: int, confidence: float, seed: int
 ) -> dict[str, TestResult]:
-    """Test each tested score for a difference.
+    """Test scores for a difference.
 
     Args:
         base, head: the scores of the same images in the same order.
@@ -57,7 +52,7 @@ def compare_scores(
             tested_scores(head, drawn) - tested_scores(base, drawn)
             for drawn in resample_counts(len(base), resamples, seed)
         ]
-    )  # (resamples, number of tested scores)
+    )  # (resamples, tested scores)
     tail = (1 - confidence) / 2
     low, high = np.quantile(changes, [tail, 1 - tail], axis=0)
     smaller_side = np.minimum((changes <= 0).sum(axis=0), (changes >= 0).sum(axis=0))

@@ -36,8 +36,7 @@ class MetricChange:
 
     @property
     def higher_is_better(self) -> bool | None:
-        metric = METRICS.get(self.metric)
-        return None if metric is None else metric.higher_is_better
+        return METRICS[self.metric].higher_is_better if self.metric in METRICS else None
 
     @property
     def change(self) -> float | None:

@@ -72,8 +72,7 @@ def _stdev(values: Sequence[float]) -> float | None:
 
 
 def _values(name: str, runs: Sequence[RunReports]) -> list[float]:
-    """Return a metric of all runs, or an empty list if a run lacks it: the mean of the others is
-    that of another group."""
+    """Return a metric of all runs; of none if one lacks it, because that is another group."""
     values = [run.metrics[name] for run in runs if name in run.metrics]
     return values if len(values) == len(runs) else []
 

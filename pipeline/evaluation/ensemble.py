@@ -85,6 +85,5 @@ def build_ensemble(
         require_same_recipe(
             replace(features, layer="pooled") if pooled else features, model.recipe, where
         )
-    if len(models) == 1:
-        return models[0].decoder
-    return Ensemble([model.decoder for model in models])
+    decoders = [model.decoder for model in models]
+    return decoders[0] if len(decoders) == 1 else Ensemble(decoders)

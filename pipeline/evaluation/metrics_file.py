@@ -75,11 +75,7 @@ def add_digest(metrics: dict[str, Any], reports: Sequence[bytes]) -> dict[str, A
 
 
 def require_intact(content: bytes, where: object, reports: Sequence[bytes]) -> None:
-    """Check that metrics.json and the reports are as they were written together.
-
-    Raises:
-        ArtifactError: one of them was changed since.
-    """
+    """Raise an ArtifactError if metrics.json or a report has changed since they were written."""
     metrics = json.loads(content)
     (meta,), (expected,) = metrics["meta"], add_digest(metrics, reports)["meta"]
     if meta.get("digest") != expected["digest"]:
@@ -87,30 +83,22 @@ def require_intact(content: bytes, where: object, reports: Sequence[bytes]) -> N
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read metrics that come without their reports.
-
-    Raises:
-        ArtifactError: the file is missing or damaged.
-    """
+    """Read metrics without their reports; raises as `parse_metrics`."""
     return parse_metrics(read_bytes(path), path)
 
 
 def parse_metrics(content: bytes, where: object) -> Metrics:
-    """Parse metrics.json.
-
-    Args:
-        where: what messages call the file.
+    """Parse metrics.json; `where` is what messages call it.
 
     Raises:
-        ArtifactError: the file is damaged, or a number is not finite.
+        ArtifactError: the file is missing or damaged, or a number is not finite.
     """
     raw = parse_json(content, where)
     try:
         (meta,) = raw["meta"]
-        metrics = Metrics(
-            numbers=_numbers(
-                raw, [key for key in raw if key in METRICS or _is_number(raw[key])], where
-            ),
+        keys = [key for key, value in raw.items() if key in METRICS or type(value) in (int, float)]
+        return Metrics(
+            numbers=_numbers(raw, keys, where),
             split=str(raw["split"]),
             untrained="backbone" in raw,
             baselines=[
@@ -121,12 +109,10 @@ def parse_metrics(content: bytes, where: object) -> Metrics:
                 )
                 for baseline in raw["baselines"]
             ],
-            meta=dict(meta),
+            meta=dict(meta) | {key: meta[key] for key in (*PROTOCOL, "features", "models")},
         )
-        metrics.protocol  # noqa: B018  raises KeyError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ArtifactError(where, "is not a metrics file of this version") from None
-    return metrics
 
 
 def score_table(metrics: dict[str, Any]) -> str:
@@ -142,10 +128,6 @@ def score_table(metrics: dict[str, Any]) -> str:
 
 def _numbers(values: dict[str, Any], keys: Sequence[str], where: object) -> dict[str, float]:
     return {key: to_number(values[key], f"{where}, {key}") for key in keys}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _rounded(value: Any) -> Any:

@@ -24,43 +24,27 @@ from pipeline.runtime.files import parse_json, read_bytes, write_json
 TOLERANCE = 0.01  # x100: the reports are rounded to DECIMALS
 
 
-@dataclass(frozen=True)
-class ReportFiles:
-    """The paths of a run's reports, all in one folder."""
+class ReportFiles(NamedTuple):
+    """The paths of a run's reports."""
 
-    folder: Path
+    metrics: Path
+    captions: Path
+    references: Path
+    scores: Path
+    lengths: Path
+    history: Path
+    scst: Path
 
-    @property
-    def captions(self) -> Path:
-        return self.folder / "captions.json"
-
-    @property
-    def references(self) -> Path:
-        return self.folder / "references.json"
-
-    @property
-    def scores(self) -> Path:
-        return self.folder / "scores.csv"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.json"
-
-    @property
-    def lengths(self) -> Path:
-        return self.folder / "lengths.csv"
-
-    @property
-    def history(self) -> Path:
-        return self.folder / "history.csv"
-
-    @property
-    def scst(self) -> Path:
-        return self.folder / "scst.csv"
+    @classmethod
+    def in_folder(cls, folder: Path) -> "ReportFiles":
+        names = (
+            "metrics.json captions.json references.json scores.csv lengths.csv history.csv scst.csv"
+        )
+        return cls(*(folder / name for name in names.split()))
 
     @property
     def evaluation(self) -> tuple[Path, Path, Path, Path]:
-        """The reports that one digest ties together, in the order of `parse_evaluation`."""
+        """The reports that one digest covers, in the order of `parse_evaluation`."""
         return self.metrics, self.captions, self.references, self.scores
 
 
@@ -83,9 +67,8 @@ class Evaluation:
 
 def write_captions(path: Path, ids: Sequence[str], captions: Sequence[Sequence[str]]) -> None:
     """Write captions in COCO's results format: a list of `{"image_id": …, "caption": …}`."""
-    pairs = zip(ids, captions, strict=True)
-    rows = [{"image_id": image_id, "caption": " ".join(caption)} for image_id, caption in pairs]
-    write_json(path, rows)
+    rows = zip(ids, captions, strict=True)
+    write_json(path, [{"image_id": key, "caption": " ".join(caption)} for key, caption in rows])
 
 
 def write_references(
@@ -129,11 +112,10 @@ def read_lengths(path: Path) -> dict[str, list[float]]:
 
 
 def read_evaluation(metrics: Path, captions: Path, references: Path, scores: Path) -> Evaluation:
-    """Read the reports of an evaluation by this version.
+    """Read the reports of an evaluation, with all metrics of this version.
 
     Raises:
-        ArtifactError: a report is missing or damaged, lacks a metric, or they do not belong
-            together.
+        ArtifactError: a report is missing or damaged, or they do not belong together.
     """
     paths = (metrics, captions, references, scores)
     evaluation = parse_evaluation(*(Source(read_bytes(path), path) for path in paths))
@@ -145,21 +127,15 @@ def read_evaluation(metrics: Path, captions: Path, references: Path, scores: Pat
 def parse_evaluation(
     metrics: Source, captions: Source, references: Source, scores: Source
 ) -> Evaluation:
-    """Parse the reports of an evaluation and check them against each other.
-
-    Raises:
-        ArtifactError: a report is damaged, or they do not belong together.
-    """
+    """Parse the reports of an evaluation and check that they belong together."""
     captions_by_id = _parse_captions(*captions)
     references_by_id = _parse_references(*references)
     table = _parse_scores(*scores)
     _require_same_ids(captions_by_id, captions.where, references_by_id, references.where)
     _require_same_ids(captions_by_id, captions.where, table.index, scores.where)
     parsed = parse_metrics(*metrics)
-    evaluation = Evaluation(
-        parsed, captions_by_id, references_by_id, table.loc[list(captions_by_id)]
-    )
-    for name, expected in _scores_of_all(evaluation.scores).items():
+    (whole,) = corpus_scores(*counts_and_means(table), np.ones((1, len(table))))
+    for name, expected in zip(SCORE_NAMES, whole.tolist(), strict=True):
         found = parsed.numbers.get(name, expected)
         if abs(found - expected) > TOLERANCE:
             raise ArtifactError(
@@ -168,17 +144,13 @@ def parse_evaluation(
                 f"{expected:.2f}: they are of two evaluations",
             )
     require_intact(*metrics, [report.content for report in (captions, references, scores)])
-    return evaluation
+    scores_by_id = table.loc[list(captions_by_id)]
+    return Evaluation(parsed, captions_by_id, references_by_id, scores_by_id)
 
 
 def counts_and_means(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Split scores into what BLEU sums, (N, 2 + ORDERS), and what is averaged, (N, M)."""
     return scores[list(COUNT_NAMES)].to_numpy(), scores[list(MEAN_NAMES)].to_numpy()
-
-
-def _scores_of_all(scores: pd.DataFrame) -> dict[str, float]:
-    (whole,) = corpus_scores(*counts_and_means(scores), np.ones((1, len(scores))))
-    return dict(zip(SCORE_NAMES, whole.tolist(), strict=True))
 
 
 def _parse_captions(content: bytes, where: object) -> dict[str, str]:

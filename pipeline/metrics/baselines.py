@@ -20,14 +20,12 @@ def best_constant_caption(
     at_least: Counter[tuple[tuple[str, ...], int]] = Counter()  # (n-gram, k) -> images
     lengths: Counter[tuple[int, ...]] = Counter()  # reference lengths of an image -> images
     for refs in references:
-        max_counts: Counter[tuple[str, ...]] = Counter()
+        most: Counter[tuple[str, ...]] = Counter()
         for ref in refs:
-            max_counts |= _ngram_counts(ref)
-        at_least.update(
-            (ngram, k) for ngram, count in max_counts.items() for k in range(1, count + 1)
-        )
+            most |= _ngram_counts(ref)
+        at_least.update((ngram, k) for ngram, count in most.items() for k in range(1, count + 1))
         lengths[tuple(sorted({len(ref) for ref in refs}))] += 1
-    num_images = len(references)
+    images = len(references)
     reference_length: dict[int, int] = {}  # length of a caption -> summed closest lengths
 
     def bleu_4(caption: Tokens) -> float:
@@ -44,10 +42,8 @@ def best_constant_caption(
                 count * min(options, key=lambda option: (abs(option - length), option))
                 for options, count in lengths.items()
             )
-        log_precision = sum(
-            math.log(matches[n] / (num_images * (length - n + 1))) for n in range(1, 5)
-        )
-        log_brevity = min(0.0, 1 - reference_length[length] / (num_images * length))
+        log_precision = sum(math.log(matches[n] / (images * (length - n + 1))) for n in range(1, 5))
+        log_brevity = min(0.0, 1 - reference_length[length] / (images * length))
         return math.exp(log_precision / 4 + log_brevity)
 
     unique = dict.fromkeys(tuple(caption) for caption in candidates)

@@ -15,14 +15,8 @@ COUNT_NAMES = ("words", "closest_reference", *(f"matches_{n}" for n in range(1, 
 
 
 def add_ngram_totals(counts: np.ndarray) -> np.ndarray:
-    """Append the number of n-grams of each caption, for n = 1 to 4: columns that can be summed.
-
-    Args:
-        counts: as `pipeline.metrics.scores.bleu_counts` returns them, (N, 2 + ORDERS).
-
-    Returns:
-        (N, 2 + 2 ORDERS).
-    """
+    """Append to `pipeline.metrics.scores.bleu_counts` (N, 2 + ORDERS) the number of n-grams of each
+    caption: (N, 2 + 2 ORDERS), columns that can be summed."""
     orders = np.arange(1, ORDERS + 1)
     return np.concatenate([counts, np.maximum(counts[:, :1] + 1 - orders, 0)], axis=1)
 

@@ -35,16 +35,8 @@ class NgramCounts:
     norms: Tensor  # (N * R,) float64: the norm of each reference's tf-idf vector
 
     def lookup(self, ngrams: Tensor, rows: Tensor, default_idf: float) -> tuple[Tensor, Tensor]:
-        """Return the counts of n-grams in references, and the idf of the n-grams.
-
-        Args:
-            ngrams: (B, T').
-            rows: the rows of the references, (B, R).
-            default_idf: of an n-gram that is in no reference.
-
-        Returns:
-            Counts (B, R, T') and idf (B, T').
-        """
+        """Return the counts (B, R, T') of n-grams (B, T') in the references of these rows (B, R),
+        and the idf (B, T') of each: `default_idf` if no reference has it."""
         index, is_known = _lookup(self.ngrams, ngrams)
         idf = torch.where(is_known, self.idf[index], default_idf)
         keys = rows.unsqueeze(2) * len(self.ngrams) + index.unsqueeze(1)
@@ -64,9 +56,8 @@ class References:
         """Count all n-grams.
 
         Args:
-            references: token ids of each image's references, at least one per image. If they end
-                in <end>, the ending of a caption counts: one that stops after "in the" misses
-                n-grams.
+            references: token ids of each image's references, at least one per image. With <end>
+                at their end, a caption that stops after "in the" misses n-grams.
             vocabulary_size: larger than every token id.
         """
         self.num_images, self.base = len(references), vocabulary_size
@@ -84,12 +75,12 @@ class References:
             self._count(encode_ngrams(*table, n, self.base).numpy(), rows, device)
             for n in range(1, ORDERS + 1)
         ]
-        lengths_by_row = np.zeros(self.num_images * self.max_references, dtype=np.int64)
-        lengths_by_row[rows] = lengths
-        by_image = torch.from_numpy(lengths_by_row).view(self.num_images, -1)
-        self.lengths = by_image.to(device)  # (N, R)
+        by_row = np.zeros(self.num_images * self.max_references, dtype=np.int64)
+        by_row[rows] = lengths
+        self.lengths = torch.from_numpy(by_row).view(self.num_images, -1).to(device)  # (N, R)
         num_references = np.bincount(rows // self.max_references, minlength=self.num_images)
         self.num_references = torch.from_numpy(num_references).to(device)  # (N,)
+        self.slots = torch.arange(self.max_references, device=device)  # (R,)
 
     @property
     def log_images(self) -> float:
@@ -97,8 +88,7 @@ class References:
 
     def rows(self, images: Tensor) -> Tensor:
         """Return the rows of the images' references: (B,) -> (B, R)."""
-        offsets = torch.arange(self.max_references, device=images.device)
-        return images.unsqueeze(1) * self.max_references + offsets
+        return images.unsqueeze(1) * self.max_references + self.slots
 
     def _count(
         self, ngrams: np.ndarray, rows: np.ndarray, device: torch.device | None
@@ -115,12 +105,11 @@ class References:
         document_frequency = np.bincount(in_images, minlength=len(distinct)).clip(1)
         idf = self.log_images - np.log(document_frequency.astype(np.float64))
         squares = np.square(key_counts * idf[index])
-        num_rows = self.num_images * self.max_references
-        norms = np.sqrt(np.bincount(row_of, squares, minlength=num_rows))
+        norms = np.bincount(row_of, squares, minlength=self.num_images * self.max_references)
         counts = key_counts.astype(np.float64)
         if not len(keys):
             keys, counts = np.array([-1]), np.zeros(1)
-        parts = (distinct, idf, keys, counts, norms)
+        parts = (distinct, idf, keys, counts, np.sqrt(norms))
         return NgramCounts(*(torch.from_numpy(part).to(device) for part in parts))
 
 
@@ -194,8 +183,7 @@ class BleuReward:
         ref_lengths = refs.lengths[images]  # (B, R)
         gap = ref_lengths - lengths.unsqueeze(1)
         rank = 2 * gap.abs() + (gap > 0)
-        slots = torch.arange(refs.max_references, device=rows.device)
-        missing = slots >= refs.num_references[images].unsqueeze(1)
+        missing = refs.slots >= refs.num_references[images].unsqueeze(1)
         rank = rank.masked_fill(missing, torch.iinfo(rank.dtype).max)
         closest = ref_lengths.gather(1, rank.argmin(dim=1, keepdim=True)).squeeze(1)
         return [lengths.double(), closest.double(), *matches]

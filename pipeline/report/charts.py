@@ -46,9 +46,8 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / max(most - 1, 1)
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(
-        unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough * (1 - 1e-9)
-    )
+    steps = (unit * factor for factor in (1, 2, 2.5, 5, 10))
+    step = next(step for step in steps if step >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 10) for i in range(first, last + 1)]
 
@@ -187,20 +186,11 @@ def _svg(chart: Chart, scale: _Scale, drawings: Sequence[Markup]) -> Markup:
 
 def _mark(scale: _Scale, value: float, label: str) -> Markup:
     x = scale.x(value)
-    left_of_mark = x > LEFT + PLOT_WIDTH * 0.6
+    shift, anchor = (-5, "end") if x > LEFT + PLOT_WIDTH * 0.6 else (5, "start")
     return Markup(
-        '<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.0f}" y2="{bottom:.0f}"/>'
-        '<text class="tick strong" x="{text_x:.1f}" y="{text_y:.0f}" text-anchor="{anchor}">'
-        "{label}</text>"
-    ).format(
-        x=x,
-        top=TOP - 12,
-        bottom=TOP + PLOT_HEIGHT,
-        text_x=x + (-5 if left_of_mark else 5),
-        text_y=TOP - 5,
-        anchor="end" if left_of_mark else "start",
-        label=label,
-    )
+        '<line class="mark" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.0f}" y2="{2:.0f}"/>'
+        '<text class="tick strong" x="{3:.1f}" y="{4:.0f}" text-anchor="{5}">{6}</text>'
+    ).format(x, TOP - 12, TOP + PLOT_HEIGHT, x + shift, TOP - 5, anchor, label)
 
 
 def _description(chart: Chart) -> str:

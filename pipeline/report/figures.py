@@ -1,6 +1,6 @@
 """The charts of the page, and the tables below them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +44,7 @@ def training_figures(history: Path, select_by: str) -> list[Figure]:
     kept = _best(epochs, table[select_by], ties=[-loss for loss in table["val_loss"]])
     mark = (kept, f"kept: {kept:.0f}")
     return [
-        _lines(
+        _figure(
             Chart(
                 key="loss",
                 title="Loss",
@@ -61,7 +61,7 @@ def training_figures(history: Path, select_by: str) -> list[Figure]:
                 from_zero=False,
             )
         ),
-        _lines(
+        _figure(
             Chart(
                 key="val-scores",
                 title="Scores on val",
@@ -76,7 +76,7 @@ def training_figures(history: Path, select_by: str) -> list[Figure]:
                 mark=mark,
             )
         ),
-        _lines(
+        _figure(
             Chart(
                 key="learning-rate",
                 title="Learning rate",
@@ -101,13 +101,11 @@ def self_critical_figure(history: Path) -> Figure | None:
     epochs, bleu_4, cider = (
         to_numbers(cells[name], f"{history}, {name}") for name in ("epoch", "bleu_4", "cider")
     )
-    # Epoch 0 has no reward.
-    known = to_numbers([cell or "0" for cell in cells["reward"]], f"{history}, reward")
-    reward = [value if cell else None for value, cell in zip(known, cells["reward"], strict=True)]
+    rewards = to_numbers([cell or "0" for cell in cells["reward"]], f"{history}, reward")
     if len(_check_epochs(epochs, history)) < 2:
         return None
     kept = _best(epochs, cider, ties=bleu_4)
-    return _lines(
+    return _figure(
         Chart(
             key="self-critical",
             title="Self-critical training",
@@ -116,7 +114,7 @@ def self_critical_figure(history: Path) -> Figure | None:
             x=epochs,
             series=[
                 Series(f"{CIDER} on val", cider, "ours"),
-                Series("reward on training images", reward, "other"),
+                Series("reward on training images", [None, *rewards[1:]], "other"),
             ],
             note="The reward is the mean CIDEr-D (plus scst.bleu_weight times BLEU-4) of sampled "
             "captions. Epoch 0 is the model before self-critical training.",
@@ -132,19 +130,20 @@ def length_figure(lengths: Path) -> Figure:
     Raises:
         ArtifactError: the table is missing or damaged.
     """
-    rows = list(zip(*read_lengths(lengths).values(), strict=True))
-    used = [words for words, ours, theirs in rows if ours or theirs] or [0, len(rows)]
-    shown = [row for row in rows if used[0] <= row[0] <= used[-1]]
-    words, ours, theirs = zip(*shown, strict=True)
-    return _bars(
-        Chart(
+    table = read_lengths(lengths)
+    rows = list(zip(*table.values(), strict=True))
+    used = [row[0] for row in rows if row[1] or row[2]] or table["words"]
+    words, ours, theirs = zip(*(row for row in rows if used[0] <= row[0] <= used[-1]), strict=True)
+    return _figure(
+        is_lines=False,
+        chart=Chart(
             key="lengths",
             title="Caption length",
             x_label="words",
             y_label="captions, %",
             x=words,
             series=[Series("model", ours, "ours"), Series("references", theirs, "theirs")],
-        )
+        ),
     )
 
 
@@ -178,22 +177,14 @@ def _histogram(key: str, title: str, values: Sequence[float]) -> Figure:
     return Figure(chart, bar_chart(chart), ("score", "images"), rows, is_lines=False)
 
 
-def _lines(chart: Chart) -> Figure:
-    return _figure(chart, line_chart, is_lines=True)
-
-
-def _bars(chart: Chart) -> Figure:
-    return _figure(chart, bar_chart, is_lines=False)
-
-
-def _figure(chart: Chart, draw: Callable[[Chart], Markup], is_lines: bool) -> Figure:
+def _figure(chart: Chart, is_lines: bool = True) -> Figure:
     columns = [chart.x, *(series.values for series in chart.series)]
     rows = [
         ["" if value is None else format_number(value) for value in row]
         for row in zip(*columns, strict=True)
     ]
     header = [chart.x_label, *(series.name for series in chart.series)]
-    return Figure(chart, draw(chart), header, rows, is_lines)
+    return Figure(chart, (line_chart if is_lines else bar_chart)(chart), header, rows, is_lines)
 
 
 def _check_epochs(epochs: list[float], path: Path) -> list[float]:

@@ -24,17 +24,13 @@ class CaptionedImage:
 
 def captioned_images(evaluation: Evaluation) -> list[CaptionedImage]:
     """Return the images in the order of the captions."""
-    scores = evaluation.scores[["cider", "rouge_l", "words"]]
-    return [
-        CaptionedImage(image_id, caption, evaluation.references[image_id], cider, rouge_l, words)
-        for (image_id, caption), (cider, rouge_l, words) in zip(
-            evaluation.captions.items(), scores.itertuples(index=False), strict=True
-        )
-    ]
+    rows = evaluation.scores[["cider", "rouge_l", "words"]].itertuples()
+    captions, references = evaluation.captions, evaluation.references
+    return [CaptionedImage(key, captions[key], references[key], *scores) for key, *scores in rows]
 
 
 def pick_evenly(images: Sequence[CaptionedImage], most: int) -> list[CaptionedImage]:
-    """Return all images, or `most` at even ranks of CIDEr from the worst to the best, in order."""
+    """Return all images, or `most` at even ranks of CIDEr from the worst to the best."""
     if len(images) <= most:
         return list(images)
     ranked = sorted(range(len(images)), key=lambda i: images[i].cider)

@@ -74,20 +74,15 @@ def _strip(
 
     spread = f", from {low:.1f} to {high:.1f}" if interval else ""
     others = ", ".join(f"{name} {score:.1f}" for name, score in marks.items())
+    label = f"{title} on a line from 0: model {value:.1f}{spread}; {others}"
     bar = Markup('<rect class="interval" x="{:.1f}" y="21" width="{:.1f}" height="12" rx="6"/>')
+    bar = bar.format(x(low), max(x(high) - x(low), 12.0)) if interval else Markup("")
     parts = [
         Markup(
-            '<svg class="strip" viewBox="0 0 {width:.0f} 54" role="img" aria-label="{label}">'
-            '<line class="axis" x1="{left:.0f}" x2="{right:.0f}" y1="27" y2="27"/>'
-            '{bar}<circle class="score" cx="{x:.1f}" cy="27" r="5"/>'
-        ).format(
-            width=WIDTH,
-            label=f"{title} on a line from 0: model {value:.1f}{spread}; {others}",
-            left=EDGE,
-            right=WIDTH - EDGE,
-            bar=bar.format(x(low), max(x(high) - x(low), 12.0)) if interval else "",
-            x=x(value),
-        )
+            '<svg class="strip" viewBox="0 0 {:.0f} 54" role="img" aria-label="{}">'
+            '<line class="axis" x1="{:.0f}" x2="{:.0f}" y1="27" y2="27"/>'
+            '{}<circle class="score" cx="{:.1f}" cy="27" r="5"/>'
+        ).format(WIDTH, label, EDGE, WIDTH - EDGE, bar, x(value))
     ]
     for i, (name, score) in enumerate(marks.items()):
         at = x(score)

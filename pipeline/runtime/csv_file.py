@@ -1,4 +1,8 @@
-"""CSV files of numbers: write, read and check them."""
+"""CSV files of numbers: write, read and check them.
+
+All that reads raises an ArtifactError if the file is missing or damaged; `where` is what the
+message calls the file.
+"""
 
 import csv
 import io
@@ -17,30 +21,18 @@ LARGEST = 1e15  # larger than any score, loss or count
 def write_csv(path: Path, data: Any, float_format: str) -> None:
     """Write a data frame, columns by name, or rows as mappings."""
     with atomic_write(path) as scratch:
-        pd.DataFrame(data).to_csv(
-            scratch, index=False, float_format=float_format, lineterminator="\n"
-        )
+        table = pd.DataFrame(data)
+        table.to_csv(scratch, index=False, float_format=float_format, lineterminator="\n")
 
 
 def read_numbers(path: Path, columns: Sequence[str]) -> dict[str, list[float]]:
-    """Read columns of numbers.
-
-    Raises:
-        ArtifactError: see `parse_csv` and `to_numbers`.
-    """
+    """Read columns of numbers."""
     cells = parse_csv(read_bytes(path), path, columns)
     return {name: to_numbers(cells[name], f"{path}, {name}") for name in columns}
 
 
 def parse_csv(content: bytes, where: object, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Parse columns of a CSV file, with every cell as text.
-
-    Args:
-        where: what messages call the file.
-
-    Raises:
-        ArtifactError: the file is damaged, has no rows or lacks a column.
-    """
+    """Parse columns, with every cell as text."""
     try:
         rows = list(csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
@@ -57,23 +49,13 @@ def parse_csv(content: bytes, where: object, columns: Sequence[str]) -> dict[str
 
 
 def to_numbers(cells: Sequence[str], where: str) -> list[float]:
-    """Convert the cells of a column.
-
-    Raises:
-        ArtifactError: a cell is not a number.
-    """
-    return [
-        to_number(_as_float(cell), f"{where} in line {line}")
-        for line, cell in enumerate(cells, start=2)
-    ]
+    """Convert the cells of a column."""
+    lines = enumerate(cells, start=2)
+    return [to_number(_as_float(cell), f"{where} in line {line}") for line, cell in lines]
 
 
 def to_number(value: object, where: str) -> float:
-    """Return a number from JSON as a float, if it is finite and of a size that a chart can show.
-
-    Raises:
-        ArtifactError: it is not such a number.
-    """
+    """Return a number from JSON as a float, if it is finite and of a size that a chart can show."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST:
         return float(value)
     raise ArtifactError(where, f"is {value!r}, which is not a number")

@@ -106,7 +106,7 @@ def evaluate(
         "rouge_l": rouge_l(generated, split.references)[1],
         **dict(zip(COUNT_NAMES, bleu_counts(generated, split.references).T, strict=True)),
     }
-    out = ReportFiles(out_dir)
+    out = ReportFiles.in_folder(out_dir)
     write_captions(out.captions, split.ids, generated)
     write_references(out.references, split.ids, split.references)
     write_scores(out.scores, scores)
@@ -123,8 +123,7 @@ def evaluate(
 def compute_baselines(
     training: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> list[dict[str, Any]]:
-    """Return the scores of the best constant caption and, with several references per image, of
-    human captions."""
+    """Score the best constant caption and, with several references per image, human captions."""
     constant = best_constant_caption(training, references)
     scores = compute_scores([constant] * len(references), references)
     baselines = [{"name": "constant", "caption": " ".join(constant), **scores}]

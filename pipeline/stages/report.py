@@ -64,7 +64,6 @@ def report(
     shown = pick_evenly(all_images, config.max_images)
     common = Counter(evaluation.captions.values()).most_common(MOST_COMMON)
     scores = compute_score_rows(evaluation, baselines, config.resamples, config.seed)
-    distributions = [length_figure(reports.lengths), *score_figures(all_images)]
     ids = [image.image_id for image in shown]
     small = thumbnails(images, ids, config.thumbnail_size, config.jpeg_quality)
     page = render_page(
@@ -79,7 +78,7 @@ def report(
             (metric.label, metric.format.format(metrics.numbers[metric.key]))
             for metric in (METRICS[name] for name in DIVERSITY_NAMES)
         ],
-        distributions=distributions,
+        distributions=[length_figure(reports.lengths), *score_figures(all_images)],
         common=[(caption, count) for caption, count in common if count > 1],
         shown=len(shown),
         total=len(all_images),
@@ -113,4 +112,4 @@ def main(
     """Write the run's page: scores, curves, images and provenance."""
     groups = [load_params(params, group) for group in PARAM_GROUPS]
     config = load_params(params, ReportConfig)
-    report(images, model, ReportFiles(reports_dir), out, groups, config, base)
+    report(images, model, ReportFiles.in_folder(reports_dir), out, groups, config, base)
