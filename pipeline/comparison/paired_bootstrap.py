@@ -47,12 +47,9 @@ def compare_scores(
     """
     all_images = np.ones((1, len(base)))
     change = (tested_scores(head, all_images) - tested_scores(base, all_images))[0]
-    changes = np.concatenate(
-        [
-            tested_scores(head, drawn) - tested_scores(base, drawn)
-            for drawn in resample_counts(len(base), resamples, seed)
-        ]
-    )  # (resamples, tested scores)
+    chunks = resample_counts(len(base), resamples, seed)
+    rows = [tested_scores(head, drawn) - tested_scores(base, drawn) for drawn in chunks]
+    changes = np.concatenate(rows)  # (resamples, tested scores)
     tail = (1 - confidence) / 2
     low, high = np.quantile(changes, [tail, 1 - tail], axis=0)
     smaller_side = np.minimum((changes <= 0).sum(axis=0), (changes >= 0).sum(axis=0))

@@ -30,8 +30,7 @@ def resample_counts(num_images: int, resamples: int, seed: int) -> Iterator[np.n
         rows = min(chunk, resamples - start)
         drawn = rng.integers(num_images, size=(rows, num_images))
         drawn += num_images * np.arange(rows)[:, None]  # one bincount then counts all rows
-        counts = np.bincount(drawn.ravel(), minlength=rows * num_images)
-        yield counts.reshape(rows, num_images)
+        yield np.bincount(drawn.ravel(), minlength=rows * num_images).reshape(rows, num_images)
 
 
 def corpus_scores(counts: np.ndarray, means: np.ndarray, drawn: np.ndarray) -> np.ndarray:

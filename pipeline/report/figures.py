@@ -1,4 +1,7 @@
-"""The charts of the page, and the tables below them."""
+"""The charts of the page, and the tables below them.
+
+A function that reads a file raises an ArtifactError if the file is missing or damaged.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,9 +37,6 @@ def training_figures(history: Path, select_by: str) -> list[Figure]:
 
     Args:
         select_by: the column that the kept epoch was chosen by.
-
-    Raises:
-        ArtifactError: the history is missing or damaged.
     """
     names = ("epoch", "learning_rate", "train_loss", "val_loss", "bleu_4", "cider")
     table = read_numbers(history, names)
@@ -92,11 +92,7 @@ def training_figures(history: Path, select_by: str) -> list[Figure]:
 
 
 def self_critical_figure(history: Path) -> Figure | None:
-    """Plot reward and CIDEr by epoch of self-critical training; None if there was none.
-
-    Raises:
-        ArtifactError: the history is missing or damaged.
-    """
+    """Plot reward and CIDEr by epoch of self-critical training; None if there was none."""
     cells = parse_csv(read_bytes(history), history, ("epoch", "reward", "bleu_4", "cider"))
     epochs, bleu_4, cider = (
         to_numbers(cells[name], f"{history}, {name}") for name in ("epoch", "bleu_4", "cider")
@@ -125,11 +121,7 @@ def self_critical_figure(history: Path) -> Figure | None:
 
 
 def length_figure(lengths: Path) -> Figure:
-    """Plot the words per caption of the model and of the references.
-
-    Raises:
-        ArtifactError: the table is missing or damaged.
-    """
+    """Plot the words per caption of the model and of the references."""
     table = read_lengths(lengths)
     rows = list(zip(*table.values(), strict=True))
     used = [row[0] for row in rows if row[1] or row[2]] or table["words"]
