@@ -1,6 +1,6 @@
-"""DVC's page of images in a real browser, and what a reader finds in each.
+"""DVC's page of plots in a real browser, and the content of each plot.
 
-The browser is offline, and what the page asks of a network is an error.
+The browser is offline, and a request to a network is an error.
 """
 
 import os
@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-# As SVG, which is drawn from the same scene as the canvas, texts and curves can be asked for.
+# SVG, which Vega draws from the same scene as the canvas, so that texts and curves can be queried.
 AS_SVG = """
 let embed;
 Object.defineProperty(window, "vegaEmbed", {
-    set(given) { embed = given; },
+    set(value) { embed = value; },
     get() {
         return (where, spec) => embed(where, spec, {renderer: "svg"}).then(
             () => { window.drawn = (window.drawn || 0) + 1; });
@@ -23,7 +23,7 @@ Object.defineProperty(window, "vegaEmbed", {
 });
 """
 
-LOOK = """chart => {
+DESCRIBE = """chart => {
     const texts = (part) => [...chart.querySelectorAll(part + " text")].map(t => t.textContent);
     const curves = [...chart.querySelectorAll("g.mark-line:not(.role-legend-symbol) > path")]
         .filter(path => !path.closest(".role-legend") && !path.getAttribute("d").includes("NaN"));
@@ -43,7 +43,7 @@ LOOK = """chart => {
 
 @dataclass(frozen=True)
 class Chart:
-    """An image as a reader finds it."""
+    """A plot as a reader sees it."""
 
     title: str
     axes: tuple[str, ...]  # titles: x, y
@@ -55,44 +55,49 @@ class Chart:
 
 
 def draw(page: Path, screenshot: Path) -> list[Chart]:
-    """All charts of the page, in order; the page as an image goes to `screenshot`."""
+    """Return all plots of the page, in order, and write an image of it to `screenshot`."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        assert "CI" not in os.environ, "there is no Chromium to draw the page with"
-        pytest.skip("there is no Chromium to draw the page with")
+        assert "CI" not in os.environ, "no Chromium to draw the page with"
+        pytest.skip("no Chromium to draw the page with")
     from playwright.sync_api import Route, sync_playwright
 
-    wrong: list[str] = []
+    problems: list[str] = []
 
     def answer(route: Route) -> None:
         if route.request.url.startswith("file:"):
             route.continue_()
         else:
-            wrong.append(route.request.url)
+            problems.append(route.request.url)
             route.abort()
 
     with sync_playwright() as playwright:
-        # Chromium's sandbox does not start for root, as whom containers run.
+        # Chromium's sandbox does not start for root, the user of many containers.
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         context = browser.new_context(viewport={"width": 1400, "height": 900}, offline=True)
         tab = context.new_page()
         tab.add_init_script(AS_SVG)
         tab.route("**/*", answer)
-        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("pageerror", lambda error: problems.append(str(error)))
         tab.goto(page.as_uri())
-        asked = page.read_text(encoding="utf-8").count("vegaEmbed('#")
-        tab.wait_for_function(f"window.drawn === {asked}")
+        plots = page.read_text(encoding="utf-8").count("vegaEmbed('#")
+        tab.wait_for_function(f"window.drawn === {plots}")
         tab.screenshot(path=screenshot, full_page=True)
-        found: list[dict[str, Any]] = [
-            one.evaluate(LOOK) for one in tab.locator(".vega-embed").all()
+        charts: list[dict[str, Any]] = [
+            plot.evaluate(DESCRIBE) for plot in tab.locator(".vega-embed").all()
         ]
         browser.close()
-    assert not wrong
+    assert not problems
     return [
         Chart(
-            *(one["title"], tuple(one["axes"]), frozenset(one["legend"]), one["curves"]),
-            *(frozenset(one["colours"]), one["top"], one["bottom"]),
+            title=chart["title"],
+            axes=tuple(chart["axes"]),
+            legend=frozenset(chart["legend"]),
+            curves=chart["curves"],
+            colours=frozenset(chart["colours"]),
+            top=chart["top"],
+            bottom=chart["bottom"],
         )
-        for one in found
+        for chart in charts
     ]

@@ -31,10 +31,10 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import TrainConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import read_model
-from pipeline.evaluation.reports import sealed
+from pipeline.evaluation.metrics_file import add_digest
+from pipeline.evaluation.reports import ReportFiles, read_evaluation
 from pipeline.features.feature_cache import read_features
 from pipeline.images.archive import ImageArchive, decode_image
-from pipeline.report.evaluation import read_evaluation
 from pipeline.runtime.errors import InputError
 from pipeline.sources.flickr8k import read_text_archive
 from tests.conftest import Artifacts, make_tiny, make_world
@@ -56,8 +56,7 @@ class Parser:
 
 def parsers(tiny: Artifacts) -> list[Parser]:
     table_info = read_info(tiny.table)
-    names = ("captions.json", "references.json", "scores.csv", "metrics.json")
-    reports = [tiny.reports / name for name in names]
+    reports = ReportFiles.in_folder(tiny.reports).evaluation
 
     def images(path: Path) -> None:
         with ImageArchive(path) as archive:
@@ -81,8 +80,8 @@ def parsers(tiny: Artifacts) -> list[Parser]:
             return mutated(content, rng)
         whole = json.loads(content)
         replace_one(whole, rng)
-        with suppress(Exception):  # what cannot be sealed is refused for that
-            whole = sealed(whole, [report.read_bytes() for report in reports[:-1]])
+        with suppress(Exception):  # if there is no place for a digest, that is refused
+            whole = add_digest(whole, [report.read_bytes() for report in reports[1:]])
         return json.dumps(whole).encode()
 
     def in_json(content: bytes, rng: random.Random) -> bytes:

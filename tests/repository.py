@@ -1,4 +1,4 @@
-"""Real git and DVC repositories with the project's graph, for tests that run DVC as users do."""
+"""Git and DVC repositories with the project's graph, for tests that run DVC as users do."""
 
 import os
 import re
@@ -10,23 +10,28 @@ from typing import Any
 
 import yaml
 
-from pipeline.stages import report
-from tests.conftest import ROOT, Artifacts, params
+from tests.conftest import ROOT, Artifacts, command, params
 
 PAGE = "reports/report.html"
-# What the stages leave in a workspace, besides `data/images.zip` and `data/text.zip`.
-MADE = (
-    *("data/captions.csv", "data/captions.json", "data/vocabulary.json", "features/features.h5"),
-    *("models/backbone.safetensors", "models/trained.safetensors", "models/captioner.safetensors"),
+# The stages' outs in the cache, besides `data/images.zip` and `data/text.zip`.
+OUTS = (
+    "data/captions.csv",
+    "data/captions.json",
+    "data/vocabulary.json",
+    "features/features.h5",
+    "models/backbone.safetensors",
+    "models/trained.safetensors",
+    "models/captioner.safetensors",
     PAGE,
 )
 
 
 class Checkout:
-    """A folder with the project in it, and what users type there."""
+    """A folder with the project, and the commands that users type there."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
-        """
+        """Create it.
+
         Args:
             variables: of the environment, for all commands.
         """
@@ -54,15 +59,15 @@ class Checkout:
 
     def commit(self) -> None:
         self.run("git", "add", "--all")
-        who = ("-c", "user.name=test", "-c", "user.email=test@example.com")
-        self.run("git", *who, "commit", "--quiet", "--message", "state")
+        user = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+        self.run("git", *user, "commit", "--quiet", "--message", "state")
 
     def repro(self) -> set[str]:
-        """Run `dvc repro`; the stages that really ran."""
+        """Run `dvc repro` and return the stages that ran."""
         return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro")))
 
     def clone(self, folder: Path) -> "Checkout":
-        """A fresh clone of what is committed, at `folder`, without any data."""
+        """Clone what is committed into `folder`, without any data."""
         self.run("git", "clone", "--quiet", str(self.folder), str(folder))
         return Checkout(folder, **self.variables)
 
@@ -72,7 +77,7 @@ class Checkout:
 
 
 class Repository(Checkout):
-    """A git and DVC repository with the project's graph, code and a tiny world's params."""
+    """A git and DVC repository with the project's graph and code, and tiny params."""
 
     def __init__(
         self, folder: Path, world: Artifacts, variables: dict[str, str] | None = None
@@ -80,11 +85,11 @@ class Repository(Checkout):
         super().__init__(folder, **(variables or {}))
         folder.mkdir()
         for name in ("pipeline", "data", "features", "models", "reports"):
-            kept = shutil.ignore_patterns(
+            ignored = shutil.ignore_patterns(
                 "__pycache__", "*.zip", "*.csv", "*.json", "*.h5", "report.html"
             )
             if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, folder / name, ignore=kept)
+                shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copyfile(ROOT / name, folder / name)
         (folder / ".dvc").mkdir()
@@ -108,28 +113,20 @@ class Repository(Checkout):
         (self.folder / "params.yaml").write_text(yaml.safe_dump(groups, sort_keys=False))
 
     def take_over(self, tiny: Artifacts) -> None:
-        """Commit what the stages have made elsewhere, as if `dvc repro` had made it here.
+        """Commit outs that the stages wrote elsewhere, as if `dvc repro` had written them here.
 
-        It saves the half minute of a run. The params that matter are the same, and what a run
-        through DVC gives is the matter of test_repro.
+        This saves the half minute of a run. The params that matter are the same, and test_repro
+        tests a run through DVC.
         """
         archives = ("data/images.zip", "data/text.zip")
         reports = [f"reports/{path.name}" for path in tiny.reports.iterdir()]
-        for name in (*archives, *(one for one in MADE if one != PAGE), *reports):
+        for name in (*archives, *(name for name in OUTS if name != PAGE), *reports):
             target = self.folder / name
             if not target.exists():
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(tiny.folder / name, target)
-        self.draw_page()
+        # The page shows the params of this repository.
+        done = command("report", cwd=self.folder)
+        assert done.returncode == 0, done.stderr
         self.run("dvc", "commit", "--force", "--quiet")
         self.commit()
-
-    def draw_page(self) -> None:
-        """The stage `report`, here and now: its page shows the params of this very repository."""
-        report.main(
-            images=self.folder / "data/images.zip",
-            model=[self.folder / "models/captioner.safetensors"],
-            reports_dir=self.folder / "reports",
-            out=self.folder / PAGE,
-            params=self.folder / "params.yaml",
-        )

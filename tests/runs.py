@@ -1,4 +1,4 @@
-"""A repository with the reports of made-up runs, which is what `showtell compare` reads."""
+"""A repository with the reports of invented runs, for `showtell compare`."""
 
 import hashlib
 import json
@@ -12,30 +12,28 @@ from typing import Any
 import yaml
 
 from pipeline.evaluation.diversity import diversity_stats
-from pipeline.evaluation.reports import (
-    write_captions,
-    write_metrics,
-    write_references,
-    write_scores,
-)
+from pipeline.evaluation.metrics_file import write_metrics
+from pipeline.evaluation.reports import ReportFiles, write_captions, write_references, write_scores
+from pipeline.metrics.bleu import COUNT_NAMES
+from pipeline.metrics.registry import SCORE_NAMES
 from pipeline.metrics.scores import bleu_counts, cider, compute_scores, rouge_l
 from tests.conftest import ROOT, command, params
+from tests.reports import meta
 
 WORDS = "a man cat runs red ball on the grass in water two children play with snow".split()
-FILES = ("metrics.json", "scores.csv", "captions.json", "references.json")
+FILES = ("captions.json", "metrics.json", "references.json", "scores.csv")
 
-
-# All that the gate can be asked for.
-BOTH = ("--fail-on", "tolerance", "--fail-on", "noise")
+BOTH_RULES = ("--fail-on", "tolerance", "--fail-on", "noise")
 
 
 class Runs:
-    """Git, DVC's folder, and as many revisions as a test commits."""
+    """A git and DVC repository with a revision for each run that a test commits."""
 
     def __init__(self, folder: Path, images: int = 60, top: Path | None = None) -> None:
-        """
+        """Create the repository.
+
         Args:
-            top: git's root, where it lies above the project.
+            top: git's root, if it is above the project.
         """
         self.folder = folder
         (folder / "reports").mkdir(parents=True)
@@ -50,19 +48,19 @@ class Runs:
         ]
 
     def git(self, *arguments: str) -> str:
-        who = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+        user = ("-c", "user.name=test", "-c", "user.email=test@example.com")
         done = subprocess.run(
-            ("git", *who, *arguments), cwd=self.folder, check=True, capture_output=True, text=True
+            ("git", *user, *arguments), cwd=self.folder, check=True, capture_output=True, text=True
         )
         return done.stdout
 
     def captions(self, wrong: float, seed: int = 0) -> list[list[str]]:
-        """A reference an image, with this share of its words wrong."""
+        """Return a reference per image, with this fraction of its words wrong."""
         rng = random.Random(seed)
         return [
             [
-                f"wrong{place}" if rng.random() < wrong and word != "dog" else word
-                for place, word in enumerate(refs[0])
+                f"wrong{position}" if rng.random() < wrong and word != "dog" else word
+                for position, word in enumerate(refs[0])
             ]
             for refs in self.references
         ]
@@ -73,43 +71,32 @@ class Runs:
         change: Callable[[dict[str, Any]], object] = lambda metrics: None,
         **changed: dict[str, Any],
     ) -> None:
-        """The reports of these captions in the workspace, params.yaml, and dvc.lock.
+        """Write the reports of these captions to the workspace, with params.yaml and dvc.lock.
 
         Args:
-            change: to what metrics.json would be.
-            changed: params other than the tiny run's.
+            change: edits the content of metrics.json.
+            changed: params that differ from the tiny run's.
         """
-        out = self.folder / "reports"
-        words, closest, *matches = bleu_counts(captions, self.references).T
-        write_captions(out / "captions.json", self.ids, captions)
-        write_references(out / "references.json", self.ids, self.references)
+        out = ReportFiles.in_folder(self.folder / "reports")
+        write_captions(out.captions, self.ids, captions)
+        write_references(out.references, self.ids, self.references)
+        counts = bleu_counts(captions, self.references).T
         columns: dict[str, Any] = {
             "image_id": self.ids,
             "cider": cider(captions, self.references)[1],
             "rouge_l": rouge_l(captions, self.references)[1],
-            "words": words,
-            "closest_reference": closest,
+            **dict(zip(COUNT_NAMES, counts, strict=True)),
         }
-        counts = {f"matches_{n}": count for n, count in enumerate(matches, start=1)}
-        write_scores(out / "scores.csv", columns | counts)
+        write_scores(out.scores, columns)
         metrics: dict[str, Any] = {
             **compute_scores(captions, self.references),
             **diversity_stats(captions),
             "split": "test (official)",
-            "baselines": [{"name": "constant", "cider": 4.5}],
-            "meta": [
-                {
-                    "scale": 100.0,
-                    "tokenizer": "ptb-lower-nopunct-2",
-                    "split_digest": "0123",
-                    "images": len(self.ids),
-                    "references": 5.0,
-                }
-            ],
+            "baselines": [{"name": "constant", **dict.fromkeys(SCORE_NAMES, 4.5)}],
+            "meta": [meta(len(self.ids))],
         }
         change(metrics)
-        beside = [out / name for name in ("captions.json", "references.json", "scores.csv")]
-        write_metrics(out / "metrics.json", metrics, beside)
+        write_metrics(out.metrics, metrics, reports=[out.captions, out.references, out.scores])
         self.write_params(**changed)
         self.lock()
 
@@ -118,7 +105,7 @@ class Runs:
         (self.folder / "params.yaml").write_text(text)
 
     def lock(self) -> None:
-        """dvc.lock as `dvc repro` would leave it, as far as a comparison looks."""
+        """Write dvc.lock as `dvc repro` would, as far as a comparison reads it."""
         groups = yaml.safe_load((self.folder / "params.yaml").read_text())
         groups.pop("compare")
         groups.pop("report")
@@ -131,7 +118,7 @@ class Runs:
         ]
         stages = {
             "evaluate": {"params": {"params.yaml": groups}, "outs": outs},
-            "report": {"params": {"params.yaml": params()}},  # of a page that was made before
+            "report": {"params": {"params.yaml": params()}},  # of an older page
         }
         (self.folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
 
@@ -139,6 +126,10 @@ class Runs:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", tag)
         self.git("tag", tag)
+
+    def restore(self) -> None:
+        """Undo all changes in the workspace."""
+        self.git("checkout", "--quiet", ".")
 
     def compare(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return command("compare", *arguments, cwd=self.folder)
@@ -149,15 +140,22 @@ class Runs:
         return dict(json.loads(done.stdout))
 
 
+def metric_of(comparison: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the row of a metric in the JSON of a comparison."""
+    (row,) = (row for row in comparison["metrics"] if row["metric"] == name)
+    return dict(row)
+
+
 def history_of_runs(folder: Path) -> Runs:
-    """Tags: `base`; `good` and `bad`, plainly better and worse; `other`, as good by other words."""
-    made = Runs(folder)
-    made.write(made.captions(wrong=0.4))
-    made.commit("base")
-    made.write(made.captions(wrong=0.15), train={"rnn_type": "gru"})
-    made.commit("good")
-    made.write(made.captions(wrong=0.7))
-    made.commit("bad")
-    made.write(made.captions(wrong=0.4, seed=1))
-    made.commit("other")
-    return made
+    """Return runs with the tags `base`; `good` and `bad`, clearly better and worse; and `other`, as
+    good with other words."""
+    runs = Runs(folder)
+    runs.write(runs.captions(wrong=0.4))
+    runs.commit("base")
+    runs.write(runs.captions(wrong=0.15), train={"rnn_type": "gru"})
+    runs.commit("good")
+    runs.write(runs.captions(wrong=0.7))
+    runs.commit("bad")
+    runs.write(runs.captions(wrong=0.4, seed=1))
+    runs.commit("other")
+    return runs

@@ -1,4 +1,4 @@
-"""The scripts of the CI workflow, as it runs them, on commits that help, harm and do neither."""
+"""The scripts of the CI workflow, run as it runs them, on better, worse and equal commits."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.repository import Checkout
-from tests.runs import Runs
+from tests.runs import FILES, Runs
 
 WORKFLOWS = {
     path.stem: path.read_text(encoding="utf-8")
@@ -34,13 +34,13 @@ def run_script(name: str, repository: Path, *arguments: str) -> subprocess.Compl
 
 
 class Project(Checkout):
-    """A copy of the project with a history of its own."""
+    """A copy of the project with its own git history."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         folder.mkdir()
         self.run("git", "init", "--quiet")
-        # By this git, for the project itself may be in none: GitHub's ZIP is not.
+        # The new repository's git: the project itself may not be in git, as in GitHub's ZIP.
         work = ("git", f"--git-dir={folder}/.git", f"--work-tree={ROOT}")
         listed = (*work, "ls-files", "--others", "--exclude-standard")
         names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -60,17 +60,19 @@ class Project(Checkout):
 
 
 def test_the_demo_at_two_commits(tmp_path: Path) -> None:
-    """The second one's captions break off after three words."""
+    """The second commit's captions are cut off after three words."""
     project = Project(tmp_path / "checkout")
     project.tag("whole")
     project.edit("pipeline/commands/demo.py", '"max_length": 16', '"max_length": 3')
     project.tag("cut")
-    # As in the workflow: the folder is named from where the script is called.
+    # As in the workflow: the folder is relative to the caller's.
     done = run_script("compare-demo", project.folder, "whole", "cut", "build/plots")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "**Not acceptable:** bleu_4" in done.stdout
     assert "| evaluate.max\\_length | 16 | 3 |" in done.stdout
-    assert done.stderr.count("Running stage 'train'") == 1  # what has not changed is not run again
+    assert (
+        done.stderr.count("Running stage 'train'") == 1
+    )  # what has not changed does not run again
     plots = project.folder / "build/plots"
     page = (plots / "index.html").read_text()
     assert '"rev": "base"' in page
@@ -80,7 +82,7 @@ def test_the_demo_at_two_commits(tmp_path: Path) -> None:
     assert project.run("git", "status", "--porcelain") == ""
 
 
-def test_a_demo_that_does_not_run_is_no_pass(tmp_path: Path) -> None:
+def test_a_demo_that_fails_does_not_pass(tmp_path: Path) -> None:
     project = Project(tmp_path / "checkout")
     (project.folder / "dvc.yaml").unlink()
     project.tag("broken")
@@ -93,56 +95,55 @@ def test_a_demo_that_does_not_run_is_no_pass(tmp_path: Path) -> None:
     assert run_script("compare-demo", project.folder).returncode == 2
 
 
-# A demo that takes what is committed for its results: what the script makes of them is in question.
-MADE_DEMO = """
+# A demo whose results are committed files, to test what the script does with them.
+PREPARED_DEMO = """
 import shutil
 from pathlib import Path
 
 
 def main(workspace: Path = Path("."), images: int = 0) -> None:
-    shutil.copytree("made", workspace, dirs_exist_ok=True)
+    shutil.copytree("results", workspace, dirs_exist_ok=True)
 """
 
 
-def test_the_verdict_on_commits_that_help_harm_change_nothing_lack_and_loosen(
-    tmp_path: Path,
-) -> None:
+def test_the_verdict_on_better_worse_equal_incomplete_and_loosened_commits(tmp_path: Path) -> None:
     project = Project(tmp_path / "checkout")
-    run = project.folder / "pipeline/commands/demo.py"
-    run.write_text(MADE_DEMO)
+    demo = project.folder / "pipeline/commands/demo.py"
+    demo.write_text(PREPARED_DEMO)
     runs = Runs(tmp_path / "runs")
 
-    def made(tag: str, wrong: float, lacking: str = "") -> None:
+    def commit(tag: str, wrong: float, lacking: str = "") -> None:
         runs.write(runs.captions(wrong), lambda metrics: metrics.pop(lacking, None))
         for name in ("reports", "params.yaml", "dvc.lock"):
             source = runs.folder / name
-            target = project.folder / "made" / name
+            target = project.folder / "results" / name
             target.parent.mkdir(exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy)(
-                *(source, target), **({"dirs_exist_ok": True} if source.is_dir() else {})
-            )
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            else:
+                shutil.copy(source, target)
         project.tag(tag)
 
-    made("base", 0.4)
-    made("good", 0.15)
-    made("silent", 0.4, lacking="cider")
-    project.edit("params.yaml", "cider: ", "cider: 9")  # whatever is lost is tolerated
+    commit("base", 0.4)
+    commit("good", 0.15)
+    commit("incomplete", 0.4, lacking="cider")
+    project.edit("params.yaml", "cider: ", "cider: 9")  # tolerates any loss
     project.edit("params.yaml", "  dropout: 0.5", "  dropout: 0.9")
-    made("loose", 0.7)
-    for head, code, said in (
+    commit("loose", 0.7)
+    for head, code, message in (
         ("good", 0, "Better: BLEU-4"),
         ("base", 0, "No change: all 60 captions are the same."),
-        ("silent", 2, "**Cannot be compared:** cannot compare: ./head lacks cider"),
+        ("incomplete", 2, "**Cannot be compared:** cannot compare: ./head lacks cider"),
         ("loose", 1, "**Not acceptable:** bleu_4"),
     ):
         done = run_script("compare-demo", project.folder, "base", head)
         assert done.returncode == code, done.stdout + done.stderr
-        assert said in done.stdout.replace("\\", "")
+        assert message in done.stdout.replace("\\", "")
     assert re.search(r"cider [\d.]+ worse", done.stdout)  # by base's rule
-    assert "    +  dropout: 0.9" in done.stdout  # which the demo does not use
+    assert "    +  dropout: 0.9" in done.stdout  # the demo does not use it
 
 
-def test_committed_results_that_are_better_worse_the_same_lacking_and_stale(tmp_path: Path) -> None:
+def test_committed_results_that_are_better_worse_equal_incomplete_and_stale(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "repository")
     (runs.folder / "dvc.yaml").write_text(
         yaml.safe_dump(
@@ -151,7 +152,7 @@ def test_committed_results_that_are_better_worse_the_same_lacking_and_stale(tmp_
                     "evaluate": {
                         "cmd": "false",
                         "params": ["evaluate"],
-                        "outs": [{f"reports/{name}": {"cache": False}} for name in OUTS],
+                        "outs": [{f"reports/{name}": {"cache": False}} for name in FILES],
                     }
                 }
             }
@@ -166,32 +167,29 @@ def test_committed_results_that_are_better_worse_the_same_lacking_and_stale(tmp_
         runs.commit(tag)
     runs.write(runs.captions(wrong=0.4), lambda metrics: metrics.pop("cider"))
     record(runs)
-    runs.commit("silent")
+    runs.commit("incomplete")
     runs.write_params(evaluate={"beam_size": 9})
     runs.commit("stale")
     (runs.folder / "dvc.lock").unlink()
     runs.commit("gone")
-    for base, head, code, said in (
+    for base, head, code, message in (
         ("base", "good", 0, "Better: BLEU-4"),
         ("base", "base", 0, "No change: all 60 captions are the same."),
-        ("base", "silent", 2, "lacks cider, which"),
+        ("base", "incomplete", 2, "lacks cider, which"),
         ("base", "bad", 1, "**Not acceptable:** bleu_4"),
         ("nothing", "base", 0, "No results are committed at "),
         ("base", "stale", 2, "evaluate: evaluate"),
-        ("base", "gone", 2, "**Taken away:**"),
+        ("base", "gone", 2, "**Removed:**"),
         ("base", "nowhere", 2, "There is no commit nowhere"),
         ("nowhere", "base", 2, "There is no commit nowhere"),
     ):
         done = run_script("compare-results", runs.folder, base, head)
         assert done.returncode == code, done.stdout + done.stderr
-        assert said in done.stdout
-
-
-OUTS = ("captions.json", "metrics.json", "references.json", "scores.csv")
+        assert message in done.stdout
 
 
 def record(runs: Runs) -> None:
-    """dvc.lock of this state, from DVC itself."""
+    """Let DVC write dvc.lock for the workspace."""
     (runs.folder / "dvc.lock").unlink()
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "commit", "--force"],
@@ -204,18 +202,18 @@ def record(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_is_pinned_and_may_do_little(name: str) -> None:
+def test_a_workflow_is_pinned_and_has_few_permissions(name: str) -> None:
     text = WORKFLOWS[name]
     workflow = yaml.safe_load(text)
-    used = re.findall(r"uses: (\S+)", text)
-    assert used
-    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", one) for one in used), used
+    actions = re.findall(r"uses: (\S+)", text)
+    assert actions
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in actions), actions
     assert workflow["permissions"] == {"contents": "read"}
-    may_write = [name for name, job in workflow["jobs"].items() if "permissions" in job]
-    assert may_write == ["comment"] * (name == "ci")
+    with_permissions = [name for name, job in workflow["jobs"].items() if "permissions" in job]
+    assert with_permissions == ["comment"] * (name == "ci")
     assert "secrets." not in text
     assert "pull_request_target" not in text
-    for line in re.findall(r"run: .*", text):  # what a pull request is named is not code
+    for line in re.findall(r"run: .*", text):  # the name of a pull request must not run as code
         assert "${{" not in line, line
 
 
@@ -223,6 +221,7 @@ def test_the_workflows_commands_exist() -> None:
     scripts = set(re.findall(r"(\.ci/[\w-]+)", WORKFLOW))
     assert scripts == {".ci/compare-demo", ".ci/compare-results"}
     assert all(os.access(ROOT / name, os.X_OK) for name in scripts)
+    makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"run: make ([\w-]+)", "".join(WORKFLOWS.values())))
-    assert all(re.search(rf"^{one}:", (ROOT / "Makefile").read_text(), re.M) for one in targets)
+    assert all(re.search(rf"^{name}:", makefile, re.M) for name in targets)
     assert json.dumps(sorted(targets)) == '["install", "newest", "test"]'

@@ -1,4 +1,4 @@
-"""What cannot be compared is refused, in one line and with an exit code of its own."""
+"""Runs that cannot be compared are refused in one line, with exit code 2."""
 
 import shutil
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return history_of_runs(tmp_path_factory.mktemp("runs") / "repository")
 
 
-def named(value: Any, *path: str) -> Callable[[dict[str, Any]], object]:
+def setting(value: Any, *path: str) -> Callable[[dict[str, Any]], object]:
     def change(metrics: dict[str, Any]) -> None:
         for part in path[:-1]:
             metrics = metrics[part][0]
@@ -26,36 +26,36 @@ def named(value: Any, *path: str) -> Callable[[dict[str, Any]], object]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (named("val (official)", "split"), "not the same split (test"),
-        (named("9999", "meta", "split_digest"), "not the same division into splits (0123"),
-        (named("spaces", "meta", "tokenizer"), "not the same tokeniser (ptb"),
-        (named(1.0, "meta", "scale"), "not the same scale (100"),
-        (named(4.0, "meta", "references"), "not the same number of references an image (5"),
-        (named(9.9, "baselines", "cider"), "not the same yardsticks ("),
-        (named(9.9, "baselines", "rouge_l"), "not the same yardsticks ("),
+        (setting("val (official)", "split"), "not have the same split (test"),
+        (setting("9999", "meta", "split_digest"), "not have the same division into splits (0123"),
+        (setting("spaces", "meta", "tokenizer"), "not have the same tokeniser (ptb"),
+        (setting(1.0, "meta", "scale"), "not have the same scale (100"),
+        (setting(4.0, "meta", "references"), "not have the same number of references per image (5"),
+        (setting(9.9, "baselines", "cider"), "not have the same baselines ("),
+        (setting(9.9, "baselines", "rouge_l"), "not have the same baselines ("),
     ],
 )
-def test_other_terms_are_refused(
-    runs: Runs, change: Callable[[dict[str, Any]], object], said: str
+def test_another_protocol_is_refused(
+    runs: Runs, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     runs.write(runs.captions(wrong=0.4), change)
     done = runs.compare("base")
     assert done.returncode == 2
-    assert said in one_line(done)
-    runs.git("checkout", "--quiet", ".")
+    assert message in one_line(done)
+    runs.restore()
 
 
 def test_other_images_and_other_references_are_refused(runs: Runs) -> None:
     runs.ids[0], before = "new.jpg", runs.ids[0]
     runs.write(runs.captions(wrong=0.4))
-    assert "not the same references" in one_line(runs.compare("base"))
+    assert "not have the same references" in one_line(runs.compare("base"))
     runs.ids[0] = before
-    runs.git("checkout", "--quiet", ".")
+    runs.restore()
 
 
-def test_a_metric_that_is_missing_or_new_is_said_and_never_passes(runs: Runs) -> None:
+def test_a_missing_or_new_metric_is_named_and_never_passes(runs: Runs) -> None:
     runs.write(runs.captions(wrong=0.4), lambda metrics: metrics.pop("repeated"))
     done = runs.compare("base", "workspace")
     assert done.returncode == 0
@@ -63,9 +63,9 @@ def test_a_metric_that_is_missing_or_new_is_said_and_never_passes(runs: Runs) ->
     done = runs.compare("base", "workspace", "--fail-on", "tolerance")
     assert done.returncode == 2
     assert "workspace lacks repeated, which base has" in one_line(done)
-    runs.write(runs.captions(wrong=0.4), named(1.0, "spice"))
+    runs.write(runs.captions(wrong=0.4), setting(1.0, "spice"))
     assert "New in head: spice." in runs.compare("base", "workspace").stdout
-    # A metric that has a rule, and was never there.
+    # A metric that has a rule and is on neither side.
     runs.write(runs.captions(wrong=0.4), lambda metrics: metrics.pop("cider"))
     runs.commit("poor")
     done = runs.compare("poor", "workspace", "--fail-on", "noise")
@@ -75,60 +75,68 @@ def test_a_metric_that_is_missing_or_new_is_said_and_never_passes(runs: Runs) ->
     runs.git("reset", "--quiet", "--hard", "HEAD~1")
 
 
-@pytest.mark.parametrize(("value", "said"), [("NaN", "nan"), ("null", "None"), ('"12"', "'12'")])
-def test_a_metric_that_is_no_number_is_refused(runs: Runs, value: str, said: str) -> None:
+@pytest.mark.parametrize(("value", "shown"), [("NaN", "nan"), ("null", "None"), ('"12"', "'12'")])
+def test_a_metric_that_is_not_a_number_is_refused(runs: Runs, value: str, shown: str) -> None:
     runs.write(runs.captions(wrong=0.4))
     path = runs.folder / "reports/metrics.json"
     path.write_text(path.read_text().replace('"cider": ', f'"cider": {value}, "was": ', 1))
     runs.lock()
     done = runs.compare("base")
     assert done.returncode == 2
-    assert f"cider is {said}" in one_line(done)
-    runs.git("checkout", "--quiet", ".")
+    assert f"cider is {shown}, which is not a number" in one_line(done)
+    runs.restore()
 
 
 HEADER = "image_id,cider,rouge_l,words,closest_reference,matches_1,matches_2,matches_3,matches_4\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
-        ("metrics.json", "{", "metrics.json of workspace is damaged"),
-        ("metrics.json", "{}", "lack something"),
-        ("captions.json", "[]", "are not of one run"),
-        ("captions.json", '"text"', "lack something"),
+        ("metrics.json", "{", "metrics.json of workspace is not valid JSON"),
+        ("metrics.json", "{}", "metrics.json of workspace is not a metrics file of this version"),
+        ("captions.json", "[]", "is not a list of captions, one per image"),
+        ("captions.json", '"text"', "is not a list of captions, one per image"),
         ("scores.csv", "image_id,cider\na,1\n", "has no column 'words'"),
-        ("scores.csv", HEADER + "000.jpg,x,1,1,1,1,1,1,1\n", "a score of 000.jpg is no number"),
-        ("scores.csv", HEADER + "000.jpg,1,1,1,1,1,1,1,1\n" * 2, "two rows of one image"),
-        ("scores.csv", "", "scores.csv of workspace is damaged"),
+        (
+            "scores.csv",
+            HEADER + "000.jpg,x,1,1,1,1,1,1,1\n",
+            "scores.csv of workspace, cider in line 2 is 'x', which is not a number",
+        ),
+        (
+            "scores.csv",
+            HEADER + "000.jpg,1,1,1,1,1,1,1,1\n" * 2,
+            "scores.csv of workspace has an image twice",
+        ),
+        ("scores.csv", "", "scores.csv of workspace has no rows"),
     ],
 )
-def test_damaged_reports_are_one_line(runs: Runs, name: str, content: str, said: str) -> None:
+def test_damaged_reports_are_one_line(runs: Runs, name: str, content: str, message: str) -> None:
     runs.write(runs.captions(wrong=0.4))
     (runs.folder / "reports" / name).write_text(content)
     runs.lock()
     done = runs.compare("base")
     assert done.returncode == 2
-    assert said in one_line(done)
-    runs.git("checkout", "--quiet", ".")
+    assert message in one_line(done)
+    runs.restore()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[", "dvc.lock of workspace is damaged"),
-        ("text", "lack something"),
-        ("stages: []", "lack something"),
+        ("text", "dvc.lock of workspace is damaged"),
+        ("stages: []", "dvc.lock of workspace is damaged"),
         ("stages: {}", "is not the one that dvc.lock records"),
-        ("stages: {evaluate: {outs: [{md5: x}]}}", "lack something"),
+        ("stages: {evaluate: {outs: [{md5: x}]}}", "dvc.lock of workspace is damaged"),
     ],
 )
-def test_a_damaged_lock_is_one_line(runs: Runs, content: str, said: str) -> None:
+def test_a_damaged_lock_is_one_line(runs: Runs, content: str, message: str) -> None:
     (runs.folder / "dvc.lock").write_text(content)
     done = runs.compare("base")
     assert done.returncode == 2
-    assert said in one_line(done)
-    runs.git("checkout", "--quiet", ".")
+    assert message in one_line(done)
+    runs.restore()
 
 
 def test_a_gate_without_any_rule_is_refused(runs: Runs) -> None:
@@ -137,10 +145,10 @@ def test_a_gate_without_any_rule_is_refused(runs: Runs) -> None:
     done = runs.compare("base", "bad", "--fail-on", "tolerance")
     assert done.returncode == 2
     assert "compare.tolerance" in one_line(done)
-    runs.git("checkout", "--quiet", ".")
+    runs.restore()
 
 
-def test_where_there_is_no_git_folders_can_be_compared(runs: Runs, tmp_path: Path) -> None:
+def test_without_git_folders_can_be_compared(runs: Runs, tmp_path: Path) -> None:
     folder = Runs(tmp_path / "alone")
     folder.write(folder.captions(wrong=0.4))
     shutil.rmtree(folder.folder / ".git")
@@ -153,17 +161,17 @@ def test_where_there_is_no_git_folders_can_be_compared(runs: Runs, tmp_path: Pat
 
 
 def test_scores_of_another_run_are_noticed(runs: Runs) -> None:
-    """By the digests in dvc.lock, and where those were made to fit, by the scores themselves."""
+    """By the digests in dvc.lock, and if those match, by the scores themselves."""
     path = runs.folder / "reports/scores.csv"
     path.write_text(runs.git("show", "good:reports/scores.csv"))
     assert "not the one that dvc.lock records" in one_line(runs.compare("base"))
     runs.lock()
-    assert "are not of one run" in one_line(runs.compare("base"))
-    runs.git("checkout", "--quiet", ".")
+    assert "they are of two evaluations" in one_line(runs.compare("base"))
+    runs.restore()
 
 
-def test_a_defect_or_a_bad_path_is_never_worse(runs: Runs, tmp_path: Path) -> None:
-    """Exit code 1 says that captions got worse, and nothing else does."""
+def test_a_bad_path_is_never_reported_as_worse(runs: Runs, tmp_path: Path) -> None:
+    """Exit code 1 means that captions got worse, and nothing else."""
     odd = tmp_path / "odd"
     (odd / "reports/metrics.json").mkdir(parents=True)
     for arguments in (["base", str(odd)], ["base", "good", "--params", str(tmp_path)]):
@@ -175,9 +183,8 @@ def test_a_defect_or_a_bad_path_is_never_worse(runs: Runs, tmp_path: Path) -> No
     assert "**Cannot be compared:** there is no commit" in done.stdout
 
 
-def test_from_a_folder_of_the_repository_and_however_a_path_is_written(runs: Runs) -> None:
-    command_of = (["base", "good"], ["base", "good", "--reports", "./reports/"])
-    for arguments in command_of:
+def test_any_folder_of_the_repository_and_any_spelling_of_a_path_work(runs: Runs) -> None:
+    for arguments in (["base", "good"], ["base", "good", "--reports", "./reports/"]):
         done = command("compare", *arguments, cwd=runs.folder / "reports")
         assert "Better: BLEU-4" in done.stdout, done.stderr
 

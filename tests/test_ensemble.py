@@ -1,4 +1,4 @@
-"""Several decoders that speak as one."""
+"""Ensembles of decoders, and the attention of a single one."""
 
 import json
 from pathlib import Path
@@ -33,95 +33,92 @@ def test_an_ensemble_of_one_is_that_model(name: str) -> None:
     search = BeamSearchConfig(beam_size=3, length_penalty=0.7, max_length=8)
     alone = beam_search(model, features_for(model, features), search)
     together = beam_search(Ensemble([model]), features, search)
-    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
-    assert [one.score for one in together] == pytest.approx([one.score for one in alone], abs=1e-4)
+    assert [caption.token_ids for caption in together] == [caption.token_ids for caption in alone]
+    scores = [caption.score for caption in alone]
+    assert [caption.score for caption in together] == pytest.approx(scores, abs=1e-4)
 
 
-def test_all_kinds_together_say_the_mean_of_what_each_would() -> None:
+def test_an_ensemble_of_all_kinds_has_the_mean_of_their_probabilities() -> None:
     members, features = [decoder(name).eval() for name in DECODERS], torch.randn(3, *GRID)
-    words = torch.randint(4, 30, (6, 4))
-    words[:, 0] = START
+    token_ids = torch.randint(4, 30, (6, 4))
+    token_ids[:, 0] = START
     ensemble = Ensemble(members)
     state = ensemble.init_state(features).index_select(torch.arange(3).repeat_interleave(2))
     for position in range(4):
-        logits, state = ensemble.step(words[:, position], state)
-        shares = [
-            one(features_for(one, features), words)[:, position].softmax(-1) for one in members
+        logits, state = ensemble.step(token_ids[:, position], state)
+        probs = [
+            member(features_for(member, features), token_ids)[:, position].softmax(-1)
+            for member in members
         ]
-        torch.testing.assert_close(logits.exp(), torch.stack(shares).mean(dim=0))
+        torch.testing.assert_close(logits.exp(), torch.stack(probs).mean(dim=0))
 
 
 @pytest.fixture(scope="module")
-def several(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A grid cache, a model of it, one of vectors, and one of another vocabulary."""
-    folder = tmp_path_factory.mktemp("several")
+def paths(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A grid cache, a model trained on it, and one with another vocabulary."""
+    folder = tmp_path_factory.mktemp("ensemble")
     changes: dict[str, dict[str, Any]] = {
         "extract": {"layer": "grid"},
         "train": {"decoder": "adaptive_attention", "epochs": 1},
     }
     params = write_params(folder / "params.yaml", **changes)
-    made = {name: folder / name for name in ("grid.h5", "attention", "params.yaml")}
-    extract(tiny.images, tiny.backbone, made["grid.h5"], load_params(params, ExtractConfig))
+    paths = {name: folder / name for name in ("grid.h5", "attention", "other", "params.yaml")}
+    extract(tiny.images, tiny.backbone, paths["grid.h5"], load_params(params, ExtractConfig))
     train(
-        *(made["grid.h5"], tiny.table, tiny.vocabulary),
-        *(made["attention"], folder / "h.csv"),
+        *(paths["grid.h5"], tiny.table, tiny.vocabulary),
+        *(paths["attention"], folder / "h.csv"),
         load_params(params, TrainConfig),
     )
     digest = read_info(tiny.table).table_digest
     words = read_vocabulary(tiny.vocabulary, digest).words
-    turned = Vocabulary((*words[:4], *words[:3:-1]))
-    write_vocabulary(folder / "vocabulary.json", turned, 1, digest)
-    made["other"] = folder / "other"
+    reordered = Vocabulary((*words[:4], *words[:3:-1]))
+    write_vocabulary(folder / "vocabulary.json", reordered, 1, digest)
     train(
-        *(made["grid.h5"], tiny.table, folder / "vocabulary.json"),
-        *(made["other"], folder / "h.csv"),
+        *(paths["grid.h5"], tiny.table, folder / "vocabulary.json"),
+        *(paths["other"], folder / "h.csv"),
         load_params(params, TrainConfig),
     )
-    return made
+    return paths
 
 
-def test_models_of_vectors_and_of_grids_are_scored_and_caption_as_one(
-    tiny: Artifacts, several: dict[str, Path], tmp_path: Path
+def test_models_of_vectors_and_of_grids_evaluate_and_caption_as_an_ensemble(
+    tiny: Artifacts, paths: dict[str, Path], tmp_path: Path
 ) -> None:
-    models = [several["attention"], tiny.model]
-    config = load_params(several["params.yaml"], EvaluateConfig)
-    evaluate(models, several["grid.h5"], tiny.table, tmp_path, config)
-    (table_info,) = json.loads((tmp_path / "metrics.json").read_text())["meta"]
-    assert table_info["models"] == 2
+    models = [paths["attention"], tiny.model]
+    config = load_params(paths["params.yaml"], EvaluateConfig)
+    evaluate(models, paths["grid.h5"], tiny.table, tmp_path, config)
+    (meta,) = json.loads((tmp_path / "metrics.json").read_text())["meta"]
+    assert meta["models"] == 2
     photo = tmp_path / "photo.png"
     Image.new("RGB", (80, 60), "red").save(photo)
-    said = command(
+    done = command(
         *("caption", "--backbone", tiny.backbone, "--model", tiny.model),
-        *("--model", several["attention"], photo),
+        *("--model", paths["attention"], photo),
     )
-    assert said.returncode == 0, said.stderr
-    assert len(said.stdout.split("\t")[1].split()) >= 1
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split("\t")[1].split()) >= 1
 
 
 def test_models_of_two_vocabularies_are_refused(
-    tiny: Artifacts, several: dict[str, Path], tmp_path: Path
+    tiny: Artifacts, paths: dict[str, Path], tmp_path: Path
 ) -> None:
-    said = command(
-        *("caption", "--backbone", tiny.backbone, "--model", several["attention"]),
-        *("--model", several["other"], tiny.images),
+    done = command(
+        *("caption", "--backbone", tiny.backbone, "--model", paths["attention"]),
+        *("--model", paths["other"], tiny.images),
     )
-    assert "has another vocabulary than" in one_line(said)
+    assert "has another vocabulary than" in one_line(done)
 
 
-def test_what_attention_looked_at_is_drawn(
-    tiny: Artifacts, several: dict[str, Path], tmp_path: Path
-) -> None:
+def test_attention_is_drawn(tiny: Artifacts, paths: dict[str, Path], tmp_path: Path) -> None:
     photo, out = tmp_path / "photo.png", tmp_path / "attention"
     Image.new("RGB", (80, 60), "red").save(photo)
     common = ("attention", "--backbone", tiny.backbone, "--out-dir", out, photo)
-    both = ("--model", several["attention"], "--model", tiny.model)
-    assert "one model at a time can be drawn, not 2" in one_line(command(*common, *both))
-    said = command(*common, "--model", several["attention"])
-    assert said.returncode == 0, said.stderr
-    path, caption = said.stdout.strip().split("\t")
-    with Image.open(path) as sheet:  # the image and a tile a word
+    both = ("--model", paths["attention"], "--model", tiny.model)
+    assert "one model" in one_line(command(*common, *both))
+    done = command(*common, "--model", paths["attention"])
+    assert done.returncode == 0, done.stderr
+    path, caption = done.stdout.strip().split("\t")
+    with Image.open(path) as sheet:  # the image and a tile per word
         assert sheet.width > 6 * 64
         assert sheet.height > 64 * -(-(1 + len(caption.split())) // 6)
-    assert "has no attention; train one that has (train.decoder)" in one_line(
-        command(*common, "--model", tiny.model)
-    )
+    assert "train one that has (train.decoder)" in one_line(command(*common, "--model", tiny.model))

@@ -1,4 +1,4 @@
-"""Scores: NLTK's BLEU equals coco-caption's, and the yardsticks are what they say."""
+"""Scores: NLTK's BLEU equals coco-caption's, and the baselines are correct."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ WORDS = ["a", "the", "dog", "cat", "man", "runs", "sits", "on", "grass", "snow",
 def sentences(
     seed: int, images: int, shortest: int = 4
 ) -> tuple[list[list[str]], list[list[list[str]]]]:
-    """Random captions, and five references of each that share words with it."""
+    """Return random captions, and five references of each that share words with it."""
     rng = random.Random(seed)
 
     def sentence() -> list[str]:
@@ -52,16 +52,16 @@ def test_bleu_equals_nltks_where_no_caption_is_too_short_for_an_n_gram() -> None
     captions, references = sentences(0, images=40)
     weights = [(1.0,), (1 / 2,) * 2, (1 / 3,) * 3, (1 / 4,) * 4]
     theirs = corpus_bleu(references, captions, weights)
-    assert bleu(captions, references) == pytest.approx([100 * one for one in theirs])
+    assert bleu(captions, references) == pytest.approx([100 * score for score in theirs])
 
 
 def test_bleu_by_hand() -> None:
-    """Papineni's example of clipping: 'the' is matched twice at the most."""
+    """Papineni's example of clipping: 'the' is matched at most twice."""
     candidate = ["the"] * 7
     references = ["the cat is on the mat".split(), "there is a cat on the mat".split()]
-    one, two, three, four = bleu([candidate], [references])
-    assert one == pytest.approx(100 * 2 / 7)
-    assert (two, three, four) == (0.0, 0.0, 0.0)
+    bleu_1, *others = bleu([candidate], [references])
+    assert bleu_1 == pytest.approx(100 * 2 / 7)
+    assert others == [0.0] * 3
 
 
 def test_perfect_captions_have_the_highest_scores() -> None:
@@ -82,42 +82,42 @@ def test_empty_captions_score_nothing_and_break_nothing() -> None:
     assert cider(empty, references)[0] == 0.0
 
 
-def test_each_caption_has_its_own_score_and_the_mean_is_the_corpus_one() -> None:
+def test_the_mean_of_the_captions_scores_is_the_corpus_score() -> None:
     captions, references = sentences(3, images=10)
     for metric in (cider, rouge_l):
-        mean, each = metric(captions, references)
-        assert len(each) == 10
-        assert mean == pytest.approx(sum(each) / 10)
+        mean, scores = metric(captions, references)
+        assert len(scores) == 10
+        assert mean == pytest.approx(sum(scores) / 10)
 
 
-def test_the_best_constant_is_found_exactly() -> None:
+def test_the_best_constant_caption_is_exact() -> None:
     candidates, references = sentences(1, images=30)
     best = best_constant_caption(candidates, references)
 
-    def said_of_all(caption: list[str]) -> float:
+    def bleu_4_of(caption: list[str]) -> float:
         return bleu([caption] * len(references), references)[3]
 
-    assert said_of_all(list(best)) == pytest.approx(max(map(said_of_all, candidates)))
+    assert bleu_4_of(list(best)) == pytest.approx(max(map(bleu_4_of, candidates)))
 
 
-def test_people_are_scored_against_the_other_references() -> None:
+def test_human_captions_are_scored_against_the_other_references() -> None:
     _, references = sentences(2, images=10)
     same = [[refs[0]] * 5 for refs in references]
     perfect = human_scores(same)
     assert perfect is not None
     assert perfect["bleu_4"] == pytest.approx(100)
-    ours = human_scores(references)
-    assert ours is not None
-    assert 0 < ours["bleu_4"] < 100
+    human = human_scores(references)
+    assert human is not None
+    assert 0 < human["bleu_4"] < 100
     assert human_scores([[refs[0]] for refs in references]) is None
 
 
 @pytest.mark.parametrize("shortest", [1, 4])
-def test_what_an_epoch_is_judged_by_is_what_the_reports_say(shortest: int) -> None:
+def test_the_scores_of_validation_are_those_of_the_reports(shortest: int) -> None:
     captions, references = sentences(1, 40, shortest)
     references[3], references[4] = references[3][:2], references[4][:1]
-    captions[5], captions[6] = [], ["unheard", "of", "unheard", "of", *captions[6]]
+    captions[5], captions[6] = [], ["not", "in", "not", "in", *captions[6]]
     scores = SplitScores(references)
-    for some in (captions, captions[::-1]):
-        expected = bleu(some, references)[3], cider(some, references)[0]
-        assert scores(some) == pytest.approx(expected, abs=1e-9)
+    for candidates in (captions, captions[::-1]):
+        expected = bleu(candidates, references)[3], cider(candidates, references)[0]
+        assert scores(candidates) == pytest.approx(expected, abs=1e-9)

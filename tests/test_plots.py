@@ -1,4 +1,4 @@
-"""The page of `dvc plots`: whole in itself, so that it shows without a network."""
+"""The page of `dvc plots` is self-contained: it needs no network."""
 
 import re
 import shutil
@@ -37,11 +37,11 @@ def test_the_curves_of_a_run_are_drawn_without_a_network(tmp_path: Path) -> None
     assert {chart.title for chart in charts} >= {"loss by epoch", "caption length"}
     (loss,) = (chart for chart in charts if chart.title == "loss by epoch")
     assert loss.curves == 2
-    assert loss.axes == ("epoch", "cross-entropy (nats a word)")
+    assert loss.axes == ("epoch", "cross-entropy (nats per token)")
 
 
-def test_the_page_is_the_template_with_what_its_scripts_say_that_they_are() -> None:
-    """As .dvc/plots/build-page leaves it: no byte of a script was changed by hand."""
+def test_the_page_is_the_template_with_the_scripts_that_it_names() -> None:
+    """As .dvc/plots/build-page writes it: no script was edited by hand."""
     page = (PLOTS / "page.html").read_text(encoding="utf-8")
     block = re.compile(
         r"<!--\n(\S+) \S+, sha256 of the script: (\w+)\."
@@ -53,6 +53,6 @@ def test_the_page_is_the_template_with_what_its_scripts_say_that_they_are() -> N
     for name, digest, licence, code in scripts:
         assert sha256(code.encode()).hexdigest() == digest, name
         assert "Redistribution and use in source and binary forms" in licence
-    without = "\n".join(block.sub("", page).split())
+    rest = "\n".join(block.sub("", page).split())
     template = (PLOTS / "page.template.html").read_text(encoding="utf-8")
-    assert without == "\n".join(template.replace("{vega}", "").split())
+    assert rest == "\n".join(template.replace("{vega}", "").split())

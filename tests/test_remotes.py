@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 from pipeline import caption
 from pipeline.images.archive import ImageArchive
 from tests.conftest import Artifacts
-from tests.repository import MADE, Checkout, Repository
+from tests.repository import OUTS, Checkout, Repository
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def clone(
     """A fresh clone that has pulled what the repository pushed."""
     repository.run("dvc", "push")
     # The trained model passed through `scst`: one object for both.
-    assert remote.objects() == len({"data/images.zip", "data/text.zip", *MADE}) - 1
+    assert remote.objects() == len({"data/images.zip", "data/text.zip", *OUTS}) - 1
     made = repository.clone(tmp_path_factory.mktemp("clone") / "repository")
     assert not (made.folder / "features/features.h5").exists()
     made.run("dvc", "pull")

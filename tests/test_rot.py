@@ -44,7 +44,7 @@ READ = [(stage, name) for stage, names in INPUTS.items() for name in names]
 
 def path_of(made: Artifacts, stage: str, name: str) -> Path:
     if INPUTS[stage][name] == "reports-dir":
-        path = getattr(ReportFiles(made.reports), name)
+        path = getattr(ReportFiles.in_folder(made.reports), name)
     else:
         path = made.table.with_suffix(".json") if name == "info" else getattr(made, name)
     assert isinstance(path, Path)

@@ -1,4 +1,4 @@
-"""Splits of one image, or of none: said before any training, and no score is made more of."""
+"""Splits of one image, or of none: warned of before training, and no score is overstated."""
 
 import logging
 from pathlib import Path
@@ -11,13 +11,12 @@ from pipeline.config.schema import EvaluateConfig, PrepareConfig
 from pipeline.runtime.errors import InputError
 from pipeline.stages.prepare import prepare
 from tests.conftest import Artifacts, make_zip, one_line
-from tests.reports import Said, write_run
+from tests.reports import Captioned, write_inputs, write_report
 from tests.runs import Runs
 from tests.test_captions import LISTS, table_of
-from tests.test_report import write_report
 from tests.test_train import run
 
-SHARES = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
+FRACTIONS = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
 TOO_SMALL = r"the split 'val' is too small: CIDEr of one image is 0 by definition"
 
 
@@ -26,70 +25,69 @@ def kaggle(folder: Path, images: int) -> Path:
     return make_zip(folder / "text.zip", {"captions.txt": f"image,caption\n{rows}"})
 
 
-def one_of_val(tiny: Artifacts, folder: Path) -> Path:
-    """The little world's table with one image in val, the others of val learnt from."""
+def one_val_image(tiny: Artifacts, folder: Path) -> Path:
+    """Write the tiny run's table with one image in val and the others in train."""
     header, *rows = tiny.table.read_text().splitlines()
     (first, *_) = (row.split(",")[0] for row in rows if ",val," in row)
     kept = [row if row.startswith(first) else row.replace(",val,", ",train,") for row in rows]
     return tiny.with_table(folder, "\n".join([header, *kept]) + "\n")
 
 
-def test_the_sizes_of_the_splits_are_always_said(
+def test_the_sizes_of_the_splits_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     table_of(tmp_path, "a.jpg#0\tA cat\na.jpg#1\tCats\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
-    said = "4 captions of 3 images: 1 to learn from, 1 in val, 1 in test"
-    assert said in caplog.messages
+    assert "4 captions of 3 images: 1 to learn from, 1 in val, 1 in test" in caplog.messages
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_one_image_is_warned_of_where_the_split_is_made(
+def test_prepare_warns_of_a_split_of_one_image(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str
 ) -> None:
     table_of(tmp_path, "a.jpg#0\tA cat\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
-    (warning,) = (one for one in caplog.messages if f"'{split}' is too small" in one)
+    (warning,) = (line for line in caplog.messages if f"'{split}' is too small" in line)
     assert "CIDEr of one image is 0 by definition" in warning
     assert f"prepare.{split}_fraction or the archive's list" in warning
 
 
-def test_an_empty_split_names_what_decides(tmp_path: Path) -> None:
+def test_an_empty_split_is_refused_with_the_param(tmp_path: Path) -> None:
     out = tmp_path / "captions.csv"
     with pytest.raises(InputError, match=r"none of 3 images .* prepare\.val_fraction \(0\.125\)"):
-        prepare(kaggle(tmp_path, 3), out, SHARES)
+        prepare(kaggle(tmp_path, 3), out, FRACTIONS)
     members = {"Flickr8k.token.txt": "a.jpg#0\tA cat\nc.jpg#0\tx y\n", **LISTS}
     members["Flickr_8k.devImages.txt"] = "\n"
     with pytest.raises(InputError, match=r"val.*list|devImages"):
-        prepare(make_zip(tmp_path / "text.zip", members), out, SHARES)
+        prepare(make_zip(tmp_path / "text.zip", members), out, FRACTIONS)
 
 
-def test_training_warns_before_it_begins_and_goes_by_the_val_loss(
+def test_training_warns_first_and_selects_by_the_val_loss(
     tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """CIDEr is 0 in every epoch: patience would end the run, and the first would be kept."""
+    """CIDEr is 0 in every epoch: patience would end the run, and keep the first epoch."""
     caplog.set_level(logging.INFO)
-    _, history = run(tiny, tmp_path, one_of_val(tiny, tmp_path), epochs=6, patience=1)
-    said = caplog.messages
+    _, history = run(tiny, tmp_path, one_val_image(tiny, tmp_path), epochs=6, patience=1)
+    lines = caplog.messages
     assert len(history) == 6
     assert (history["cider"] == 0).all()
-    assert f"kept epoch {history['val_loss'].idxmin() + 1}" in said
-    warned = next(n for n, one in enumerate(said) if "'val' is too small" in one)
-    assert warned < next(n for n, one in enumerate(said) if one.startswith("epoch 1/6"))
+    assert f"kept epoch {history['val_loss'].idxmin() + 1}" in lines
+    warned = next(i for i, line in enumerate(lines) if "'val' is too small" in line)
+    assert warned < next(i for i, line in enumerate(lines) if line.startswith("epoch 1/6"))
 
 
-def test_evaluation_warns_and_its_page_shows_no_interval(
+def test_evaluation_warns_of_one_image(
     tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table = one_of_val(tiny, tmp_path)
+    table = one_val_image(tiny, tmp_path)
     config = load_params(tiny.params, EvaluateConfig).model_copy(update={"split": "val"})
     assert read_info(table).split_digest == read_info(tiny.table).split_digest
     tiny.evaluate(config, tmp_path, table=table)
-    assert any("'val' is too small" in one for one in caplog.messages)
+    assert any("'val' is too small" in line for line in caplog.messages)
 
 
-def test_a_page_of_one_image_has_no_intervals_and_says_why(tmp_path: Path) -> None:
-    said = Said("a.jpg", "a dog runs with it", ["a dog runs with it now"], 0.0, 70.0)
-    page = write_report(write_run(tmp_path, [said]), tmp_path / "report.html")
+def test_a_page_of_one_image_has_no_intervals_and_explains_why(tmp_path: Path) -> None:
+    image = Captioned("a.jpg", "a dog runs with it", ["a dog runs with it now"], 0.0, 70.0)
+    page = write_report(write_inputs(tmp_path, [image]), tmp_path / "report.html")
     assert "CIDEr of one image is 0 by definition" in page
     assert "no interval" in page
     assert "95 % interval 0.0" not in page

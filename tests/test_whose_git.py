@@ -1,4 +1,4 @@
-"""The project where git is not as usual: above it, not there at all, or of another user."""
+"""The project in unusual git setups: below git's root, without git, or owned by another user."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, command, one_line
-from tests.runs import BOTH, Runs
-from tests.test_ci import MADE_DEMO, record, run_script
+from tests.runs import BOTH_RULES, FILES, Runs
+from tests.test_ci import PREPARED_DEMO, record, run_script
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     (top / "reports/metrics.json").write_text("not ours")
     (runs.folder / "dvc.yaml").write_text(
         "stages: {evaluate: {cmd: 'false', params: [evaluate], outs: ["
-        + ", ".join(f"{{reports/{name}: {{cache: false}}}}" for name in OUTS)
+        + ", ".join(f"{{reports/{name}: {{cache: false}}}}" for name in FILES)
         + "]}}"
     )
     for tag, wrong in (("base", 0.4), ("good", 0.15)):
@@ -32,13 +32,10 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return runs
 
 
-OUTS = ("captions.json", "metrics.json", "references.json", "scores.csv")
-
-
 @pytest.mark.parametrize("below", [".", "reports"])
 def test_commits_are_compared_from_any_depth(nested: Runs, below: str) -> None:
     for sides in (["base", "good"], ["base", "workspace"], ["base"]):
-        done = command("compare", *sides, *BOTH, cwd=nested.folder / below)
+        done = command("compare", *sides, *BOTH_RULES, cwd=nested.folder / below)
         assert done.returncode == 0, done.stderr
         assert "Better: BLEU-4" in done.stdout
     done = command("compare", "base", "--reports", "elsewhere", cwd=nested.folder / below)
@@ -49,30 +46,30 @@ def test_commits_are_compared_from_any_depth(nested: Runs, below: str) -> None:
 def test_the_gate_on_committed_results_works_from_any_depth(nested: Runs, below: str) -> None:
     done = run_script("compare-results", nested.folder / below, "base", "good")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "The committed results are those of the code and params." in done.stdout
+    assert "The committed results match the code and params." in done.stdout
     assert "Better: BLEU-4" in done.stdout
 
 
 def test_the_gate_on_the_demo_works_from_a_subfolder(tmp_path: Path) -> None:
     top, runs = tmp_path / "large", Runs(tmp_path / "runs")
     project = top / "captions"
-    kept = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "pipeline", project / "pipeline", ignore=kept)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "pipeline", project / "pipeline", ignore=ignored)
     shutil.copytree(ROOT / ".dvc/plots", project / ".dvc/plots")
     for name in (".dvc/config", "params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, project / name)
-    (project / "pipeline/commands/demo.py").write_text(MADE_DEMO)
+    (project / "pipeline/commands/demo.py").write_text(PREPARED_DEMO)
     git = ("git", "-C", str(top), "-c", "user.name=t", "-c", "user.email=t@example.com")
     subprocess.run(["git", "init", "--quiet", str(top)], check=True)
     for tag, wrong in (("base", 0.4), ("good", 0.15)):
         runs.write(runs.captions(wrong))
         for name in ("reports", "params.yaml", "dvc.lock"):
-            made = project / "made" / name
-            made.parent.mkdir(exist_ok=True)
+            target = project / "results" / name
+            target.parent.mkdir(exist_ok=True)
             if (runs.folder / name).is_dir():
-                shutil.copytree(runs.folder / name, made, dirs_exist_ok=True)
+                shutil.copytree(runs.folder / name, target, dirs_exist_ok=True)
             else:
-                shutil.copy(runs.folder / name, made)
+                shutil.copy(runs.folder / name, target)
         subprocess.run([*git, "add", "--all"], check=True)
         subprocess.run([*git, "commit", "--quiet", "--message", tag], check=True)
         subprocess.run([*git, "tag", tag], check=True)
@@ -82,7 +79,7 @@ def test_the_gate_on_the_demo_works_from_a_subfolder(tmp_path: Path) -> None:
 
 
 def test_make_page_finds_the_base_in_a_subfolder(nested: Runs) -> None:
-    """The recipe's own line, as make would hand it to the shell."""
+    """Run the recipe's own line as make would pass it to the shell."""
     printed = subprocess.run(
         ["make", "--dry-run", "page", "BASE=base"],
         cwd=ROOT,
@@ -90,7 +87,7 @@ def test_make_page_finds_the_base_in_a_subfolder(nested: Runs) -> None:
         text=True,
         check=True,
     ).stdout
-    (line,) = (one for one in printed.splitlines() if one.startswith("git show"))
+    (line,) = (text for text in printed.splitlines() if text.startswith("git show"))
     shown = subprocess.run(
         line.split(" > ")[0].split(), cwd=nested.folder, capture_output=True, text=True, check=True
     )
@@ -98,7 +95,7 @@ def test_make_page_finds_the_base_in_a_subfolder(nested: Runs) -> None:
 
 
 def test_without_git_folders_are_compared_and_a_commit_is_one_line(tmp_path: Path) -> None:
-    """As GitHub's ZIP leaves it: `.dvc` and no `.git`."""
+    """As in GitHub's ZIP: `.dvc` and no `.git`."""
     runs = Runs(tmp_path / "from-zip")
     runs.write(runs.captions(wrong=0.4))
     shutil.copytree(runs.folder, tmp_path / "earlier")
@@ -117,8 +114,8 @@ def test_without_git_folders_are_compared_and_a_commit_is_one_line(tmp_path: Pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_a_checkout_of_another_user_is_one_line_with_the_way_out(tmp_path: Path) -> None:
-    """As a container finds the folder that it is given."""
+def test_a_checkout_of_another_user_is_one_line_with_the_fix(tmp_path: Path) -> None:
+    """As in a container with a mounted folder."""
     runs = Runs(tmp_path / "theirs")
     runs.write(runs.captions(wrong=0.4))
     runs.commit("base")
@@ -137,7 +134,7 @@ def test_a_checkout_of_another_user_is_one_line_with_the_way_out(tmp_path: Path)
 
     line = one_line(compare())
     assert f"{runs.folder} belongs to another user, so git does not trust it" in line
-    way_out = line.split("if you do: ")[1]
-    subprocess.run(way_out.split(), env={**os.environ, "HOME": str(tmp_path)}, check=True)
+    fix = line.split("if you do: ")[1]
+    subprocess.run(fix.split(), env={**os.environ, "HOME": str(tmp_path)}, check=True)
     done = compare()
     assert "No change" in done.stdout, done.stderr

@@ -18,7 +18,7 @@ from pipeline.captions.tokenizer import tokenize
 from pipeline.demo.accuracy import named_right
 from pipeline.demo.archives import write_archives
 from pipeline.demo.contact_sheet import contact_sheet
-from pipeline.evaluation.reports import score_table
+from pipeline.evaluation.metrics_file import score_table
 from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import file_digest

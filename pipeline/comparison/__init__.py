@@ -1,1 +1,1 @@
-"""Runs compared, with significance."""
+"""Comparison of runs, with significance tests."""

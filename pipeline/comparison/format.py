@@ -1,4 +1,4 @@
-"""A comparison for a terminal, for Markdown and as JSON."""
+"""Format a comparison as text, Markdown or JSON."""
 
 import html
 import json
@@ -14,17 +14,17 @@ from pipeline.runtime.errors import sanitize
 
 
 def as_text(comparison: Comparison, failed: Sequence[str], confidence: float) -> str:
-    """For a terminal."""
+    """Format for a terminal."""
     return "\n".join(_lines(comparison, failed, confidence, markdown=False))
 
 
 def as_markdown(comparison: Comparison, failed: Sequence[str], confidence: float) -> str:
-    """For a pull request or a step summary; text from outside cannot become markup."""
+    """Format for a pull request or a step summary; untrusted text cannot become markup."""
     return "\n".join(_lines(comparison, failed, confidence, markdown=True))
 
 
 def as_json(comparison: Comparison, failed: Sequence[str], config: CompareConfig) -> str:
-    """For programs: numbers as they are, null where there is none."""
+    """Format for programs: full precision, and null for a missing value."""
     content = {
         "base": comparison.base,
         "head": comparison.head,
@@ -39,16 +39,16 @@ def as_json(comparison: Comparison, failed: Sequence[str], config: CompareConfig
         "runs": list(comparison.seeds),
         "summary": summary(comparison),
         "params": [
-            {"key": key, "base": _known(base), "head": _known(head)}
+            {"key": key, "base": _or_none(base), "head": _or_none(head)}
             for key, base, head in comparison.params
         ],
         "metrics": [
-            {**asdict(one), "change": one.change, "verdict": one.verdict}
-            for one in comparison.changes
+            {**asdict(row), "change": row.change, "verdict": row.verdict}
+            for row in comparison.changes
         ],
         "same_captions": comparison.same,
-        "better": [asdict(one) for one in comparison.better],
-        "worse": [asdict(one) for one in comparison.worse],
+        "better": [asdict(example) for example in comparison.better],
+        "worse": [asdict(example) for example in comparison.worse],
         "stale": list(comparison.stale),
         "notes": list(comparison.notes),
         "failed": list(failed),
@@ -57,28 +57,28 @@ def as_json(comparison: Comparison, failed: Sequence[str], config: CompareConfig
 
 
 def summary(comparison: Comparison) -> str:
-    """The outcome in a sentence or two."""
+    """Summarise the outcome in a sentence or two."""
     parts = []
     for verdict in ("missing", "new"):
-        names = [_name(one) for one in comparison.changes if one.verdict == verdict]
+        names = [_title(row) for row in comparison.changes if row.verdict == verdict]
         if names:
             parts.append(f"{verdict.capitalize()} in head: {', '.join(names)}.")
     if comparison.seeds == (1, 1) and comparison.same == comparison.images:
         return " ".join([f"No change: all {comparison.images:,} captions are the same.", *parts])
-    known = [one for one in comparison.changes if one.change is not None]
-    tested = [one for one in known if one.difference is not None]
+    known = [row for row in comparison.changes if row.change is not None]
+    tested = [row for row in known if row.difference is not None]
     for verdict in ("better", "worse"):
-        names = [f"{_name(one)} by {abs(one.gain):.2f}" for one in _headline(tested, verdict)]
-        if names:
-            parts.append(f"{verdict.capitalize()}: {', '.join(names)}.")
-    rng = [_name(one) for one in _headline(tested, "within chance", "no change")]
-    if rng:
-        parts.append(f"No difference beyond chance: {', '.join(rng)}.")
+        rows = _main_metrics(tested, verdict)
+        if rows:
+            gains = ", ".join(f"{_title(row)} by {abs(row.gain):.2f}" for row in rows)
+            parts.append(f"{verdict.capitalize()}: {gains}.")
+    if rows := _main_metrics(tested, "within chance", "no change"):
+        parts.append(f"No difference beyond chance: {', '.join(map(_title, rows))}.")
     return " ".join(parts if tested else [*parts, "Nothing could be tested."])
 
 
-def _headline(changes: Sequence[MetricChange], *verdicts: str) -> list[MetricChange]:
-    return [one for one in changes if one.verdict in verdicts and one.metric in TESTED_NAMES]
+def _main_metrics(changes: Sequence[MetricChange], *verdicts: str) -> list[MetricChange]:
+    return [row for row in changes if row.verdict in verdicts and row.metric in TESTED_NAMES]
 
 
 def _lines(
@@ -89,49 +89,51 @@ def _lines(
     title = f"{base} → {head}"
     strong = "**" if markdown else ""
     lines = [f"### {title}" if markdown else title, ""]
-    for why in comparison.stale:
-        lines += [f"{strong}Stale:{strong} {clean(why)}.", ""]
+    for reason in comparison.stale:
+        lines += [f"{strong}Stale:{strong} {clean(reason)}.", ""]
     lines += [summary(comparison), ""]
     if failed:
         lines += [f"{strong}Not acceptable:{strong} {'; '.join(failed)}.", ""]
     if comparison.params:
-        rows = [[clean(key), clean(_shown(a)), clean(_shown(b))] for key, a, b in comparison.params]
+        rows = [
+            [clean(key), clean(_param_text(a)), clean(_param_text(b))]
+            for key, a, b in comparison.params
+        ]
         lines += [*_table(["param", base, head], rows, markdown), ""]
     elif comparison.same < comparison.images:
         lines += ["No param differs.", ""]
-    across = comparison.seeds != (1, 1)
-    tests = f"{100 * confidence:.6g} % interval"
-    header = ["", base, head, "change", tests, "p", ""]
-    lines += [*_table(header, [_row(one) for one in comparison.changes], markdown), ""]
+    header = ["", base, head, "change", f"{100 * confidence:.6g} % interval", "p", ""]
+    lines += [*_table(header, [_row(row) for row in comparison.changes], markdown), ""]
     scale = "Scores x100."
-    if across:
-        tested = any(one.difference for one in comparison.changes)
+    if comparison.seeds != (1, 1):
+        tested = any(row.difference for row in comparison.changes)
         test = "; Welch's t-test across them" if tested else ""
         lines.append(f"{scale} Mean ± standard deviation of the runs{test}.")
     else:
         lines += [
             f"{comparison.same:,} of {comparison.images:,} captions are the same.",
-            f"{scale} The intervals are over images (paired bootstrap). What another seed would "
-            "change they do not say: compare groups of runs for that.",
+            f"{scale} The intervals are over images (paired bootstrap). They do not cover training "
+            "seeds: compare groups of runs for that.",
         ]
     for label, examples in (("Better", comparison.better), ("Worse", comparison.worse)):
         if examples:
             lines += ["", f"#### {label}" if markdown else f"{label}:"]
-            lines += [line for one in examples for line in _example(one, markdown)]
+            lines += [line for example in examples for line in _example(example, markdown)]
     lines += ["", *(f"Note: {clean(note)}." for note in comparison.notes)]
     return lines if comparison.notes else lines[:-1]
 
 
-def _row(one: MetricChange) -> list[str]:
-    change = one.change
-    difference = one.difference if change is not None else None
+def _row(row: MetricChange) -> list[str]:
+    change, (base_spread, head_spread) = row.change, row.spread
+    difference = row.difference if change is not None else None
     return [
-        _name(one),
-        *(_number(value, by) for value, by in zip((one.base, one.head), one.spread, strict=True)),
+        _title(row),
+        _number(row.base, base_spread),
+        _number(row.head, head_spread),
         "" if change is None else f"{change:+.2f}",
         "" if difference is None else f"{difference.low:+.2f} to {difference.high:+.2f}",
         "" if difference is None else f"{difference.p:.4f}",
-        "" if one.higher_is_better is None and one.verdict != "missing" else one.verdict,
+        "" if row.higher_is_better is None and row.verdict != "missing" else row.verdict,
     ]
 
 
@@ -141,15 +143,15 @@ def _number(value: float | None, spread: float | None) -> str:
     return f"{value:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
-def _example(one: Example, markdown: bool) -> list[str]:
+def _example(example: Example, markdown: bool) -> list[str]:
     clean = markdown_text if markdown else _plain
-    scores = f"CIDEr {one.base_cider:.0f} → {one.head_cider:.0f}"
-    start, under = ("- ", "  - ") if markdown else ("  ", "    ")
+    scores = f"CIDEr {example.base_cider:.0f} → {example.head_cider:.0f}"
+    start, indent = ("- ", "  - ") if markdown else ("  ", "    ")
     return [
-        f"{start}{clean(one.image_id)}: {scores}",
-        f"{under}before: {clean(one.base)}",
-        f"{under}after: {clean(one.head)}",
-        *(f"{under}of: {clean(reference)}" for reference in one.references),
+        f"{start}{clean(example.image_id)}: {scores}",
+        f"{indent}before: {clean(example.base)}",
+        f"{indent}after: {clean(example.head)}",
+        *(f"{indent}reference: {clean(reference)}" for reference in example.references),
     ]
 
 
@@ -167,25 +169,25 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool)
     ]
 
 
-def _name(one: MetricChange) -> str:
-    if one.metric in METRICS:
-        return METRICS[one.metric].title
-    return _plain(one.metric.replace("_", " "))
+def _title(row: MetricChange) -> str:
+    if row.metric in METRICS:
+        return METRICS[row.metric].title
+    return _plain(row.metric.replace("_", " "))
 
 
-def _shown(value: Any) -> str:
+def _param_text(value: Any) -> str:
     return repr(value) if value is ABSENT else json.dumps(value, default=repr)
 
 
-def _known(value: Any) -> Any:
+def _or_none(value: Any) -> Any:
     return None if value is ABSENT else value
 
 
 def _plain(text: str) -> str:
-    """One line, without what would steer a terminal."""
+    """Return one line without characters that control a terminal."""
     return sanitize(text.replace("\n", " "))
 
 
 def markdown_text(text: str) -> str:
-    """Without what Markdown or HTML would take for markup."""
+    """Escape what Markdown or HTML would take for markup."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~@])", r"\\\1", html.escape(_plain(text), quote=False))

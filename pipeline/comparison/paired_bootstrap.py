@@ -1,6 +1,6 @@
 """The paired bootstrap: would the difference between two runs hold on other images?
 
-As `pipeline.evaluation.bootstrap`, with the same images drawn for both runs.
+As `pipeline.evaluation.bootstrap`, but each resample draws the same images for both runs.
 """
 
 from dataclasses import dataclass
@@ -9,56 +9,52 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.bootstrap import corpus_scores, resample_counts
-from pipeline.metrics.bleu import COUNT_NAMES
-from pipeline.metrics.registry import MEAN_NAMES, ORDERS, TESTED_NAMES
+from pipeline.evaluation.reports import counts_and_means
+from pipeline.metrics.registry import SCORE_NAMES, TESTED_NAMES
+
+TESTED = [SCORE_NAMES.index(name) for name in TESTED_NAMES]
 
 
 @dataclass(frozen=True)
 class TestResult:
     """Head minus base, x100."""
 
+    __test__ = False  # pytest: not a test class
+
     change: float
-    low: float  # the interval's ends
+    low: float  # of the interval
     high: float
-    p: float  # two-sided: how easily chance alone would do as much
+    p: float  # two-sided: the probability of such a change by chance alone
 
 
 def tested_scores(scores: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
-    """BLEU-4, CIDEr and ROUGE-L, x100, (R, 3).
-
-    Args:
-        scores: rows of `reports/scores.csv`, (N, …).
-        drawn: how often each image is drawn, (R, N).
-    """
-    counts, means = (scores[list(names)].to_numpy() for names in (COUNT_NAMES, MEAN_NAMES))
-    return corpus_scores(counts, means, drawn)[:, ORDERS - 1 :]
+    """Return the tested scores x100, (R, …), of resamples `drawn` as of `corpus_scores`."""
+    return corpus_scores(*counts_and_means(scores), drawn)[:, TESTED]
 
 
 def compare_scores(
     base: pd.DataFrame, head: pd.DataFrame, resamples: int, confidence: float, seed: int
 ) -> dict[str, TestResult]:
-    """
+    """Test scores for a difference.
+
     Args:
-        base, head: rows of `reports/scores.csv`, of the same images in the same order.
-        confidence: the share of draws that the interval holds, above 0.5.
+        base, head: the scores of the same images in the same order.
+        confidence: the fraction of resamples inside the interval, above 0.5.
 
     Returns:
-        For `bleu_4`, `cider` and `rouge_l` the change, its percentile interval, and twice the
-        share of draws on the smaller side of no change.
+        By score: the change, its percentile interval, and twice the fraction of resamples on the
+        smaller side of no change.
     """
-    whole = np.ones((1, len(base)))
-    change = (tested_scores(head, whole) - tested_scores(base, whole))[0]
-    draws = np.concatenate(
-        [
-            tested_scores(head, drawn) - tested_scores(base, drawn)
-            for drawn in resample_counts(len(base), resamples, seed)
-        ]
-    )  # (resamples, 3)
-    outside = (1 - confidence) / 2
-    low, high = np.quantile(draws, [outside, 1 - outside], axis=0)
-    fewer = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
-    p = np.minimum(1.0, 2 * (fewer + 1) / (resamples + 1))  # never 0: the runs are a draw, too
+    all_images = np.ones((1, len(base)))
+    change = (tested_scores(head, all_images) - tested_scores(base, all_images))[0]
+    chunks = resample_counts(len(base), resamples, seed)
+    rows = [tested_scores(head, drawn) - tested_scores(base, drawn) for drawn in chunks]
+    changes = np.concatenate(rows)  # (resamples, tested scores)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(changes, [tail, 1 - tail], axis=0)
+    smaller_side = np.minimum((changes <= 0).sum(axis=0), (changes >= 0).sum(axis=0))
+    p = np.minimum(1.0, 2 * (smaller_side + 1) / (resamples + 1))  # never 0: the data counts too
     return {
-        name: TestResult(*(float(part[i]) for part in (change, low, high, p)))
+        name: TestResult(float(change[i]), float(low[i]), float(high[i]), float(p[i]))
         for i, name in enumerate(TESTED_NAMES)
     }

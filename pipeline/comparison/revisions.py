@@ -1,4 +1,4 @@
-"""Files of a revision through DVC, or of a folder; nothing is checked out."""
+"""Read files of a git revision through DVC, or of a folder, without a checkout."""
 
 import re
 import shlex
@@ -14,46 +14,46 @@ WORKSPACE = "workspace"
 
 
 class AbsentError(InputError):
-    """A revision or folder does not have a file."""
+    """A revision or folder lacks a file."""
 
 
 @dataclass(frozen=True)
 class Revision:
-    """Where a run's files are."""
+    """The place of a run's files."""
 
     name: str  # as the user named it
-    identity: str  # the commit, or the folder: two names may be of one
-    read: Callable[[str], bytes]  # a file's content by its path from the project's root
+    identity: str  # the commit, or the folder: two names can have the same
+    read: Callable[[str], bytes]  # returns a file, by its path from the project's root
 
 
 def revision_of(name: str) -> Revision:
-    """A commit, branch, tag or experiment of the repository that this is in, the workspace, or a
-    folder: a name that begins with . / or ~.
+    """Find a commit, branch, tag or experiment of this repository, the workspace, or a folder: a
+    name that begins with . / or ~.
 
     Raises:
-        InputError: no repository, or no such revision in it.
+        InputError: this is not a repository, or it has no such revision.
     """
     if name[0] in "./~":
         folder = Path(name).expanduser()
-        hint = "name a folder in which a run ended"
+        hint = "name the folder of a finished run"
         return Revision(name, str(folder.resolve()), partial(_read, folder, str(folder), hint))
     root = repository_root()
     if name == WORKSPACE:
-        return Revision(name, str(root), partial(_read, root, name, "'dvc repro' makes it"))
-    from dvc.api import DVCFileSystem  # late: it takes a second
+        return Revision(name, str(root), partial(_read, root, name, "run 'dvc repro'"))
+    from dvc.api import DVCFileSystem  # imported late: it takes a second
 
     top, commit = _commit(root, name)
-    # Of a revision DVC's paths begin at git's root, which may lie above DVC's.
+    # In a revision, DVC's paths begin at git's root, which can be above DVC's.
     files = DVCFileSystem(str(top), rev=commit, subrepos=True)
     folder = root.relative_to(top)
     return Revision(name, commit, partial(_read_committed, files, folder, name))
 
 
 def _commit(root: Path, name: str) -> tuple[Path, str]:
-    """Git's root and the commit of a revision.
+    """Return git's root and the commit of a revision.
 
     Raises:
-        InputError: no git that this user may read, or no such revision in it.
+        InputError: git is not there or not readable, or has no such revision.
     """
     from dvc.repo import Repo
     from dvc.scm import NoSCM, RevError, SCMError, resolve_rev
@@ -72,7 +72,7 @@ def _commit(root: Path, name: str) -> tuple[Path, str]:
     except SCMError:
         raise InputError(
             f"{root} is not in git, so it has no '{name}'; name folders (./one ../other), or "
-            "begin a history: git init"
+            "create a repository: git init"
         ) from None
     except GitError as error:
         if not (owned := re.search("path '(.*)' is not owned", str(error))):
@@ -84,9 +84,10 @@ def _commit(root: Path, name: str) -> tuple[Path, str]:
 
 
 def repository_root() -> Path:
-    """
+    """Return the root of the DVC repository.
+
     Raises:
-        InputError: this is no DVC repository.
+        InputError: this is not a DVC repository.
     """
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
@@ -94,7 +95,7 @@ def repository_root() -> Path:
     try:
         return Path(Repo.find_root()).resolve()
     except NotDvcRepoError:
-        raise InputError("this is no DVC repository; run it in the project's folder") from None
+        raise InputError("this is not a DVC repository; run it in the project's folder") from None
 
 
 def _read(folder: Path, name: str, hint: str, path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""From two runs' results to what changed, and whether it is worse."""
+"""Compare two runs: what changed, and whether it is worse."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,40 +6,37 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import pandas as pd
-
 from pipeline.comparison.paired_bootstrap import TestResult, compare_scores
 from pipeline.comparison.run_reports import RunReports
 from pipeline.config.schema import CompareConfig
+from pipeline.evaluation.reports import Evaluation
 from pipeline.metrics.registry import METRICS
 from pipeline.runtime.errors import InputError
 
 
 class FailOn(StrEnum):
-    """What counts as worse: by more than a tolerance, or by more than noise."""
+    """What counts as worse: a loss beyond a tolerance, or beyond noise."""
 
     TOLERANCE = "tolerance"
     NOISE = "noise"
 
 
-FEWEST = 6  # images: of fewer, all get better by chance more often than once in 20 times
+MIN_IMAGES = 6  # with fewer, all of them get better by chance more often than 1 in 20 times
 
 
 @dataclass(frozen=True)
 class MetricChange:
-    """One metric on both sides; None where a side does not have it."""
+    """A metric on both sides; None where a side lacks it."""
 
     metric: str
     base: float | None
     head: float | None
-    difference: TestResult | None  # where it could be tested
-    # Standard deviations, of a side with several seeds.
-    spread: tuple[float | None, float | None] = (None, None)
+    difference: TestResult | None  # None if it is not tested
+    spread: tuple[float | None, float | None] = (None, None)  # standard deviations over seeds
 
     @property
     def higher_is_better(self) -> bool | None:
-        known = METRICS.get(self.metric)
-        return None if known is None else known.higher_is_better
+        return METRICS[self.metric].higher_is_better if self.metric in METRICS else None
 
     @property
     def change(self) -> float | None:
@@ -47,7 +44,7 @@ class MetricChange:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """Describe the change in a word or two."""
         if self.change is None:
             return "new" if self.base is None else "missing"
         if self.change == 0 and (self.difference is None or self.difference.p == 1):
@@ -60,7 +57,7 @@ class MetricChange:
 
     @property
     def gain(self) -> float:
-        """The change, positive where it is for the better."""
+        """The change, positive if it is an improvement."""
         sign = -1 if self.higher_is_better is False else 1
         return sign * (self.change or 0.0)
 
@@ -79,19 +76,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is shown."""
+    """The outcome of a comparison."""
 
     base: str
     head: str
     images: int
     params: Sequence[tuple[str, Any, Any]]  # key, base's, head's; ABSENT where a side lacks it
     changes: Sequence[MetricChange]
-    same: int  # captions that are the same on both sides
+    same: int  # images with the same caption on both sides
     better: Sequence[Example]  # the most improved first
     worse: Sequence[Example]
     notes: Sequence[str]
-    seeds: tuple[int, int]  # runs a side
-    stale: Sequence[str]  # runs of head that are not of the params that lie beside them
+    seeds: tuple[int, int]  # the number of runs on each side
+    stale: Sequence[str]  # messages on runs of head whose reports do not belong to their params
     revisions: tuple[Sequence[str], Sequence[str]]  # commits or folders, of base and head
 
 
@@ -104,68 +101,74 @@ ABSENT = _Absent()
 
 
 def compare(base: RunReports, head: RunReports, config: CompareConfig, examples: int) -> Comparison:
-    """Two runs.
+    """Compare two runs.
 
     Args:
-        examples: how many captions to show at most, better ones and worse ones.
+        examples: how many captions to show at most, of the better and of the worse ones.
 
     Raises:
-        InputError: they were not measured alike.
+        InputError: the runs were evaluated in different ways.
     """
     require_comparable([base, head])
-    ids = list(base.scores.index)
-    theirs, ours = base.scores, head.scores.loc[ids]
+    before, after = base.evaluation, head.evaluation
+    scores, new_scores = before.scores, after.scores.loc[before.scores.index]
     tested: dict[str, TestResult] = {}
-    notes = notes_of([base], [head])
-    if len(ids) < FEWEST:
-        notes.append(f"{len(ids)} images are too few to tell a difference from chance")
+    notes = collect_notes([base], [head])
+    if len(scores) < MIN_IMAGES:
+        notes.append(f"{len(scores)} images are too few to tell a difference from chance")
     else:
-        tested = compare_scores(theirs, ours, config.resamples, config.confidence, config.seed)
-    gains = (ours["cider"] - theirs["cider"]).sort_values(kind="stable")
-    changed = [one for one in gains.index if base.captions[one] != head.captions[one]]
-    worse = [one for one in changed if gains[one] < 0][:examples]
-    better = [one for one in reversed(changed) if gains[one] > 0][:examples]
+        tested = compare_scores(
+            scores, new_scores, config.resamples, config.confidence, config.seed
+        )
+    gains = (new_scores["cider"] - scores["cider"]).sort_values(kind="stable")
+    changed = [key for key in gains.index if before.captions[key] != after.captions[key]]
+    worse = [key for key in changed if gains[key] < 0][:examples]
+    better = [key for key in reversed(changed) if gains[key] > 0][:examples]
     return Comparison(
-        *(base.name, head.name, len(ids)),
-        params=params_that_differ([base], [head]),
+        base=base.name,
+        head=head.name,
+        images=len(scores),
+        params=changed_params([base], [head]),
         changes=_changes(base.metrics, head.metrics, tested),
-        same=len(ids) - len(changed),
-        better=[_example(base, head, one) for one in better],
-        worse=[_example(base, head, one) for one in worse],
+        same=len(scores) - len(changed),
+        better=[_example(before, after, image_id) for image_id in better],
+        worse=[_example(before, after, image_id) for image_id in worse],
         notes=notes,
         seeds=(1, 1),
-        stale=stale([head]),
+        stale=stale_runs([head]),
         revisions=([base.revision], [head.revision]),
     )
 
 
-def stale(runs: Sequence[RunReports]) -> list[str]:
+def stale_runs(runs: Sequence[RunReports]) -> list[str]:
+    """Return a message for each run whose reports do not belong to the params beside them."""
     return [run.stale for run in runs if run.stale]
 
 
-def notes_of(base: Sequence[RunReports], head: Sequence[RunReports]) -> list[str]:
-    """What is no ground to refuse: that base is stale takes nothing from what was measured."""
-    own = [note for run in (*base, *head) for note in run.notes]
-    return list(dict.fromkeys([*own, *stale(base)]))
+def collect_notes(base: Sequence[RunReports], head: Sequence[RunReports]) -> list[str]:
+    """Return caveats that do not prevent a comparison, such as a stale base: its scores hold."""
+    notes = [note for run in (*base, *head) for note in run.notes]
+    return list(dict.fromkeys([*notes, *stale_runs(base)]))
 
 
 def require_comparable(runs: Sequence[RunReports]) -> None:
-    """
+    """Check that all runs were evaluated in the same way on the same images.
+
     Raises:
-        InputError: two of them were not measured by the same yardstick.
+        InputError: two of them were not.
     """
     first = runs[0]
     for other in runs[1:]:
-        unlike = [name for name, value in first.terms.items() if other.terms[name] != value]
-        if unlike:
-            name = unlike[0]
+        for name, value in first.protocol.items():
+            if other.protocol[name] != value:
+                raise InputError(
+                    f"cannot compare: {first.name} and {other.name} do not have the same {name} "
+                    f"({_brief(value)}; {_brief(other.protocol[name])}); evaluate both in the "
+                    "same way"
+                )
+        if set(first.evaluation.captions) != set(other.evaluation.captions):
             raise InputError(
-                f"cannot compare: {first.name} and {other.name} have not the same {name} "
-                f"({_brief(first.terms[name])}; {_brief(other.terms[name])}); evaluate both alike"
-            )
-        if set(first.scores.index) != set(other.scores.index):
-            raise InputError(
-                f"cannot compare: {first.name} and {other.name} captioned other images; "
+                f"cannot compare: {first.name} and {other.name} captioned different images; "
                 "evaluate both on the same"
             )
 
@@ -175,19 +178,19 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 160 else f"{text[:160]}…"
 
 
-def params_that_differ(
+def changed_params(
     base: Sequence[RunReports], head: Sequence[RunReports]
 ) -> list[tuple[str, Any, Any]]:
-    """By key; where a side's own runs differ (seeds do), all of its values."""
+    """Return (key, base, head) of each param that differs; all values of a side whose own runs
+    differ, as their seeds do."""
     keys = sorted({key for run in (*base, *head) for key in run.params})
-    sides = [(key, _values(base, key), _values(head, key)) for key in keys]
-    return [one for one in sides if one[1] != one[2]]
+    rows = [(key, _param(base, key), _param(head, key)) for key in keys]
+    return [row for row in rows if row[1] != row[2]]
 
 
-def _values(runs: Sequence[RunReports], key: str) -> Any:
+def _param(runs: Sequence[RunReports], key: str) -> Any:
     values = [run.params.get(key, ABSENT) for run in runs]
-    alike = all(value == values[0] for value in values)
-    return values[0] if alike else values
+    return values[0] if all(value == values[0] for value in values) else values
 
 
 def _changes(
@@ -197,54 +200,59 @@ def _changes(
     return [MetricChange(name, base.get(name), head.get(name), tested.get(name)) for name in names]
 
 
-def _example(base: RunReports, head: RunReports, one: str) -> Example:
-    scores: list[pd.DataFrame] = [base.scores, head.scores]
-    before, after = (float(side.loc[one, "cider"]) for side in scores)
-    return Example(one, base.captions[one], head.captions[one], before, after, base.references[one])
+def _example(base: Evaluation, head: Evaluation, image_id: str) -> Example:
+    return Example(
+        image_id=image_id,
+        base=base.captions[image_id],
+        head=head.captions[image_id],
+        base_cider=float(base.scores.loc[image_id, "cider"]),
+        head_cider=float(head.scores.loc[image_id, "cider"]),
+        references=base.references[image_id],
+    )
 
 
 def failures(
     comparison: Comparison, rules: Sequence[FailOn], tolerance: Mapping[str, float]
 ) -> list[str]:
-    """What is worse by these rules, a line each.
+    """Return what is worse by these rules, a line for each metric.
 
-    `tolerance`: a metric that has one lost more than it. `noise`: the interval of a tested metric
-    lies below no change as a whole; metrics that are never tested
-    (`unique_captions`, say) are held to their tolerance.
+    `tolerance`: a metric lost more than its tolerance. `noise`: the whole interval of a tested
+    metric is below no change; metrics that are never tested, such as `unique_captions`, are held
+    to their tolerance.
 
     Raises:
         InputError: the rules cannot be applied: a run is stale, head lacks a metric that base has,
-            a metric that has a tolerance is missing, or nothing could be tested.
+            a metric with a tolerance is missing, or nothing was tested.
     """
     if not rules:
         return []
     if comparison.stale:
         raise InputError(f"cannot compare: {comparison.stale[0]}")
-    if lost := [one.metric for one in comparison.changes if one.verdict == "missing"]:
+    if missing := [row.metric for row in comparison.changes if row.verdict == "missing"]:
         raise InputError(
-            f"cannot compare: {comparison.head} lacks {', '.join(lost)}, which {comparison.base} "
-            "has; evaluate again"
+            f"cannot compare: {comparison.head} lacks {', '.join(missing)}, which "
+            f"{comparison.base} has; evaluate again"
         )
-    if FailOn.NOISE in rules and all(one.difference is None for one in comparison.changes):
+    if FailOn.NOISE in rules and all(row.difference is None for row in comparison.changes):
         raise InputError(
             "cannot compare beyond noise: nothing could be tested; evaluate on more images, or "
-            "give each side two runs or more, of other seeds"
+            "give each side two or more runs with different seeds"
         )
-    found, changes = [], {one.metric: one for one in comparison.changes}
+    lines, changes = [], {row.metric: row for row in comparison.changes}
     for metric, allowed in tolerance.items():
         change = changes.get(metric) or MetricChange(metric, None, None, None)
         if change.change is None:
             side = comparison.head if change.head is None else comparison.base
             raise InputError(
                 f"cannot compare: {metric} is missing in {side}, and compare.tolerance has a rule "
-                "for it; evaluate again, or take the rule out"
+                "for it; evaluate again, or remove the rule"
             )
         by_noise = FailOn.NOISE in rules and change.difference is not None
         by_tolerance = FailOn.TOLERANCE in rules or (
             FailOn.NOISE in rules and change.difference is None
         )
         if by_noise and change.verdict == "worse":
-            found.append(f"{metric} {-change.gain:.2f} worse, beyond chance")
+            lines.append(f"{metric} {-change.gain:.2f} worse, beyond chance")
         elif by_tolerance and -change.gain > allowed:
-            found.append(f"{metric} {-change.gain:.2f} worse, more than {allowed:g}")
-    return found
+            lines.append(f"{metric} {-change.gain:.2f} worse, more than {allowed:g}")
+    return lines

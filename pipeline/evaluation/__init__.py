@@ -1,1 +1,1 @@
-"""The reports of an evaluation, and what is computed for them alone."""
+"""Ensembles, the statistics of captions, and the reports of an evaluation."""

@@ -1,4 +1,4 @@
-"""Several trained decoders that speak as one."""
+"""Ensembles: the mean of several decoders' next-token probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,59 +14,60 @@ from pipeline.runtime.errors import InputError
 
 
 class Ensemble:
-    """The mean of the members' next-word probabilities; a decoder to every search.
+    """A decoder for every search, made of members that share a vocabulary.
 
-    Members may be any decoders of one vocabulary. Where the features are grids, members that take
-    vectors get the grids' means, which is what pooling is.
+    Members can be of any kind. If the features are grids, members that take vectors get the grids'
+    means, which is what pooling computes. An instance serves one search at a time: `start` stores
+    how the members' states are merged.
     """
 
     def __init__(self, members: Sequence[Decoder]) -> None:
         self.members = list(members)
-        self._parts: list[tuple[int, int]] = []  # tensors of each member's memory and beams
+        self._sizes: list[tuple[int, int]] = []  # tensors in each member's memory and hidden state
 
     def init_state(self, features: Tensor) -> DecoderState:
-        states = [one.init_state(features_for(one, features)) for one in self.members]
-        self._parts = [(len(state.memory), len(state.hidden)) for state in states]
+        states = [member.init_state(features_for(member, features)) for member in self.members]
+        self._sizes = [(len(state.memory), len(state.hidden)) for state in states]
         return _merge_states(states)
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Log-probabilities (B, V), which are logits as good as any, and the state."""
-        memory, beams = list(state.memory), list(state.hidden)
-        shares, after = [], []
-        for member, (of_memory, of_beams) in zip(self.members, self._parts, strict=True):
-            own = DecoderState(tuple(memory[:of_memory]), tuple(beams[:of_beams]))
-            del memory[:of_memory], beams[:of_beams]
+        """Return log-probabilities (B, V), which are valid logits, and the next state."""
+        memory, hidden = list(state.memory), list(state.hidden)
+        probs, next_states = [], []
+        for member, (num_memory, num_hidden) in zip(self.members, self._sizes, strict=True):
+            own = DecoderState(tuple(memory[:num_memory]), tuple(hidden[:num_hidden]))
+            del memory[:num_memory], hidden[:num_hidden]
             logits, own = member.step(words, own)
-            shares.append(logits.float().softmax(dim=-1))
-            after.append(own)
-        return torch.stack(shares).mean(dim=0).log(), _merge_states(after)
+            probs.append(logits.float().softmax(dim=-1))
+            next_states.append(own)
+        return torch.stack(probs).mean(dim=0).log(), _merge_states(next_states)
 
 
 def features_for(decoder: Decoder, features: Tensor) -> Tensor:
-    """Features (P, …) as this decoder takes them: grids, or their means."""
+    """Return features (P, …) in the form that the decoder takes: grids, or their means."""
     pooled = len(decoder.config.feature_shape) == 1
     return features.mean(dim=(1, 2)) if pooled and features.dim() == 4 else features
 
 
 def _merge_states(states: Sequence[DecoderState]) -> DecoderState:
     return DecoderState(
-        tuple(part for state in states for part in state.memory),
-        tuple(part for state in states for part in state.hidden),
+        tuple(tensor for state in states for tensor in state.memory),
+        tuple(tensor for state in states for tensor in state.hidden),
     )
 
 
 def read_models(paths: Sequence[Path], device: torch.device) -> list[TrainedDecoder]:
-    """Models that can speak as one.
+    """Read the members of an ensemble.
 
     Raises:
-        InputError: one cannot be used, or has another vocabulary than the first.
+        InputError: a model cannot be used, or its vocabulary is not the first model's.
     """
     models = [read_model(path, device) for path in paths]
     for path, model in zip(paths, models, strict=True):
         if model.vocabulary != models[0].vocabulary:
             raise InputError(
-                f"{path} has another vocabulary than {paths[0]}; only models of one vocabulary "
-                "can speak as one"
+                f"{path} has another vocabulary than {paths[0]}; the models of an ensemble must "
+                "share one vocabulary"
             )
     return models
 
@@ -74,14 +75,15 @@ def read_models(paths: Sequence[Path], device: torch.device) -> list[TrainedDeco
 def build_ensemble(
     models: Sequence[TrainedDecoder], features: FeatureRecipe, where: str
 ) -> StepDecoder:
-    """The decoder of one model, or the ensemble of several, for features made in this way.
+    """Return the decoder of one model, or the ensemble of several, for features of this recipe.
 
     Raises:
-        InputError: a model learned from other features; `where` says whose these are.
+        InputError: a model was trained on other features; `where` names the given ones.
     """
     for model in models:
         pooled = model.recipe.layer == "pooled" and len(models) > 1  # see Ensemble
         require_same_recipe(
             replace(features, layer="pooled") if pooled else features, model.recipe, where
         )
-    return models[0].decoder if len(models) == 1 else Ensemble([one.decoder for one in models])
+    decoders = [model.decoder for model in models]
+    return decoders[0] if len(decoders) == 1 else Ensemble(decoders)

@@ -1,142 +1,207 @@
-"""What evaluation leaves: captions, a score per image, and metrics, all for git to carry."""
+"""The reports of an evaluation: the captions, their references, scores per image, and lengths.
 
-import hashlib
+Each format is written, read and checked here alone; metrics.json is in `metrics_file`. Reports are
+parsed from bytes, because `showtell compare` reads them from git.
+"""
+
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from pipeline.runtime.files import atomic_write, json_digest, write_json
+from pipeline.evaluation.bootstrap import corpus_scores
+from pipeline.evaluation.metrics_file import DECIMALS, Metrics, parse_metrics, require_intact
+from pipeline.metrics.bleu import COUNT_NAMES
+from pipeline.metrics.registry import MEAN_NAMES, METRICS, SCORE_NAMES
+from pipeline.runtime.csv_file import parse_csv, read_numbers, to_numbers, write_csv
+from pipeline.runtime.errors import ArtifactError
+from pipeline.runtime.files import parse_json, read_bytes, write_json
 
-DECIMALS = 4
+TOLERANCE = 0.01  # x100: the reports are rounded to DECIMALS
+
+
+class ReportFiles(NamedTuple):
+    """The paths of a run's reports."""
+
+    metrics: Path
+    captions: Path
+    references: Path
+    scores: Path
+    lengths: Path
+    history: Path
+    scst: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> "ReportFiles":
+        names = (
+            "metrics.json captions.json references.json scores.csv lengths.csv history.csv scst.csv"
+        )
+        return cls(*(folder / name for name in names.split()))
+
+    @property
+    def evaluation(self) -> tuple[Path, Path, Path, Path]:
+        """The reports that one digest covers, in the order of `parse_evaluation`."""
+        return self.metrics, self.captions, self.references, self.scores
+
+
+class Source(NamedTuple):
+    """The content of a report, and what messages call it."""
+
+    content: bytes
+    where: object
 
 
 @dataclass(frozen=True)
-class ReportFiles:
-    """Where the reports of a run are, in one folder."""
+class Evaluation:
+    """The reports of one evaluation, checked against each other."""
 
-    folder: Path
-
-    @property
-    def captions(self) -> Path:
-        return self.folder / "captions.json"
-
-    @property
-    def references(self) -> Path:
-        return self.folder / "references.json"
-
-    @property
-    def scores(self) -> Path:
-        return self.folder / "scores.csv"
-
-    @property
-    def lengths(self) -> Path:
-        return self.folder / "lengths.csv"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.json"
-
-    @property
-    def history(self) -> Path:
-        return self.folder / "history.csv"
-
-    @property
-    def scst(self) -> Path:
-        return self.folder / "scst.csv"
+    metrics: Metrics
+    captions: dict[str, str]  # by image id
+    references: dict[str, list[str]]  # by image id
+    scores: pd.DataFrame  # COUNT_NAMES and MEAN_NAMES by image id, in the order of the captions
 
 
 def write_captions(path: Path, ids: Sequence[str], captions: Sequence[Sequence[str]]) -> None:
-    """COCO's results form: a list of `{"image_id": …, "caption": …}`."""
-    pairs = zip(ids, captions, strict=True)
-    write_json(path, [{"image_id": one, "caption": " ".join(caption)} for one, caption in pairs])
+    """Write captions in COCO's results format: a list of `{"image_id": …, "caption": …}`."""
+    rows = zip(ids, captions, strict=True)
+    write_json(path, [{"image_id": key, "caption": " ".join(caption)} for key, caption in rows])
 
 
 def write_references(
     path: Path, ids: Sequence[str], references: Sequence[Sequence[Sequence[str]]]
 ) -> None:
-    """What the captions were scored against: an object of lists of captions by image."""
+    """Write what the captions were scored against: lists of references by image id."""
     pairs = zip(ids, references, strict=True)
-    write_json(path, {one: [" ".join(caption) for caption in refs] for one, refs in pairs})
+    write_json(path, {image_id: [" ".join(ref) for ref in refs] for image_id, refs in pairs})
 
 
-def write_scores(path: Path, columns: dict[str, Sequence[Any]]) -> None:
-    """A row an image."""
-    with atomic_write(path) as scratch:
-        pd.DataFrame(columns).to_csv(
-            scratch, index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n"
-        )
+def write_scores(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write a row of scores per image."""
+    write_csv(path, columns, float_format=f"%.{DECIMALS}f")
 
 
 def write_lengths(
     path: Path, captions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> None:
-    """What percentage of captions, and of references, has each number of words."""
+    """Write the percentage of captions, and of references, that have each number of words."""
     ours = Counter(len(caption) for caption in captions)
-    theirs = Counter(len(one) for refs in references for one in refs)
-    write_scores(
-        path,
-        {
-            "words": range(max(*ours, *theirs) + 1),
-            "captions": [100 * ours[n] / ours.total() for n in range(max(*ours, *theirs) + 1)],
-            "references": [
-                100 * theirs[n] / theirs.total() for n in range(max(*ours, *theirs) + 1)
-            ],
-        },
-    )
+    theirs = Counter(len(ref) for refs in references for ref in refs)
+    lengths = range(max(*ours, *theirs) + 1)
+    columns = {
+        "words": lengths,
+        "captions": [100 * ours[n] / ours.total() for n in lengths],
+        "references": [100 * theirs[n] / theirs.total() for n in lengths],
+    }
+    write_scores(path, columns)
 
 
-def write_metrics(path: Path, metrics: dict[str, Any], beside: Sequence[Path]) -> None:
-    """Metrics as DVC reads them; numbers rounded, so that a diff shows what matters.
-
-    DVC's tables have a column for every key and pass lists over. So what is the model's own stands
-    at the top, and what it is to be read with (`baselines`, `meta`) in lists: a table of 30
-    columns is not read.
-
-    Args:
-        beside: the reports that they were computed from; `meta` gets a digest of all together.
+def read_lengths(path: Path) -> dict[str, list[float]]:
+    """Read the columns that `write_lengths` wrote.
 
     Raises:
-        ValueError: a number is not finite.
+        ArtifactError: the file is missing or damaged.
     """
-    write_json(path, sealed(_rounded(metrics), [report.read_bytes() for report in beside]))
+    table = read_numbers(path, ("words", "captions", "references"))
+    if table["words"] != list(range(len(table["words"]))):
+        raise ArtifactError(path, "does not count words from 0")
+    return table
 
 
-def sealed(metrics: dict[str, Any], beside: Sequence[bytes]) -> dict[str, Any]:
-    """Metrics with a digest of themselves and of the reports beside them, by their bytes."""
-    (meta,) = metrics["meta"]
-    bare = {key: value for key, value in meta.items() if key != "digest"}
-    digests = [hashlib.sha256(report).hexdigest() for report in beside]
-    digest = json_digest([{**metrics, "meta": [bare]}, digests])
-    return {**metrics, "meta": [{**bare, "digest": digest}]}
-
-
-def is_intact(metrics: dict[str, Any], beside: Sequence[bytes]) -> bool:
-    """Whether metrics and the reports beside them are what was written together.
+def read_evaluation(metrics: Path, captions: Path, references: Path, scores: Path) -> Evaluation:
+    """Read the reports of an evaluation, with all metrics of this version.
 
     Raises:
-        KeyError, TypeError, ValueError: they are no metrics of this version.
+        ArtifactError: a report is missing or damaged, or they do not belong together.
     """
-    (meta,), (again,) = metrics["meta"], sealed(metrics, beside)["meta"]
-    return bool(meta["digest"] == again["digest"])
+    paths = (metrics, captions, references, scores)
+    evaluation = parse_evaluation(*(Source(read_bytes(path), path) for path in paths))
+    if missing := [name for name in METRICS if name not in evaluation.metrics.numbers]:
+        raise ArtifactError(metrics, f"has no {missing[0]}")
+    return evaluation
 
 
-def score_table(metrics: dict[str, Any]) -> str:
-    """For people: the model's scores beside the yardsticks', a line a score."""
-    baselines = metrics["baselines"]
-    lines = [f"{'x100':8}{'model':>10}" + "".join(f"{one['name']:>10}" for one in baselines)]
-    for name in (key for key in baselines[0] if key in metrics):
-        values = [metrics[name], *(one[name] for one in baselines)]
-        lines.append(f"{name:8}" + "".join(f"{value:10.2f}" for value in values))
-    return "\n".join(lines)
+def parse_evaluation(
+    metrics: Source, captions: Source, references: Source, scores: Source
+) -> Evaluation:
+    """Parse the reports of an evaluation and check that they belong together."""
+    captions_by_id = _parse_captions(*captions)
+    references_by_id = _parse_references(*references)
+    table = _parse_scores(*scores)
+    _require_same_ids(captions_by_id, captions.where, references_by_id, references.where)
+    _require_same_ids(captions_by_id, captions.where, table.index, scores.where)
+    parsed = parse_metrics(*metrics)
+    (whole,) = corpus_scores(*counts_and_means(table), np.ones((1, len(table))))
+    for name, expected in zip(SCORE_NAMES, whole.tolist(), strict=True):
+        found = parsed.numbers.get(name, expected)
+        if abs(found - expected) > TOLERANCE:
+            raise ArtifactError(
+                metrics.where,
+                f"has {name} {found:.2f}, but the images of {scores.where} come to "
+                f"{expected:.2f}: they are of two evaluations",
+            )
+    require_intact(*metrics, [report.content for report in (captions, references, scores)])
+    scores_by_id = table.loc[list(captions_by_id)]
+    return Evaluation(parsed, captions_by_id, references_by_id, scores_by_id)
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return round(value, DECIMALS) if isinstance(value, float) else value
+def counts_and_means(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Split scores into what BLEU sums, (N, 2 + ORDERS), and what is averaged, (N, M)."""
+    return scores[list(COUNT_NAMES)].to_numpy(), scores[list(MEAN_NAMES)].to_numpy()
+
+
+def _parse_captions(content: bytes, where: object) -> dict[str, str]:
+    rows = parse_json(content, where)
+    try:
+        captions = {row["image_id"]: row["caption"] for row in rows}
+        valid = len(captions) == len(rows) > 0 and _all_text([*captions, *captions.values()])
+    except (KeyError, TypeError):
+        valid = False
+    if not valid:
+        raise ArtifactError(where, "is not a list of captions, one per image")
+    return captions
+
+
+def _parse_references(content: bytes, where: object) -> dict[str, list[str]]:
+    references = parse_json(content, where)
+    if not (
+        isinstance(references, dict)
+        and all(isinstance(refs, list) and refs and _all_text(refs) for refs in references.values())
+    ):
+        raise ArtifactError(where, "is not an object of lists of captions")
+    return references
+
+
+def _parse_scores(content: bytes, where: object) -> pd.DataFrame:
+    names = [*COUNT_NAMES, *MEAN_NAMES]
+    cells = parse_csv(content, where, ["image_id", *names])
+    columns = {name: to_numbers(cells[name], f"{where}, {name}") for name in names}
+    table = pd.DataFrame(columns, index=cells["image_id"])
+    if table.index.has_duplicates:
+        raise ArtifactError(where, "has an image twice")
+    counts = table[list(COUNT_NAMES)]
+    if ((counts < 0) | (counts != counts.round())).any(axis=None):
+        raise ArtifactError(where, "has counts that are not whole numbers")
+    return table.astype(dict.fromkeys(COUNT_NAMES, int))
+
+
+def _all_text(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _require_same_ids(
+    ids: Iterable[str], where: object, other_ids: Iterable[str], other: object
+) -> None:
+    first, second = set(ids), set(other_ids)
+    for missing, lacking, having in (
+        (first - second, other, where),
+        (second - first, where, other),
+    ):
+        if missing:
+            raise ArtifactError(
+                lacking,
+                f"has no image {min(missing)!r}, which {having} has: they are of two evaluations",
+            )

@@ -1,1 +1,1 @@
-"""BLEU, CIDEr and ROUGE-L, the rewards, and the baselines they are read beside."""
+"""BLEU, CIDEr and ROUGE-L, the same as rewards, and the baselines beside a model's scores."""

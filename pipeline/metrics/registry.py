@@ -1,19 +1,21 @@
-"""The metrics by key: the one table that reports, comparison and page read."""
+"""The metrics of metrics.json in one table. Whatever needs a fact about a metric reads it here."""
 
 from dataclasses import dataclass
 
-ORDERS = 4  # of n-grams
+ORDERS = 4  # BLEU counts n-grams of 1 to 4 tokens
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of metrics.json."""
+    """A number in metrics.json."""
 
     key: str
     title: str
-    higher_is_better: bool | None  # None: neither more nor less is better
+    higher_is_better: bool | None  # None: neither direction is better
     tested: bool = False  # whether `showtell compare` tests its change
-    mean: bool = False  # whether it is the mean of the images' scores; BLEU is not
+    mean: bool = False  # whether it is the mean of per-image scores; BLEU is not
+    label: str = ""  # its name on the report's page, beside the value in this format
+    format: str = "{:.1f}"
 
 
 METRICS = {
@@ -25,11 +27,15 @@ METRICS = {
         Metric("bleu_4", "BLEU-4", True, tested=True),
         Metric("cider", "CIDEr", True, tested=True, mean=True),
         Metric("rouge_l", "ROUGE-L", True, tested=True, mean=True),
-        Metric("length", "length", None),
-        Metric("unique_captions", "unique captions", True),
-        Metric("repeated", "repeated", False),
-        Metric("bad_endings", "bad endings", False),
-        Metric("vocabulary_used", "vocabulary used", None),
+        Metric("length", "length", None, label="words per caption"),
+        Metric(
+            "unique_captions", "unique captions", True, label="unique captions", format="{:.1f} %"
+        ),
+        Metric("repeated", "repeated", False, label="repeat a pair of words", format="{:.1f} %"),
+        Metric("bad_endings", "bad endings", False, label="end mid-phrase", format="{:.1f} %"),
+        Metric(
+            "vocabulary_used", "vocabulary used", None, label="distinct words", format="{:,.0f}"
+        ),
     )
 }
 BLEU_NAMES = tuple(f"bleu_{n}" for n in range(1, ORDERS + 1))

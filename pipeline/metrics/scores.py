@@ -1,8 +1,8 @@
 """BLEU, CIDEr and ROUGE-L of captions against their references, all on the scale 0 to 100.
 
-BLEU is of NLTK's counts, without smoothing (`pipeline.metrics.bleu`), CIDEr is pycocoevalcap's
-CIDEr-D with the references' own document frequencies (Vedantam et al. 2015), ROUGE-L is
-pycocoevalcap's (Lin 2004). All take the tokens of `pipeline.captions.tokenizer`.
+BLEU is computed from NLTK's counts without smoothing (`pipeline.metrics.bleu`), CIDEr is
+pycocoevalcap's CIDEr-D with document frequencies from the references (Vedantam et al. 2015),
+ROUGE-L is pycocoevalcap's (Lin 2004). All take the tokens of `pipeline.captions.tokenizer`.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,17 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from pipeline.metrics.bleu import ORDERS, SCALE, add_ngram_totals, bleu_from_counts
+from pipeline.metrics.registry import BLEU_NAMES
 
 Tokens = Sequence[str]
 
 
 def bleu_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
-    """Per caption, (N, 2 + ORDERS) integers: its words, the words of the reference nearest in
-    length, and for n = 1 to 4 how many of its n-grams are in a reference, clipped.
+    """Return integers per caption, (N, 2 + ORDERS): its length, the length of the closest
+    reference, and for n = 1 to 4 its clipped n-gram matches.
 
-    The counts are NLTK's. Its `corpus_bleu` is not used, because it counts a caption with too few
-    words for an n-gram as one n-gram that is wrong; the paper and coco-caption count none.
+    The counts are NLTK's. Its `corpus_bleu` is not used: it counts a caption that is too short for
+    an n-gram as one wrong n-gram, while the paper and coco-caption count none.
     """
     rows = [
         [
@@ -44,34 +45,34 @@ def bleu_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens
 
 
 def bleu(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """Corpus BLEU-1 to BLEU-4, x100, unsmoothed; 0 where no n-gram matches."""
+    """Return corpus BLEU-1 to BLEU-4, x100, unsmoothed: 0 where no n-gram matches."""
     sums = add_ngram_totals(bleu_counts(captions, references)).sum(axis=0)
-    return [float(one) for one in bleu_from_counts(sums)]
+    return [float(score) for score in bleu_from_counts(sums)]
 
 
 def cider(
     captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> tuple[float, list[float]]:
-    """CIDEr-D, x100: the mean, and each caption's."""
-    mean, each = Cider().compute_score(*_as_coco(captions, references))
-    return SCALE * float(mean), [SCALE * float(one) for one in each]
+    """Return CIDEr-D, x100: the mean and each caption's."""
+    mean, scores = Cider().compute_score(*_as_coco(captions, references))
+    return SCALE * float(mean), [SCALE * float(score) for score in scores]
 
 
 def rouge_l(
     captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> tuple[float, list[float]]:
-    """ROUGE-L, x100: the mean, and each caption's."""
-    mean, each = Rouge().compute_score(*_as_coco(captions, references))
-    return SCALE * float(mean), [SCALE * float(one) for one in each]
+    """Return ROUGE-L, x100: the mean and each caption's."""
+    mean, scores = Rouge().compute_score(*_as_coco(captions, references))
+    return SCALE * float(mean), [SCALE * float(score) for score in scores]
 
 
 def sentence_bleu_4(
     captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> list[float]:
-    """Smoothed sentence BLEU-4 of each caption, x100: to sort captions by, not to average.
+    """Return the smoothed sentence BLEU-4 of each caption, x100: to sort by, not to average.
 
-    Corpus BLEU is no mean over sentences; without smoothing most sentences would have 0. Smoothed
-    by adding 0.1 to orders without a match (Chen & Cherry 2014, method 1).
+    Corpus BLEU is not a mean over sentences, and without smoothing most sentences would score 0.
+    Orders without a match get 0.1 (Chen & Cherry 2014, method 1).
     """
     smooth = SmoothingFunction(epsilon=0.1).method1
     return [
@@ -83,10 +84,9 @@ def sentence_bleu_4(
 def compute_scores(
     captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> dict[str, float]:
-    """The scores that a set of captions is known by."""
-    orders = bleu(captions, references)
+    """Return the scores of a set of captions, by the keys of metrics.json."""
     return {
-        **{f"bleu_{n}": orders[n - 1] for n in range(1, 5)},
+        **dict(zip(BLEU_NAMES, bleu(captions, references), strict=True)),
         "cider": cider(captions, references)[0],
         "rouge_l": rouge_l(captions, references)[0],
     }
@@ -96,6 +96,6 @@ def _as_coco(
     captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     """References and captions by number, as pycocoevalcap takes them."""
-    gts = {i: [" ".join(one) for one in refs] for i, refs in enumerate(references)}
+    gts = {i: [" ".join(ref) for ref in refs] for i, refs in enumerate(references)}
     res = {i: [" ".join(caption)] for i, caption in enumerate(captions)}
     return gts, res

@@ -1,5 +1,5 @@
-"""BLEU-4 and CIDEr of caption after caption set against the same references: what
-`pipeline.metrics.scores` gives, with the references counted once."""
+"""BLEU-4 and CIDEr for validation: as `pipeline.metrics.scores`, with the references counted once
+for all epochs."""
 
 from collections.abc import Sequence
 
@@ -11,30 +11,30 @@ from pipeline.metrics.bleu import SCALE, add_ngram_totals, bleu_from_counts
 from pipeline.metrics.rewards import BleuReward, CiderReward, References
 from pipeline.metrics.scores import Tokens
 
-BASE = 55_000  # words for whose n-grams a number each is exact
+BASE = 55_000  # token ids whose n-grams fit into an int64 each
 
 
 class SplitScores:
     """Scores captions of the images of a split."""
 
     def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
-        words = dict.fromkeys(word for image in references for one in image for word in one)
-        self._ids = {word: PAD + 1 + number for number, word in enumerate(words)}
-        rows = [[self._encode(one, self._ids) for one in image] for image in references]
-        counted = References(rows, max(BASE, 2 * len(words)))
+        tokens = dict.fromkeys(token for refs in references for ref in refs for token in ref)
+        self._ids = {token: PAD + 1 + i for i, token in enumerate(tokens)}
+        token_ids = [[self._encode(ref, self._ids) for ref in refs] for refs in references]
+        counted = References(token_ids, max(BASE, 2 * len(tokens)))
         self._cider, self._bleu = CiderReward(counted), BleuReward(counted)
 
     def __call__(self, captions: Sequence[Tokens]) -> tuple[float, float]:
-        """Corpus BLEU-4 and mean CIDEr-D of one caption of each image, x100."""
-        ids = dict(self._ids)  # words that no reference has are numbered as they come
-        rows = [torch.tensor(self._encode(one, ids), dtype=torch.int64) for one in captions]
-        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+        """Return corpus BLEU-4 and mean CIDEr-D of one caption per image, x100."""
+        ids = dict(self._ids)  # tokens that are in no reference get the next free ids
+        rows = [torch.tensor(self._encode(caption, ids), dtype=torch.int64) for caption in captions]
+        token_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
         images = torch.arange(len(captions))
-        counts = torch.stack(self._bleu.counts(images, tokens), dim=1).numpy()
+        counts = torch.stack(self._bleu.counts(images, token_ids), dim=1).numpy()
         sums = add_ngram_totals(counts.round().astype(np.int64)).sum(axis=0)
-        cider = self._cider(images, tokens).mean()
+        cider = self._cider(images, token_ids).mean()
         return float(bleu_from_counts(sums)[3]), SCALE * float(cider)
 
     @staticmethod
     def _encode(tokens: Tokens, ids: dict[str, int]) -> list[int]:
-        return [ids.setdefault(word, len(ids) + PAD + 1) for word in tokens]
+        return [ids.setdefault(token, len(ids) + PAD + 1) for token in tokens]

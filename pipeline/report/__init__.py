@@ -1,1 +1,1 @@
-"""The report page."""
+"""The report of a run, as one HTML page."""

@@ -1,6 +1,6 @@
-"""How a run was made: its params, digests and versions.
+"""The provenance of a run: its params, digests and versions.
 
-No times and no names of machines: the same run gives the same page.
+Without times and machine names: the same run gives the same page.
 """
 
 import platform
@@ -14,22 +14,22 @@ from pipeline.config.schema import Config
 from pipeline.runtime.errors import ArtifactError
 from pipeline.runtime.files import file_digest
 
-# What decides numbers. Their metadata is read; none of them is imported for it.
+# Packages that determine numbers. Only their metadata is read.
 PACKAGES = "torch torchvision numpy h5py nltk pandas pillow pycocoevalcap safetensors".split()
 
 
 def shown_params(groups: Sequence[Config]) -> dict[str, list[tuple[str, str]]]:
-    """Every group's keys and values as params.yaml would say them, in the order of the models."""
+    """Return the keys and values of each group as params.yaml has them."""
     return {
-        one.group(): [(key, as_yaml(value)) for key, value in one.model_dump().items()]
-        for one in groups
+        group.group(): [(key, as_yaml(value)) for key, value in group.model_dump().items()]
+        for group in groups
     }
 
 
 def as_yaml(value: Any) -> str:
-    """One value in the words of YAML; a list of one is the one."""
+    """Format a value as YAML; a list of one item as the item."""
     if isinstance(value, (tuple, list)):
-        items = [as_yaml(one) for one in value]
+        items = [as_yaml(item) for item in value]
         return items[0] if len(items) == 1 else f"[{', '.join(items)}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -37,21 +37,21 @@ def as_yaml(value: Any) -> str:
 
 
 def versions() -> list[tuple[str, str]]:
-    """Of Python and the packages that are installed here."""
-    found = [("python", platform.python_version()), ("showtell", __version__)]
+    """Return the versions of Python and of the installed packages."""
+    rows = [("python", platform.python_version()), ("showtell", __version__)]
     for name in PACKAGES:
         try:
-            found.append((name, metadata.version(name)))
+            rows.append((name, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            found.append((name, "not installed"))
-    return found
+            rows.append((name, "not installed"))
+    return rows
 
 
 def digests(models: Sequence[Path]) -> list[tuple[str, str]]:
-    """The SHA-256 of each model's file, by its name.
+    """Return the name and the SHA-256 of each model's file.
 
     Raises:
-        InputError: a file is absent.
+        ArtifactError: a file is missing.
     """
     for model in models:
         if not model.is_file():

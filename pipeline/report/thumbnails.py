@@ -1,4 +1,4 @@
-"""Small images, as JPEG in text, for a page that holds them itself."""
+"""Thumbnails as base64 JPEG, which the page embeds."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from pipeline.runtime.progress import progress_bar
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A JPEG in base64, and its width and height in pixels."""
+    """A base64 JPEG, with its width and height in pixels."""
 
     jpeg: str
     width: int
@@ -22,23 +22,23 @@ class Thumbnail:
 
 
 def thumbnails(
-    archive: Path, image_ids: Sequence[str], side: int, quality: int
+    archive: Path, image_ids: Sequence[str], size: int, quality: int
 ) -> Iterator[Thumbnail]:
-    """One of each image, in the order of the ids; one image at a time is held.
+    """Yield a thumbnail per image, in the order of the ids, with one image in memory at a time.
 
     Args:
-        side: pixels of the longer side; a smaller image stays as it is.
-        quality: JPEG's, 1 to 95.
+        size: pixels of the longer side; a smaller image keeps its size.
+        quality: of the JPEG, 1 to 95.
 
     Raises:
-        InputError: an image is absent, damaged or no image; the line names it.
+        InputError: an image is missing, damaged or not an image; the message names it.
     """
     with ImageArchive(archive) as images:
         for image_id in progress_bar(image_ids, label="thumbnails", unit="image"):
             image = decode_image(images.content(image_id), image_id)
-            image.thumbnail((side, side), Image.Resampling.LANCZOS)
+            image.thumbnail((size, size), Image.Resampling.LANCZOS)
             jpeg = io.BytesIO()
-            # Of the pixels alone: no EXIF, no ICC profile, no comment comes along.
+            # Pixels only: this drops EXIF data, ICC profiles and comments.
             Image.frombytes("RGB", image.size, image.tobytes()).save(
                 jpeg, "JPEG", quality=quality, optimize=True
             )

@@ -113,9 +113,28 @@ def read_json(path: Path) -> Any:
     Raises:
         ArtifactError: the file is missing or not JSON.
     """
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(content: bytes, where: object) -> Any:
+    """Parse JSON that a stage wrote; `where` is what messages call it.
+
+    Raises:
+        ArtifactError: it is not JSON.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, huge numbers, deep nesting
+        raise ArtifactError(where, f"is not valid JSON ({error})") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file that a stage wrote.
+
+    Raises:
+        ArtifactError: the file is missing.
+    """
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
         raise ArtifactError(path, "does not exist") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, absurd numbers, nesting
-        raise ArtifactError(path, f"is not valid JSON ({error})") from None

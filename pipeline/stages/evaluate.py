@@ -1,4 +1,4 @@
-"""Stage 8: captions of a split that the model has not seen, and their scores."""
+"""Stage 8: caption a split that the model was not trained on, and score the captions."""
 
 import logging
 from collections.abc import Sequence
@@ -14,14 +14,13 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import require_same_split
-from pipeline.evaluation.diversity import diversity_stats, repeats
+from pipeline.evaluation.diversity import diversity_stats, repeats_ngram
 from pipeline.evaluation.ensemble import build_ensemble, read_models
+from pipeline.evaluation.metrics_file import score_table, write_metrics
 from pipeline.evaluation.reports import (
     ReportFiles,
-    score_table,
     write_captions,
     write_lengths,
-    write_metrics,
     write_references,
     write_scores,
 )
@@ -43,19 +42,19 @@ from pipeline.runtime.device import resolve_device, seed_everything
 
 log = logging.getLogger(__name__)
 
-MANY = 0.2  # of captions, that do what is forbidden
+MANY = 0.2  # the fraction of captions at which a limit of the search is worth a warning
 
 
 def evaluate(
     models: Sequence[Path], features: Path, captions: Path, out_dir: Path, config: EvaluateConfig
 ) -> None:
-    """Caption a split and write captions, their references, scores by image, lengths and metrics.
+    """Caption a split; write the captions, their references, scores, lengths and metrics.
 
     Args:
         models: one, or the members of an ensemble.
 
     Raises:
-        InputError: an input cannot be used, or the features are not those of the model.
+        InputError: an input cannot be used, or the model was trained on other features.
     """
     device = resolve_device(config.device)
     seed_everything(0, config.deterministic)
@@ -71,18 +70,18 @@ def evaluate(
     warn_small(config.split, len(split.ids))
     warn_blocked(training, config.no_repeat_ngram_size)
 
-    max_length = max(model.max_length for model in trained)
-    search = beam_search_config(config, max_length)
-    made = generate_captions(
+    trained_length = max(model.max_length for model in trained)
+    search = beam_search_config(config, trained_length)
+    generated = generate_captions(
         BeamSearch(decoder, search),
         FeatureDataset(cache, split.ids, device),
         trained[0].vocabulary,
         default_batch_size(device) if config.batch_size == "auto" else config.batch_size,
     )
-    baselines = baselines_of(training, split.references)
-    content: dict[str, Any] = {
-        **compute_scores(made, split.references),
-        **diversity_stats(made),
+    baselines = compute_baselines(training, split.references)
+    metrics: dict[str, Any] = {
+        **compute_scores(generated, split.references),
+        **diversity_stats(generated),
         **({"backbone": "UNTRAINED"} if cache.recipe.untrained else {}),
         "split": f"{config.split} ({table.info.split})",
         "baselines": baselines,
@@ -91,40 +90,40 @@ def evaluate(
                 "scale": SCALE,
                 "tokenizer": table.info.tokenizer,
                 "split_digest": table.info.split_digest,
-                "images": len(made),
-                "references": sum(map(len, split.references)) / len(made),
+                "images": len(generated),
+                "references": sum(map(len, split.references)) / len(generated),
                 "features": cache.recipe.label,
                 "models": len(models),
                 "max_length": search.max_length,
-                "at_max_length": sum(len(one) == search.max_length for one in made),
+                "at_max_length": sum(len(caption) == search.max_length for caption in generated),
             }
         ],
     }
     scores = {
         "image_id": split.ids,
-        "bleu_4_smoothed": sentence_bleu_4(made, split.references),
-        "cider": cider(made, split.references)[1],
-        "rouge_l": rouge_l(made, split.references)[1],
-        **dict(zip(COUNT_NAMES, bleu_counts(made, split.references).T, strict=True)),
+        "bleu_4_smoothed": sentence_bleu_4(generated, split.references),
+        "cider": cider(generated, split.references)[1],
+        "rouge_l": rouge_l(generated, split.references)[1],
+        **dict(zip(COUNT_NAMES, bleu_counts(generated, split.references).T, strict=True)),
     }
-    out = ReportFiles(out_dir)
-    write_captions(out.captions, split.ids, made)
+    out = ReportFiles.in_folder(out_dir)
+    write_captions(out.captions, split.ids, generated)
     write_references(out.references, split.ids, split.references)
     write_scores(out.scores, scores)
-    write_lengths(out.lengths, made, split.references)
-    write_metrics(out.metrics, content, beside=[out.captions, out.references, out.scores])
-    log.info("%s, %s\n%s", content["split"], cache.recipe.label, score_table(content))
-    warn_cut_off(made, search.max_length, max_length)
-    if content["cider"] < baselines[0]["cider"]:
+    write_lengths(out.lengths, generated, split.references)
+    write_metrics(out.metrics, metrics, reports=[out.captions, out.references, out.scores])
+    log.info("%s, %s\n%s", metrics["split"], cache.recipe.label, score_table(metrics))
+    warn_cut_off(generated, search.max_length, trained_length)
+    if metrics["cider"] < baselines[0]["cider"]:
         log.warning(
             "CIDEr is below the constant caption's: the model has learned nothing about the images"
         )
 
 
-def baselines_of(
+def compute_baselines(
     training: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> list[dict[str, Any]]:
-    """The scores of the best constant caption and, with several references an image, of people."""
+    """Score the best constant caption and, with several references per image, human captions."""
     constant = best_constant_caption(training, references)
     scores = compute_scores([constant] * len(references), references)
     baselines = [{"name": "constant", "caption": " ".join(constant), **scores}]
@@ -133,32 +132,35 @@ def baselines_of(
     return baselines
 
 
-def warn_cut_off(made: Sequence[Sequence[str]], longest: int, learnt: int) -> None:
-    """Where captions may not get as long as those that the model learnt."""
-    there = sum(len(caption) == longest for caption in made)
-    if longest < learnt and there > MANY * len(made):
+def warn_cut_off(captions: Sequence[Sequence[str]], max_length: int, trained_length: int) -> None:
+    """Warn if many captions reach a maximum length that is below the training captions'."""
+    at_max = sum(len(caption) == max_length for caption in captions)
+    if max_length < trained_length and at_max > MANY * len(captions):
         log.warning(
             "%d of %d captions have the %d words that evaluate.max_length allows and may be cut "
-            "off; the model learnt captions of up to %d: set it to auto",
-            *(there, len(made), longest, learnt),
+            "off; the model was trained on captions of up to %d: set it to auto",
+            at_max,
+            len(captions),
+            max_length,
+            trained_length,
         )
 
 
-def warn_blocked(learnt: Sequence[Sequence[str]], order: int) -> None:
-    """Long captions say pairs of words twice as a matter of course."""
-    share = sum(repeats(caption, order) for caption in learnt) / len(learnt) if order else 0.0
-    if share > MANY:
+def warn_blocked(training: Sequence[Sequence[str]], n: int) -> None:
+    """Warn if the search forbids a repetition that is common in the training captions."""
+    fraction = sum(repeats_ngram(caption, n) for caption in training) / len(training) if n else 0.0
+    if fraction > MANY:
         log.warning(
             "evaluate.no_repeat_ngram_size: %d forbids what %.0f %% of the training captions do: "
             "repeat %d words in a row; raise it, or set it to 0",
-            order,
-            100 * share,
-            order,
+            n,
+            100 * fraction,
+            n,
         )
 
 
 def beam_search_config(config: EvaluateConfig, max_length: int) -> BeamSearchConfig:
-    """The search that the params describe; `max_length` is the model's, for `auto`."""
+    """Return the search of the params; `max_length` is the model's, for `auto`."""
     names = [field.name for field in fields(BeamSearchConfig)]
     params = config.model_dump(include=set(names))
     if config.max_length == "auto":
@@ -167,7 +169,7 @@ def beam_search_config(config: EvaluateConfig, max_length: int) -> BeamSearchCon
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Images that are searched at once: a GPU wants work for all its cores."""
+    """Return the number of images per batch: a GPU needs more to keep its cores busy."""
     return 100 if device.type == "cpu" else 500
 
 

@@ -1,9 +1,8 @@
-"""Stage 9: one run as one page: scores, curves, every image with its captions, and its origin."""
+"""Stage 9: a run as one page: scores, curves, every image with its captions, and provenance."""
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,24 +10,25 @@ import typer
 
 from pipeline.config.load import load_params
 from pipeline.config.schema import GROUPS, CompareConfig, Config, ReportConfig, TrainConfig
-from pipeline.evaluation.reports import ReportFiles
-from pipeline.report.evaluation import CaptionedImage, read_base, read_evaluation
+from pipeline.evaluation.reports import ReportFiles, read_evaluation
+from pipeline.metrics.registry import DIVERSITY_NAMES, METRICS
 from pipeline.report.figures import (
     length_figure,
     score_figures,
     self_critical_figure,
     training_figures,
 )
+from pipeline.report.gallery import captioned_images, images_json, pick_evenly
 from pipeline.report.provenance import digests, shown_params, versions
-from pipeline.report.render import images_json, page_of
-from pipeline.report.score_strip import LARGE, scores_of
+from pipeline.report.render import render_page
+from pipeline.report.score_strip import LARGE, compute_score_rows, read_base
 from pipeline.report.thumbnails import thumbnails
 from pipeline.runtime.errors import counted
 from pipeline.runtime.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-COMMON = 5  # captions said most often that are shown
+MOST_COMMON = 5  # repeated captions that the page lists
 
 # The page shows every param, so this stage depends on every group.
 PARAM_GROUPS = [config for config in GROUPS.values() if config is not CompareConfig]
@@ -46,40 +46,42 @@ def report(
     """Write the page.
 
     Args:
-        models: those that were evaluated.
+        models: the evaluated ones.
         params: every group of the params file.
         base: the metrics of a run to show beside this one.
 
     Raises:
-        InputError: an input is missing or damaged, the reports are not of one evaluation, or an
+        InputError: an input is missing or damaged, the reports do not belong together, or an
             image cannot be read.
     """
-    evaluation = read_evaluation(
-        reports.captions, reports.references, reports.scores, reports.metrics
-    )
-    if base is not None:
-        beside = [*evaluation.baselines, read_base(base, evaluation)]
-        evaluation = replace(evaluation, baselines=beside)
-    train = next(one for one in params if isinstance(one, TrainConfig))
-    learning = training_figures(reports.history, train.select_by)
+    evaluation = read_evaluation(*reports.evaluation)
+    metrics = evaluation.metrics
+    baselines = [*metrics.baselines, *([read_base(base, metrics)] if base else [])]
+    train = next(group for group in params if isinstance(group, TrainConfig))
+    curves = training_figures(reports.history, train.select_by)
     self_critical = self_critical_figure(reports.scst)
-    shown = pick_evenly(evaluation.images, config.max_images)
-    common = Counter(one.caption for one in evaluation.images).most_common(COMMON)
-    scores = scores_of(evaluation, config.resamples, config.seed)
-    distributions = [length_figure(reports.lengths), *score_figures(evaluation.images)]
-    small = thumbnails(
-        images, [one.image_id for one in shown], config.thumbnail_size, config.jpeg_quality
-    )
-    page = page_of(
+    all_images = captioned_images(evaluation)
+    shown = pick_evenly(all_images, config.max_images)
+    common = Counter(evaluation.captions.values()).most_common(MOST_COMMON)
+    scores = compute_score_rows(evaluation, baselines, config.resamples, config.seed)
+    ids = [image.image_id for image in shown]
+    small = thumbnails(images, ids, config.thumbnail_size, config.jpeg_quality)
+    page = render_page(
         images_json(shown, small),
-        evaluation=evaluation,
+        metrics=metrics,
+        baselines=baselines,
         scores=scores,
-        large=[next(one for one in scores if one.name == name) for name in LARGE],
-        learning=[*learning, *([self_critical] if self_critical else [])],
+        large=[next(score for score in scores if score.name == name) for name in LARGE],
+        curves=[*curves, *([self_critical] if self_critical else [])],
         self_critical=self_critical is not None,
-        distributions=distributions,
+        diversity=[
+            (metric.label, metric.format.format(metrics.numbers[metric.key]))
+            for metric in (METRICS[name] for name in DIVERSITY_NAMES)
+        ],
+        distributions=[length_figure(reports.lengths), *score_figures(all_images)],
         common=[(caption, count) for caption, count in common if count > 1],
         shown=len(shown),
+        total=len(all_images),
         decoder=train.decoder,
         config=config,
         params=shown_params(params),
@@ -89,17 +91,6 @@ def report(
     with atomic_write(out) as scratch:
         scratch.write_bytes(page)
     log.info("%s: %s, %.1f MB", out, counted(len(shown), "image"), len(page) / 1e6)
-
-
-def pick_evenly(images: Sequence[CaptionedImage], most: int) -> list[CaptionedImage]:
-    """All of them, or `most` at even ranks of CIDEr, the best and the worst among them; in the
-    order given."""
-    if len(images) <= most:
-        return list(images)
-    ranked = sorted(range(len(images)), key=lambda i: images[i].cider)
-    last = len(images) - 1
-    kept = {ranked[round(i * last / max(most - 1, 1))] for i in range(most)}
-    return [images[i] for i in sorted(kept)]
 
 
 def main(
@@ -118,7 +109,7 @@ def main(
     ] = None,
     params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
 ) -> None:
-    """Write the run's page: scores, curves, images, provenance."""
+    """Write the run's page: scores, curves, images and provenance."""
     groups = [load_params(params, group) for group in PARAM_GROUPS]
     config = load_params(params, ReportConfig)
-    report(images, model, ReportFiles(reports_dir), out, groups, config, base)
+    report(images, model, ReportFiles.in_folder(reports_dir), out, groups, config, base)

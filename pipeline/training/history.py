@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from pipeline.runtime.files import atomic_write
+from pipeline.runtime.csv_file import write_csv
 
 Row = Mapping[str, float | None]  # by column; `epoch` is one
 
@@ -47,10 +45,7 @@ class History:
         return learned and self.last_epoch - self.best_epoch >= patience
 
     def write(self) -> None:
-        with atomic_write(self._path) as scratch:
-            pd.DataFrame([dict(row) for row in self.rows]).to_csv(
-                scratch, index=False, float_format="%.6g", lineterminator="\n"
-            )
+        write_csv(self._path, [dict(row) for row in self.rows], float_format="%.6g")
 
     def _rank(self, row: Row) -> tuple[float, ...]:
         return tuple(

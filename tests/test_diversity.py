@@ -1,19 +1,19 @@
-"""Captions that are all the same, stutter or break off are counted."""
+"""Diversity: unique captions, repetition and bad endings are counted."""
 
 import pytest
 
 from pipeline.evaluation.diversity import diversity_stats
 
 
-def test_by_hand() -> None:
+def test_diversity_by_hand() -> None:
     captions = [
         "a dog runs in the grass",
         "a dog runs in the grass",
         "a white and a white and",
         "a man in a",
     ]
-    made = diversity_stats([caption.split() for caption in captions])
-    assert made == pytest.approx(
+    stats = diversity_stats([caption.split() for caption in captions])
+    assert stats == pytest.approx(
         {
             "length": 5.5,
             "unique_captions": 75,
