@@ -16,39 +16,39 @@ test: $(VENV)/installed  ## style, types and tests
 	$(BIN)/mypy
 	$(PYTEST)
 
-newest:  ## the tests on the newest release of every package, in an environment of its own
+newest:  ## the tests with the newest release of every package, in an environment of its own
 	$(MAKE) install VENV=.venv-newest PINS=
 	$(MAKE) newest-test VENV=.venv-newest
 
 newest-test:
 	$(PYTEST) --ignore tests/test_install.py
 
-kills: $(VENV)/installed  ## runs killed at random moments and gone on with; KILLS='--count 40 --seed 0'
+kills: $(VENV)/installed  ## kill runs at random moments, resume them, compare the bytes; KILLS='--count 40 --seed 0'
 	$(BIN)/python -m tests.kills $(KILLS)
 
-fuzz: $(VENV)/installed  ## changed files to every parser; FUZZ='--seconds 600 --seed 7'
+fuzz: $(VENV)/installed  ## mutated files for every parser; FUZZ='--seconds 600 --seed 7'
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
-reproducible: $(VENV)/installed  ## runs from nothing, on other cores and threads, and whether artifacts have the same bytes
+reproducible: $(VENV)/installed  ## runs from scratch, on other cores and threads: the same bytes?
 	$(BIN)/python -m tests.reproducible
 
-bench: $(VENV)/installed  ## how fast the hot paths run beside their limits; BENCH='--images images.zip'
+bench: $(VENV)/installed  ## the speed of the hot paths beside their limits; BENCH='--images images.zip'
 	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-gpu: $(VENV)/installed  ## the same of a GPU's paths, in seven minutes; BENCH='training scst --profiles build/profiles'
+bench-gpu: $(VENV)/installed  ## the same on a GPU, in seven minutes; BENCH='training scst --profiles build/profiles'
 	$(BIN)/python -m benchmarks.gpu $(BENCH)
 
-compare: $(VENV)/installed  ## the demo at two commits, and whether it got worse; BASE=main HEAD=HEAD
+compare: $(VENV)/installed  ## the demo at two commits: did it get worse? BASE=main HEAD=HEAD
 	.ci/compare-demo $(or $(BASE),main) $(or $(HEAD),HEAD)
 
-page: $(VENV)/installed  ## build/report.html: this run's page with another's scores beside it; BASE=main
+page: $(VENV)/installed  ## build/report.html: this page with another run's scores beside it; BASE=main
 	mkdir -p build
 	git show $(or $(BASE),HEAD):./reports/metrics.json > build/base.json
 	$(BIN)/showtell report --base build/base.json --out build/report.html
 
 install: $(VENV)/installed
 
-experiments: $(VENV)/installed  ## what varies and the scores, best first; EXP=--all-commits for all there are
+experiments: $(VENV)/installed  ## params that vary, and scores, best first; EXP=--all-commits for all there are
 	$(BIN)/dvc exp show --only-changed --hide-workspace --sort-by cider --sort-order desc \
 	  --keep 'bleu_4|cider|rouge_l|length' \
 	  --drop '.*/|Created|Executor|bleu_[123]|unique_captions|vocabulary_used' $(EXP)

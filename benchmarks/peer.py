@@ -1,6 +1,6 @@
 """Top-down attention as the best-known training code has it (Anderson et al., CVPR 2018, in the
 structure of ruotianluo/self-critical.pytorch): each caption and each beam with a copy of the grid,
-word by word; and a batched beam search over it. A yardstick of speed, not of style."""
+word by word; and a batched beam search over it. A reference for speed, not for style."""
 
 import torch
 import torch.nn.functional as F

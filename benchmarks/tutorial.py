@@ -1,4 +1,4 @@
-"""Decoders as tutorials write them: yardsticks of speed, not of style."""
+"""Decoders as tutorials write them: references for speed, not for style."""
 
 import torch
 from torch import Tensor, nn

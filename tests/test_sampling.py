@@ -5,7 +5,7 @@ import torch
 
 from pipeline.captions.vocabulary import END
 from pipeline.generation.sampling import SamplingConfig, sample
-from tests.test_search import TableDecoder
+from tests.test_beam_search import TableDecoder
 
 A, B, C, D = range(4, 8)
 # a 0.4, b 0.3, c 0.2, d 0.1, and then the end.
