@@ -10,7 +10,7 @@ from pipeline.training.trainer_state import load_module, save_module
 
 
 class ModelEma:
-    """Polyak & Juditsky 1992, as an exponential moving average; with a decay of 0 the decoder itself.
+    """Polyak & Juditsky 1992, as an exponential moving average; a decay of 0 means none.
 
     It warms up: the decay of step n is (1 + n) / (10 + n) until that exceeds `decay`. With a fixed
     decay the initial weights would be most of the average for hundreds of steps.
