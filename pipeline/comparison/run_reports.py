@@ -6,16 +6,16 @@ Only small files are read, and all of them are in git: no features or models are
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.comparison.revisions import AbsentError, Revision
 from pipeline.config.load import parse_yaml
-from pipeline.evaluation.reports import Evaluation, Source, parse_evaluation
+from pipeline.evaluation.reports import Evaluation, ReportFiles, Source, parse_evaluation
 from pipeline.runtime.errors import InputError
 
-NAMES = ("metrics.json", "captions.json", "references.json", "scores.csv")  # as parsed
 STAGE = "evaluate"  # the stage in dvc.lock whose outs the reports are
 
 
@@ -55,7 +55,8 @@ def read_run(revision: Revision, reports: str) -> RunReports:
         InputError: a file is missing or damaged, or a report is not the one that dvc.lock records.
     """
     name, stale = revision.name, None
-    content = {f"{reports}/{report}": revision.read(f"{reports}/{report}") for report in NAMES}
+    paths = [path.as_posix() for path in ReportFiles.in_folder(Path(reports)).evaluation]
+    content = {path: revision.read(path) for path in paths}
     current = _flatten(_read_yaml(revision, "params.yaml"))
     try:
         lock = _read_yaml(revision, "dvc.lock")
