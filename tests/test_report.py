@@ -234,8 +234,8 @@ def with_a_damaged_image(inputs: Run) -> None:
         (edit("history", lambda t: t.replace("3.6", "1e308")), r"val_loss: '1e308' is no number"),
         (edit("history", lambda t: t.replace("3.6", "")), r"line 2, val_loss: '' is no number"),
         (edit("history", lambda t: t.replace("\n2,", "\n1,")), r"epochs out of order"),
-        (without_image, r"images\.zip holds no image '0\.jpg'"),
-        (with_a_damaged_image, r"0\.jpg is no image, or of a kind"),
+        (without_image, r"images\.zip has no image '0\.jpg'"),
+        (with_a_damaged_image, r"0\.jpg is not an image of a supported format"),
     ],
 )
 def test_a_bad_input_is_named(tmp_path: Path, damage: Callable[[Run], None], said: str) -> None:

@@ -17,7 +17,7 @@ from tests.test_captions import LISTS, table_of
 from tests.test_report import write_report
 from tests.test_train import run
 
-SHARES = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
+CONFIG = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
 TOO_SMALL = r"the split 'val' is too small: CIDEr of one image is 0 by definition"
 
 
@@ -39,7 +39,7 @@ def test_the_sizes_of_the_splits_are_always_said(
 ) -> None:
     caplog.set_level(logging.INFO)
     table_of(tmp_path, "a.jpg#0\tA cat\na.jpg#1\tCats\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
-    said = "4 captions of 3 images: 1 to learn from, 1 in val, 1 in test"
+    said = "4 captions of 3 images: 1 in train, 1 in val, 1 in test"
     assert said in caplog.messages
 
 
@@ -56,11 +56,11 @@ def test_one_image_is_warned_of_where_the_split_is_made(
 def test_an_empty_split_names_what_decides(tmp_path: Path) -> None:
     out = tmp_path / "captions.csv"
     with pytest.raises(InputError, match=r"none of 3 images .* prepare\.val_fraction \(0\.125\)"):
-        prepare(kaggle(tmp_path, 3), out, SHARES)
+        prepare(kaggle(tmp_path, 3), out, CONFIG)
     members = {"Flickr8k.token.txt": "a.jpg#0\tA cat\nc.jpg#0\tx y\n", **LISTS}
     members["Flickr_8k.devImages.txt"] = "\n"
     with pytest.raises(InputError, match=r"val.*list|devImages"):
-        prepare(make_zip(tmp_path / "text.zip", members), out, SHARES)
+        prepare(make_zip(tmp_path / "text.zip", members), out, CONFIG)
 
 
 def test_training_warns_before_it_begins_and_goes_by_the_val_loss(

@@ -7,17 +7,15 @@ from typing import Annotated
 
 import torch
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from pipeline.commands.caption import Captioner, collect_images, parse_device
+from pipeline.commands.contact_sheet import contact_sheet
 from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.runtime.device import seed_everything
 from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.files import atomic_write
-
-COLUMNS = 6
-TEXT_HEIGHT, GAP = 24, 8  # pixels
 
 
 def attention_sheet(image: Tensor, words: Sequence[str], weights: Tensor) -> Image.Image:
@@ -30,24 +28,15 @@ def attention_sheet(image: Tensor, words: Sequence[str], weights: Tensor) -> Ima
             the decoder's own sentinel instead.
     """
     whole = Image.fromarray(image.numpy())
-    size = whole.width
     dark = Image.new("RGB", whole.size)
-    tiles = [("", whole)]
+    tiles = [(whole, "")]
     for word, grid in zip(words, weights, strict=True):
         bright = (grid / grid.max().clamp_min(1e-9) * 255).round().to(torch.uint8)
         mask = Image.fromarray(bright.numpy()).resize(whole.size, Image.Resampling.BICUBIC)
         mask = mask.point(lambda value: 50 + value * 205 // 255)
         label = word if float(grid.sum()) > 0.995 else f"{word} ({grid.sum():.0%} seen)"
-        tiles.append((label, Image.composite(whole, dark, mask)))
-    rows = -(-len(tiles) // COLUMNS)
-    cell = (size + GAP, size + TEXT_HEIGHT + GAP)
-    sheet = Image.new("RGB", (COLUMNS * cell[0] + GAP, rows * cell[1] + GAP), "white")
-    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    for number, (label, tile) in enumerate(tiles):
-        x, y = GAP + number % COLUMNS * cell[0], GAP + number // COLUMNS * cell[1]
-        sheet.paste(tile, (x, y + TEXT_HEIGHT))
-        canvas.text((x, y), label, fill="black", font=font)
-    return sheet
+        tiles.append((Image.composite(whole, dark, mask), label))
+    return contact_sheet(tiles, columns=6, text_height=24, gap=8, font_size=16, text_above=True)
 
 
 def main(

@@ -20,7 +20,7 @@ from pipeline.extraction.preprocess import PreprocessedViews, collate, preproces
 from pipeline.generation.beam_search import BeamSearchConfig, diverse_beam_search
 from pipeline.generation.sampling import SamplingConfig, sample
 from pipeline.images.archive import read_image
-from pipeline.images.names import EXTENSIONS, is_image_name, some
+from pipeline.images.names import EXTENSIONS, first_few, is_image_name
 from pipeline.runtime.device import DeviceName, resolve_device, seed_everything
 from pipeline.runtime.errors import InputError, counted, sanitize
 
@@ -138,7 +138,7 @@ def _images_in(folder: Path) -> list[Path]:
     if others := [str(path.relative_to(folder)) for path in files if not is_image_name(path.name)]:
         log.warning(
             "skipped in %s: %s of kinds that are not read: %s",
-            *(folder, counted(len(others), "file"), some(others)),
+            *(folder, counted(len(others), "file"), first_few(others)),
         )
     if not images:
         raise InputError(f"the folder {folder} holds no images ({' '.join(sorted(EXTENSIONS))})")

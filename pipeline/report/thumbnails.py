@@ -35,7 +35,7 @@ def thumbnails(
     """
     with ImageArchive(archive) as images:
         for image_id in progress_bar(image_ids, label="thumbnails", unit="image"):
-            image = decode_image(images.content(image_id), image_id)
+            image = decode_image(images.read(image_id), image_id)
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
             jpeg = io.BytesIO()
             # Of the pixels alone: no EXIF, no ICC profile, no comment comes along.
