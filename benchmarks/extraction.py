@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import Row, interleaved
-from pipeline.backbones.backbone import build_trunk, pool
+from pipeline.backbones.backbone import build_backbone, global_avg_pool
 from pipeline.backbones.weights import BackboneWeights
 from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.feature_extractor import FeatureExtractor
@@ -56,7 +56,7 @@ def some_images(source: Path | None, out: Path, count: int, size: tuple[int, int
         if source is not None:
             with ImageArchive(source) as given:
                 for number, image_id in zip(range(count), cycle(given.ids), strict=False):
-                    archive.writestr(f"{number:06d}.jpg", given.content(image_id))
+                    archive.writestr(f"{number:06d}.jpg", given.read(image_id))
             return
         for number in range(count):
             small = Image.frombytes("RGB", (64, 48), rng.randbytes(64 * 48 * 3))
@@ -67,7 +67,7 @@ def some_images(source: Path | None, out: Path, count: int, size: tuple[int, int
 
 def untrained(name: str) -> BackboneWeights:
     torch.manual_seed(0)
-    tensors = build_trunk(name).state_dict()
+    tensors = build_backbone(name).state_dict()
     return BackboneWeights(name, "random:0", preprocessing_of(name, "random:0"), tensors)
 
 
@@ -86,13 +86,13 @@ class _Files(Dataset[Tensor]):
 
 def plain_way(folder: Path, name: str, device: torch.device) -> Callable[[], int]:
     """float32, a file an image, a DataLoader: what one writes first; a quarter of the files."""
-    model = build_trunk(name).to(device)
+    model = build_backbone(name).to(device)
     files = _Files(folder, name)
 
     @torch.no_grad()
     def work() -> int:
         for images in DataLoader(files, batch_size=32, num_workers=2):
-            pool(model(images.to(device))).cpu()
+            global_avg_pool(model(images.to(device))).cpu()
         return len(files)
 
     return work
@@ -122,7 +122,7 @@ def decoding(images: Path, workers: int) -> Callable[[], int]:
 
     def work() -> int:
         with ImageArchive(images) as archive, ThreadPoolExecutor(workers) as threads:
-            contents = [archive.content(one) for one in archive.ids]
+            contents = [archive.read(one) for one in archive.ids]
             list(threads.map(lambda content: decode(content, "").shape, contents))
         return len(contents)
 
@@ -135,7 +135,7 @@ def compiled(
     """torch.compile with frozen weights, all of torch's threads in each pass; None without the
     C++ compiler that it needs. Its own time does not count here."""
     inductor.freezing = True
-    trunk = build_trunk(backbone.name)
+    trunk = build_backbone(backbone.name)
     trunk.load_state_dict(backbone.tensors)
     trunk = trunk.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(trunk)
@@ -146,7 +146,7 @@ def compiled(
         half = precision != torch.float32
         with torch.autocast(images.device.type, precision, enabled=half):
             for _ in range(count):
-                pool(forward(inputs)).float().cpu()
+                global_avg_pool(forward(inputs)).float().cpu()
         return count * len(images)
 
     try:
@@ -197,7 +197,7 @@ def _rows(
     passes = round(SECONDS * alone / batch) or 1
     some_images(source, images, passes * batch, (500, 375) if photos else (224, 224))
     with ImageArchive(images) as archive:
-        contents = {one: archive.content(one) for one in archive.ids}
+        contents = {one: archive.read(one) for one in archive.ids}
     ids = list(contents)
 
     with tempfile.TemporaryDirectory() as scratch:

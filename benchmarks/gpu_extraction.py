@@ -16,11 +16,11 @@ from torch import Tensor
 
 from benchmarks.extraction import CONFIG, decoding, untrained
 from benchmarks.timing import Row
-from pipeline.backbones.backbone import build_trunk, pool
+from pipeline.backbones.backbone import build_backbone, global_avg_pool
 from pipeline.extraction import nvjpeg
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.feature_writer import create_features
-from pipeline.extraction.nvjpeg import prepare_on_gpu
+from pipeline.extraction.nvjpeg import preprocess_on_gpu
 from pipeline.extraction.stream import iter_features
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.images.archive import ImageArchive
@@ -64,14 +64,14 @@ def bare(name: str, images: Tensor, compiled: bool) -> Callable[[], int]:
     Args:
         images: (B, 3, S, S), normalised.
     """
-    trunk = build_trunk(name, input_size=images.shape[-1]).to(images.device, images.dtype)
+    trunk = build_backbone(name, input_size=images.shape[-1]).to(images.device, images.dtype)
     trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(trunk, mode="max-autotune-no-cudagraphs") if compiled else trunk
 
     @torch.inference_mode()
     def work() -> int:
         for _ in range(PASSES):
-            pool(forward(images))
+            global_avg_pool(forward(images))
         return PASSES * len(images)
 
     return work
@@ -136,7 +136,7 @@ def rows(device: torch.device, scratch: Path, compiled: bool) -> Iterator[Row]:
     photos(few, max(1, COUNT // 4))
     pillow = rate(decoding(few, default_num_workers(device)), device)
     yield Row("decoding, Pillow on all cores", pillow, "images/s", "itself", 1.0)
-    decoders = ["pillow", *(["nvjpeg"] if nvjpeg.works_on(device) else [])]
+    decoders = ["pillow", *(["nvjpeg"] if nvjpeg.is_available(device) else [])]
     for name, size in MODELS:
         one = Extraction(name, size, device)
         rates = one.alone(compiled and (name, size) == MODELS[0] and device.type == "cuda")
@@ -162,14 +162,15 @@ def _decoded_on_gpu(
     archive: Path, recipe: FeatureRecipe, device: torch.device, batch: int
 ) -> float:
     with ImageArchive(archive) as opened:
-        contents = [opened.content(one) for one in opened.ids]
+        contents = [opened.read(one) for one in opened.ids]
     parts = [contents[begin : begin + batch] for begin in range(0, len(contents), batch)]
 
     def work() -> int:
         with ThreadPoolExecutor(4) as threads:
             list(
                 threads.map(
-                    lambda part: prepare_on_gpu(part, ["photo"] * len(part), recipe, device), parts
+                    lambda part: preprocess_on_gpu(part, ["photo"] * len(part), recipe, device),
+                    parts,
                 )
             )
         return len(contents)

@@ -1,4 +1,4 @@
-"""`python -m pipeline STAGE` is `showtell STAGE` of the code in this folder, installed or not."""
+"""`python -m pipeline STAGE` runs `showtell STAGE` from this folder's code, installed or not."""
 
 import sys
 
@@ -8,9 +8,9 @@ if __name__ == "__main__":
     except ModuleNotFoundError as error:
         if str(error.name).startswith("pipeline"):
             raise
-        # `dvc` was called by its path, say, so that `python` is another environment's.
+        # For example, `dvc` was called by its path, and `python` is another environment's.
         sys.exit(
-            f"error: {sys.executable} has no '{error.name}'; enter the project's environment: "
+            f"error: {sys.executable} has no '{error.name}'; activate the project's environment: "
             "source .venv/bin/activate"
         )
     main()

@@ -1,7 +1,7 @@
 """The `showtell` command: the stages, and the commands outside the DVC graph.
 
-Each command lives in its own module, which is imported only when it is called: `--help` must not
-wait for torch.
+Each command is a module of its own, imported only when it is called: `--help` must not wait for
+torch.
 """
 
 import importlib
@@ -28,7 +28,7 @@ USER_COMMANDS = {
     "compare": "Compare two runs: is one better, and is the difference real?",
     "caption": "Caption your own images with the trained model.",
     "attention": "Draw where an attention decoder attends, token by token.",
-    "demo": "Run the whole graph on a small data set made here, offline.",
+    "demo": "Run the whole graph on a small synthetic data set, offline.",
 }
 COMMANDS = STAGES | USER_COMMANDS
 MODULES = (
@@ -39,7 +39,7 @@ MODULES = (
 
 
 class LazyGroup(TyperGroup):
-    """Knows every command's name and summary; imports the one that is called."""
+    """Lists the commands without importing them; imports the one that is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -47,9 +47,9 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, name: str) -> Any:
         if name not in MODULES:
             return None
-        single = app()
-        single.command(name)(importlib.import_module(MODULES[name]).main)
-        return typer.main.get_command(single)
+        command = app()
+        command.command(name)(importlib.import_module(MODULES[name]).main)
+        return typer.main.get_command(command)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, commands in (("Stages, in order", STAGES), ("Other commands", USER_COMMANDS)):
@@ -57,8 +57,8 @@ class LazyGroup(TyperGroup):
                 formatter.write_dl(list(commands.items()))
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"showtell {__version__}")
         raise typer.Exit
 

@@ -1,10 +1,9 @@
-"""The edge of every command: arguments in, one clear line out when something is wrong."""
+"""What every command shares: Typer settings, logging, and errors as one line."""
 
 import errno
 import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,12 @@ import typer
 
 from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.files import in_experiment
+from pipeline.runtime.signals import handle_stop_signals
 
-INTERRUPTED = "interrupted; nothing finished was lost, run the same command to go on"
-DROPPED = "interrupted; DVC drops what a --temp or queued experiment had begun, so start it again"
+INTERRUPTED = "interrupted; progress is saved; rerun the same command to resume"
+DISCARDED = "interrupted; DVC discards an unfinished --temp or queued experiment; start it again"
 
-# What takes less memory, by command.
+# By command, what to lower when memory runs out.
 MEMORY_HINTS = {
     "extract": "extract.batch_size, extract.num_workers or extract.image_size",
     "train": "train.batch_size or train.hidden_size",
@@ -29,7 +29,7 @@ MEMORY_HINTS = {
 
 
 def app(**settings: Any) -> typer.Typer:
-    """A Typer application that leaves errors to `one_line_errors`."""
+    """Create a Typer application that leaves errors to `one_line_errors`."""
     return typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings
     )
@@ -37,41 +37,37 @@ def app(**settings: Any) -> typer.Typer:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what a user can mend into one line on stderr and a non-zero exit.
+    """Turn errors that a user can fix into one line on stderr and a non-zero exit code.
 
-    Anything else is a defect of ours and keeps its traceback.
+    Any other error is a bug and keeps its traceback.
     """
     try:
         with _signals_as_interrupt():
             handler = logging.StreamHandler(sys.stderr)
             handler.setFormatter(SanitizingFormatter())
             logging.basicConfig(level=logging.INFO, handlers=[handler])
-            if isinstance(sys.stdout, io.TextIOWrapper):  # an escape rather than an end, in ASCII
+            if isinstance(sys.stdout, io.TextIOWrapper):  # for captions on an ASCII terminal
                 sys.stdout.reconfigure(errors="backslashreplace")
             yield
     except InputError as error:
         exit_with_error(str(error))
     except KeyboardInterrupt:
-        exit_with_error(_interrupted(), 130)
+        exit_with_error(DISCARDED if in_experiment() else INTERRUPTED, 130)
     except BrokenPipeError:
-        os._exit(141)  # the reader of our output left: the shell's code for SIGPIPE
+        os._exit(141)  # the shell's code for SIGPIPE
     except MemoryError:
         exit_with_error(_out_of_memory("this machine"))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {error.filename}" if error.filename else ""
-            exit_with_error(
-                f"no space left on the disk{where}; free some and run the same command again"
-            )
+            exit_with_error(f"no space left on the disk{where}; free some and rerun the command")
         if error.errno == errno.EFBIG:
-            exit_with_error(
-                "a file grew larger than is allowed here (ulimit -f, or the file system)"
-            )
+            exit_with_error("a file exceeds the size limit of the shell (ulimit -f) or file system")
         if error.filename is None:
             raise
         exit_with_error(f"{error.filename}: {error.strerror}; check the path and its permissions")
     except RuntimeError as error:
-        # torch's own, without importing torch.
+        # torch.OutOfMemoryError, without importing torch.
         if type(error).__name__ == "OutOfMemoryError":
             exit_with_error(_out_of_memory("the GPU"))
         if "can't allocate memory" in str(error):
@@ -81,51 +77,41 @@ def one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """Ctrl-C, what schedulers send before they kill (SIGTERM), and terminals when they close
-    (SIGHUP) end a run alike: by a KeyboardInterrupt. What is ignored (nohup) stays so."""
-    asked = False
+    """Raise KeyboardInterrupt on any stop signal, even if a library turns it into an error."""
+    interrupted = False
 
-    def ask(*_: Any) -> NoReturn:
-        nonlocal asked
-        asked = True
+    def on_signal(*_: Any) -> NoReturn:
+        nonlocal interrupted
+        interrupted = True
         raise KeyboardInterrupt
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heard = [one for one in signals if signal.getsignal(one) != signal.SIG_IGN]
-    before = {one: signal.signal(one, ask) for one in heard}
     try:
-        yield
+        with handle_stop_signals(on_signal):
+            yield
     except SystemExit as end:
-        # Typer's answer to Ctrl-C is 130 and not a word; other failures may come of it.
-        if end.code == 130 or (asked and end.code):
+        # Typer exits with 130 on Ctrl-C, without a message.
+        if end.code == 130 or (interrupted and end.code):
             raise KeyboardInterrupt from None
         raise
-    except BaseException:  # Rust's panics are no Exceptions
-        if asked:  # a library made an error of its own of it, as pydantic does
+    except BaseException:  # Rust's panics are not Exceptions
+        if interrupted:  # pydantic, for one, turns it into an error of its own
             raise KeyboardInterrupt from None
         raise
-    finally:
-        for one, handled in before.items():
-            signal.signal(one, handled)
 
 
-def _interrupted() -> str:
-    return DROPPED if in_experiment() else INTERRUPTED
-
-
-def _out_of_memory(what: str) -> str:
-    lower = MEMORY_HINTS.get("".join(sys.argv[1:2]), "the sizes in params.yaml")
-    return f"{what} is out of memory; lower {lower} and run the same command again"
+def _out_of_memory(device: str) -> str:
+    params = MEMORY_HINTS.get("".join(sys.argv[1:2]), "the sizes in params.yaml")
+    return f"{device} is out of memory; lower {params} and rerun the command"
 
 
 class SanitizingFormatter(logging.Formatter):
-    """The message alone, made harmless; its own lines stay."""
+    """Formats the message alone, without control characters; its line breaks stay."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(sanitize, super().format(record).split("\n")))
 
 
 def exit_with_error(line: str, code: int = 1) -> NoReturn:
-    """Print the line that explains the failure, and exit."""
+    """Print an error on one line, and exit."""
     print("error: " + sanitize(" ".join(line.split())), file=sys.stderr, flush=True)
     raise SystemExit(code)

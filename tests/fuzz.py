@@ -38,7 +38,7 @@ from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.runtime.errors import InputError
 from pipeline.sources.flickr8k import read_text_archive
 from tests.conftest import Artifacts, make_tiny, make_world
-from tests.mutations import mutated, mutated_header, mutated_json, mutated_zip, replace_one
+from tests.mutations import mutated, mutated_header, mutated_json, mutated_zip, replace_value
 
 CPU = torch.device("cpu")
 SECONDS, MEMORY = 20, 6 << 30  # a try may take; of address space, torch's gigabytes included
@@ -61,7 +61,7 @@ def parsers(tiny: Artifacts) -> list[Parser]:
     def images(path: Path) -> None:
         with ImageArchive(path) as archive:
             for one in archive.ids[:8]:
-                decode_image(archive.content(one), one)
+                decode_image(archive.read(one), one)
 
     def captions(path: Path) -> None:
         for every in read_text_archive(path).captions.values():
@@ -79,7 +79,7 @@ def parsers(tiny: Artifacts) -> list[Parser]:
         if rng.random() < 0.5:
             return mutated(content, rng)
         whole = json.loads(content)
-        replace_one(whole, rng)
+        replace_value(whole, rng)
         with suppress(Exception):  # if there is no place for a digest, that is refused
             whole = add_digest(whole, [report.read_bytes() for report in reports[1:]])
         return json.dumps(whole).encode()

@@ -1,8 +1,8 @@
-"""Captions as people write them, made by rule, and what coco-caption's own tokeniser makes of them.
+"""Generated captions that are hard to tokenise, with the tokens of coco-caption's own tokeniser.
 
     python -m tests.hard_captions [Flickr8k_text.zip]
 
-runs Stanford's PTBTokenizer 3.4.1, which lies in pycocoevalcap (Java is needed, here alone), writes
+runs Stanford's PTBTokenizer 3.4.1 from pycocoevalcap (only this needs Java), writes
 `hard_captions.tsv` beside this file, and prints the digest of the tokens of a text archive.
 """
 
@@ -19,7 +19,7 @@ from pipeline.sources.flickr8k import read_text_archive
 
 TABLE = Path(__file__).with_suffix(".tsv")
 JAR = Path(pycocoevalcap.__path__[0]) / "tokenizer/stanford-corenlp-3.4.1.jar"
-# coco-caption's list as it is meant: it says -LRB-, which is lower case by then.
+# coco-caption's list as it is meant: its -LRB- never matches, since tokens are lower case.
 DROPPED = frozenset("'' ' `` ` . ? ! , : - -- ... ; -lrb- -rrb- -lcb- -rcb- -lsb- -rsb-".split())
 
 FRAMES = ("{}", "A dog and {} on grass .", "{}, she said.", "a man with {}.")
@@ -64,30 +64,30 @@ Foo™ | © | ® | ° | 5°C | 90° | • dog | · | § | ² | m² | № 5 | ₹
 JOINS = """ . .. ... , ; : ! ? - -- / & + _ = ' " ( ) * ’ ” — … """.split()
 JOINED = ("two dogs{}one cat", "A child{}The dogs", "5{}6", "U.S{}A", "it's{}b")
 
-# What PTBTokenizer makes something of that is not worth the following.
+# Captions for which our tokens differ from PTBTokenizer's on purpose, and why.
 DIFFERENT = {
-    "call (555) 555-1234": "it knows telephone numbers, whose brackets then stay",
-    '<img src="x">': "a tag with blanks is one token",
-    "she's gonna's": "it halves these words only where a word ends there",
-    "ಕನ್ನಡ": "its tables of letters are of 2012: it tears words of younger or rarer scripts apart",
-    "a man'The dogs": "it finds n't in a slip, and more besides",
-    "cafe\N{COMBINING ACUTE ACCENT}": "it leaves letters decomposed; here they are composed",
-    "he said “«hi»”": "it makes odd tokens of quotes of several kinds in a row",
+    "call (555) 555-1234": "it recognises telephone numbers and keeps their brackets",
+    '<img src="x">': "it keeps a tag with spaces as one token",
+    "she's gonna's": "it splits these words only at the end of a word",
+    "ಕನ್ನಡ": "its Unicode tables are of 2012: it splits words of newer or rarer scripts",
+    "a man'The dogs": "it finds n't in a typing error",
+    "cafe\N{COMBINING ACUTE ACCENT}": "it leaves letters decomposed; ours are composed",
+    "he said “«hi»”": "its tokens of several kinds of quotes in a row are arbitrary",
 }
 
 
 def hard_captions() -> list[str]:
-    """All of them, none twice."""
+    """Return all captions, without duplicates."""
     pieces = [piece.strip() for line in PIECES.strip().splitlines() for piece in line.split(" | ")]
-    made = [frame.format(piece) for piece in pieces for frame in FRAMES]
-    made += [frame.format(mark) for mark in JOINS for frame in JOINED]
-    return list(dict.fromkeys([*made, *DIFFERENT]))
+    captions = [frame.format(piece) for piece in pieces for frame in FRAMES]
+    captions += [frame.format(mark) for mark in JOINS for frame in JOINED]
+    return list(dict.fromkeys([*captions, *DIFFERENT]))
 
 
 def stanford_tokens(captions: Sequence[str]) -> list[list[str]]:
-    """As coco-caption has them, but for the brackets that it means to drop."""
+    """Return coco-caption's tokens, without the brackets that it means to drop."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
-        # It looks beyond a line's end, and the next one's beginning may change this one's tokens.
+        # A line of its own after each caption: the tokeniser looks beyond the line's end.
         file.write("".join(f"{caption}\nx\n" for caption in captions))
         file.flush()
         command = ["java", "-cp", str(JAR), "edu.stanford.nlp.process.PTBTokenizer"]
@@ -98,12 +98,12 @@ def stanford_tokens(captions: Sequence[str]) -> list[list[str]]:
 
 
 def digest(captions: Iterable[Sequence[str]]) -> str:
-    """Of tokens, a line a caption."""
+    """Return the digest of tokens, one line per caption."""
     return hashlib.sha256("\n".join(map(" ".join, captions)).encode()).hexdigest()
 
 
 def read_table() -> list[tuple[str, list[str]]]:
-    """Each caption with its tokens."""
+    """Return each caption with its tokens."""
     lines = TABLE.read_text(encoding="utf-8").split("\n")[:-1]
     return [(caption, tokens.split()) for caption, tokens in (line.split("\t") for line in lines)]
 
@@ -115,8 +115,8 @@ def main() -> None:
     print(f"{TABLE.name}: {len(captions)} captions")
     for path in map(Path, sys.argv[1:]):
         archive = read_text_archive(path)
-        every = [caption for captions in archive.captions.values() for caption in captions]
-        print(f"{path.name}: {len(every)} captions, {digest(stanford_tokens(every))}")
+        captions = [caption for captions in archive.captions.values() for caption in captions]
+        print(f"{path.name}: {len(captions)} captions, {digest(stanford_tokens(captions))}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Valid files, changed at random or by a forger who makes the digests fit."""
+"""Random changes of valid files, with or without a matching digest."""
 
 import io
 import json
@@ -14,70 +14,61 @@ from pipeline.runtime.tensors import tensors_digest
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
-    """Some bytes flipped, dropped, doubled, moved or replaced by telling ones."""
-    made = bytearray(content)
+    """Flip, delete, duplicate, move or replace some bytes."""
+    changed = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 4, 16])):
-        place = rng.randrange(len(made) + 1)
-        end = min(len(made), place + rng.choice([1, 2, 4, 8, 64, 512]))
+        begin = rng.randrange(len(changed) + 1)
+        end = min(len(changed), begin + rng.choice([1, 2, 4, 8, 64, 512]))
         match rng.randrange(6):
-            case 0 if place < len(made):
-                made[place] ^= 1 << rng.randrange(8)
+            case 0 if begin < len(changed):
+                changed[begin] ^= 1 << rng.randrange(8)
             case 1:
-                del made[place:end]
+                del changed[begin:end]
             case 2:
-                made[place:place] = made[place:end]
+                changed[begin:begin] = changed[begin:end]
             case 3:
-                made[place:end] = rng.choice(TELLING)
+                changed[begin:end] = rng.choice(SPECIAL_BYTES)
             case 4:
-                other = rng.randrange(len(made) + 1)
-                made[place:end] = made[other : other + end - place]
+                other = rng.randrange(len(changed) + 1)
+                changed[begin:end] = changed[other : other + end - begin]
             case 5:
-                del made[place:]
-    return bytes(made)
+                del changed[begin:]
+    return bytes(changed)
 
 
-TELLING = (
-    *(
-        b"\0",
-        b"\xff\xff\xff\xff",
-        b"\x7f\xff\xff\xff",
-        b"\xff" * 8,
-        b"\n",
-        b"\r",
-        b'"',
-        b"\t",
-        b"'",
-    ),
-    *(b"nan", b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b"{", b"}", b"\xed\xa0\x80", b"\x1b[2J"),
-    *("‮".encode(), b"../../etc/passwd", b"&a [*a]", b"!!python/object:os.system", b"=1+1", b"%n"),
+SPECIAL_BYTES = (
+    *(b"\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff" * 8, b"\n", b"\r", b'"', b"\t"),
+    *(b"'", b"nan", b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b"{", b"}", b"\xed\xa0\x80"),
+    *(b"\x1b[2J", "‮".encode(), b"../../etc/passwd", b"&a [*a]", b"!!python/object:os.system"),
+    *(b"=1+1", b"%n"),
 )
 
 
 def mutated_json(content: bytes, rng: random.Random) -> bytes:
-    """One value of a sealed file replaced, and the digest made to fit, as a forger would."""
-    whole = json.loads(content)
-    replace_one(whole, rng)
-    if isinstance(whole, dict) and "digest" in whole:
-        del whole["digest"]
+    """Replace one value of a file with a digest, and update the digest."""
+    parsed = json.loads(content)
+    replace_value(parsed, rng)
+    if isinstance(parsed, dict) and "digest" in parsed:
+        del parsed["digest"]
         try:
-            whole["digest"] = json_digest(whole)
+            parsed["digest"] = json_digest(parsed)
         except ValueError:
-            whole["digest"] = "0" * 16
-    return json.dumps(whole).encode()
+            parsed["digest"] = "0" * 16
+    return json.dumps(parsed).encode()
 
 
 def mutated_header(content: bytes, rng: random.Random) -> bytes:
-    """The same in the header of a safetensors file."""
+    """Do the same in the header of a safetensors file."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
-    ours = json.loads(header["__metadata__"]["showtell"])
+    metadata = json.loads(header["__metadata__"]["showtell"])
     if rng.random() < 0.3:
-        replace_one(header, rng)
+        replace_value(header, rng)
     else:
-        replace_one(ours, rng)
-        ours.pop("digest", None)
-        ours["digest"] = json_digest([ours, tensors_digest(load(content))])
-        header["__metadata__"]["showtell"] = json.dumps(ours)
+        replace_value(metadata, rng)
+        metadata.pop("digest", None)
+        metadata["digest"] = json_digest([metadata, tensors_digest(load(content))])
+        header["__metadata__"]["showtell"] = json.dumps(metadata)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
@@ -104,19 +95,19 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-def replace_one(whole: Any, rng: random.Random) -> None:
-    """One value, anywhere in parsed JSON, by one that surprises, or by none."""
-    places: list[tuple[Any, Any]] = []
+def replace_value(parsed: Any, rng: random.Random) -> None:
+    """Replace one value in parsed JSON by an unexpected one, or delete it."""
+    values: list[tuple[Any, Any]] = []
 
     def walk(node: Any) -> None:
         keys = node.keys() if isinstance(node, dict) else range(len(node))
         for key in list(keys)[:200]:
-            places.append((node, key))
+            values.append((node, key))
             if isinstance(node[key], (dict, list)):
                 walk(node[key])
 
-    walk(whole)
-    node, key = rng.choice(places)
+    walk(parsed)
+    node, key = rng.choice(values)
     if rng.random() < 0.2:
         del node[key]
     else:
@@ -124,18 +115,18 @@ def replace_one(whole: Any, rng: random.Random) -> None:
 
 
 def mutated_zip(content: bytes, rng: random.Random) -> bytes:
-    """A whole zip whose members have odd names, sizes or contents."""
-    made = io.BytesIO()
+    """Write a valid zip whose members have odd names or contents."""
+    file = io.BytesIO()
     with (
-        warnings.catch_warnings(action="ignore"),  # zipfile's, of names that are there twice
+        warnings.catch_warnings(action="ignore"),  # zipfile warns of duplicate names
         zipfile.ZipFile(io.BytesIO(content)) as source,
-        zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as target,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target,
     ):
         for member in source.infolist()[: 1 + rng.randrange(12)] + source.infolist()[-4:]:
-            name, inside = member.filename, source.read(member)
+            name, data = member.filename, source.read(member)
             if rng.random() < 0.3:
-                inside = mutated(inside, rng)
+                data = mutated(data, rng)
             if rng.random() < 0.1:
                 name = rng.choice(["/", ".", "", "..", "a/../b.jpg", "\x1b.jpg", "=1.jpg", name])
-            target.writestr(zipfile.ZipInfo(name), inside)
-    return made.getvalue()
+            target.writestr(zipfile.ZipInfo(name), data)
+    return file.getvalue()

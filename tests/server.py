@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that can misbehave in the ways that servers do."""
+"""An HTTP server on loopback that can fail as real servers do."""
 
 import re
 import threading
@@ -9,17 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Behaviour:
-    """What the server has, how it fails, and what it was asked."""
+    """The server's file, its failures, and the requests that it got."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.etag: str | None = '"v1"'
-        self.ranges = True  # honours Range
-        self.break_after: list[int] = []  # bytes to send before dropping the connection, a request
-        self.statuses: list[int] = []  # answers to give before behaving
-        self.length: str | None = None  # what to say instead of the body's own
-        self.redirect: str | None = None  # an address to send whoever asks to
-        self.pause = 0.0  # seconds between pieces of 4 KiB
+        self.ranges = True  # supports Range
+        self.break_after: list[int] = []  # per request, the bytes to send before disconnecting
+        self.statuses: list[int] = []  # error statuses of the first requests
+        self.length: str | None = None  # a wrong Content-Length
+        self.redirect: str | None = None  # a URL to redirect to
+        self.pause = 0.0  # seconds between blocks of 4 KiB
         self.requests: list[str | None] = []  # the Range header of each request
         self.url = ""
 
@@ -30,8 +30,8 @@ def serving(content: bytes) -> Iterator[Behaviour]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            behaviour.requests.append(asked)
+            requested = self.headers.get("Range")
+            behaviour.requests.append(requested)
             if behaviour.statuses:
                 self.send_error(behaviour.statuses.pop(0))
                 return
@@ -42,8 +42,8 @@ def serving(content: bytes) -> Iterator[Behaviour]:
                 return
             same = self.headers.get("If-Range") in (None, behaviour.etag)
             begin = 0
-            if asked and behaviour.ranges and same:
-                begin = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])  # type: ignore[index]
+            if requested and behaviour.ranges and same:
+                begin = int(re.fullmatch(r"bytes=(\d+)-", requested)[1])  # type: ignore[index]
                 if begin >= len(behaviour.content):
                     self.send_error(416)
                     return
@@ -65,9 +65,9 @@ def serving(content: bytes) -> Iterator[Behaviour]:
             if not behaviour.pause:
                 self.wfile.write(body)
                 return
-            with suppress(ConnectionError):  # whoever asked may have been killed
-                for piece in range(0, len(body), 4096):
-                    self.wfile.write(body[piece : piece + 4096])
+            with suppress(ConnectionError):  # the client may have been killed
+                for start in range(0, len(body), 4096):
+                    self.wfile.write(body[start : start + 4096])
                     time.sleep(behaviour.pause)
 
         def log_message(self, *arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""Extraction beside a GPU, which a stand-in is here: what it computes lands late."""
+"""Extraction on a fake GPU, whose copies to the CPU arrive late."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -21,40 +21,39 @@ CPU = torch.device("cpu")
 
 
 class Pinned(torch.Tensor):
-    """Memory that a GPU copies into behind the back of the program: it has landed once the event
-    after it is waited for, and is no number before."""
+    """Pinned memory: an asynchronous copy arrives when the event after it is synchronised."""
 
-    underway: ClassVar[list[Callable[[], Any]]] = []
+    copies: ClassVar[list[Callable[[], Any]]] = []
 
     def copy_(self, source: Tensor, non_blocking: bool = False) -> "Pinned":
         assert non_blocking
-        self.underway.append(lambda: self.data.as_subclass(Tensor).copy_(source))
+        self.copies.append(lambda: self.data.as_subclass(Tensor).copy_(source))
         return self
 
 
 class Event:
     def record(self) -> None:
-        self.before = len(Pinned.underway)
+        self.before = len(Pinned.copies)
 
     def synchronize(self) -> None:
-        for land in Pinned.underway[: self.before]:
-            land()
+        for copy in Pinned.copies[: self.before]:
+            copy()
 
 
-class SlowGPU:
-    """A CNN on it. What is asked of it, and what came of that, is counted."""
+class FakeGPU:
+    """A CNN on the fake GPU; it counts its calls."""
 
     device = torch.device("cuda")
 
     def __init__(self, cnn: FeatureExtractor) -> None:
-        self._cnn, self.recipe, self.asked = cnn, cnn.recipe, 0
+        self._cnn, self.recipe, self.calls = cnn, cnn.recipe, 0
 
     def __call__(self, images: list[Tensor]) -> Tensor:
-        self.asked += 1
+        self.calls += 1
         return self._cnn(images)
 
 
-def test_beside_a_gpu_a_batch_is_computed_while_the_one_before_it_is_fetched(
+def test_on_a_gpu_a_batch_is_computed_while_the_previous_one_is_copied(
     tiny: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbones = read_backbones(tiny.backbone)
@@ -67,18 +66,18 @@ def test_beside_a_gpu_a_batch_is_computed_while_the_one_before_it_is_fetched(
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> Tensor:
         assert pin_memory
-        nothing = np.nan if dtype.is_floating_point else 0
-        return torch.full(shape, nothing, dtype=dtype).as_subclass(Pinned)
+        fill = np.nan if dtype.is_floating_point else 0
+        return torch.full(shape, fill, dtype=dtype).as_subclass(Pinned)
 
-    monkeypatch.setattr(Pinned, "underway", [])
+    monkeypatch.setattr(Pinned, "copies", [])
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    gpu: Any = SlowGPU(cnn)
-    made = iter_features(archive, ids, gpu, batch=8, workers=3)
-    for number, (ours, theirs) in enumerate(zip(made, expected, strict=True)):
-        # The next one is computed, and two behind it, while this one is fetched: never all of them.
-        assert gpu.asked == min(number + 4, 8)
-        assert ours.finite.all()
-        np.testing.assert_array_equal(ours.values, theirs.values)
-        np.testing.assert_array_equal(ours.checksums, theirs.checksums)
+    gpu: Any = FakeGPU(cnn)
+    batches = iter_features(archive, ids, gpu, batch=8, workers=3)
+    for number, (rows, reference) in enumerate(zip(batches, expected, strict=True)):
+        # While this batch is copied, the next three are computed, but never all of them.
+        assert gpu.calls == min(number + 4, 8)
+        assert rows.finite.all()
+        np.testing.assert_array_equal(rows.values, reference.values)
+        np.testing.assert_array_equal(rows.checksums, reference.checksums)

@@ -60,7 +60,7 @@ def test_a_line_an_image_in_the_order_given(tiny: Artifacts, photos: Path) -> No
 def test_a_bad_image_does_not_stop_the_others(tiny: Artifacts, photos: Path) -> None:
     (photos / "0.jpg").write_text("no image")
     result = command(*caption(tiny, photos))
-    assert "0.jpg is no image" in one_line(result)
+    assert "0.jpg is not an image" in one_line(result)
     assert len(result.stdout.splitlines()) == 12
 
 
@@ -217,7 +217,7 @@ def test_an_image_with_a_faulty_exif_is_captioned_and_named(
         result = command(*caption(tiny, tmp_path / "odd.jpg"))
     assert result.returncode == 0, result.stderr
     (line,) = (one for one in result.stderr.splitlines() if "odd.jpg" in one)
-    assert "odd.jpg has a fault and is read all the same: " in line
+    assert "odd.jpg has a fault but can be read: " in line
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases")

@@ -1,4 +1,4 @@
-"""One table of every caption, and where its split came from."""
+"""The table of all captions, and its splits."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from pipeline.sources.flickr8k import TextArchive
 from pipeline.stages.prepare import assign_splits, prepare
 from tests.conftest import SHARED, Artifacts, make_zip
 
-SHARES = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
+CONFIG = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
 
 LISTS = {
     "Flickr_8k.trainImages.txt": "a.jpg\n",
@@ -25,11 +25,11 @@ LISTS = {
 
 def table_of(folder: Path, tokens: str) -> pd.DataFrame:
     text = make_zip(folder / "text.zip", {"Flickr8k.token.txt": tokens, **LISTS})
-    prepare(text, folder / "captions.csv", SHARES)
+    prepare(text, folder / "captions.csv", CONFIG)
     return read_table(folder / "captions.csv").rows
 
 
-def test_a_row_a_caption_with_its_split_and_tokens(tmp_path: Path) -> None:
+def test_one_row_per_caption_with_its_split_and_tokens(tmp_path: Path) -> None:
     table = table_of(
         tmp_path, "b.jpg#0\tTwo dogs .\nc.jpg#0\tA man 's hat !\na.jpg#0\tA cat\na.jpg#1\tCats"
     )
@@ -45,59 +45,60 @@ def test_a_row_a_caption_with_its_split_and_tokens(tmp_path: Path) -> None:
     "caption",
     ["a\ttab", 'say "hi", ok', "null", "NA", "=1+1", "café 狗 🐕", "a, b; c", "  spaced  "],
 )
-def test_odd_captions_come_back_as_they_were(tmp_path: Path, caption: str) -> None:
+def test_odd_captions_are_read_back_unchanged(tmp_path: Path, caption: str) -> None:
     table = table_of(tmp_path, f"a.jpg#0\t{caption}\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
     assert table["caption"][0] == caption
 
 
 @pytest.mark.parametrize("char", [*"\r\v\f\x1e\x85\u2028\u2029\0\x1b"])
-def test_what_would_end_a_line_inside_a_caption_becomes_a_space(tmp_path: Path, char: str) -> None:
+def test_a_line_end_inside_a_caption_becomes_a_space(tmp_path: Path, char: str) -> None:
     table = table_of(tmp_path, f"a.jpg#0\tA{char}dog\r\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
     assert table.to_numpy()[0].tolist() == ["a.jpg", "train", "A dog", "a dog"]
 
 
-def test_a_caption_without_words_is_passed_over_and_counted(
+def test_a_caption_without_words_is_skipped_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = table_of(tmp_path, "a.jpg#0\t\na.jpg#1\tA cat\nb.jpg#0\tx\nc.jpg#0\ty\n")
     assert len(table) == 3
     assert json.loads((tmp_path / "captions.json").read_text())["empty_captions"] == 1
-    assert "skipped: a caption of a.jpg without words" in caplog.messages
+    assert "skipped a caption of a.jpg without words" in caplog.messages
 
 
-def test_an_image_without_any_words_is_said(tmp_path: Path) -> None:
+def test_an_image_without_any_words_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no caption of 'b\.jpg' has any words"):
         table_of(tmp_path, "a.jpg#0\tA cat\nb.jpg#0\t . \nc.jpg#0\ty\n")
 
 
-def test_without_lists_a_hash_of_the_id_decides_and_is_said() -> None:
+def test_without_split_lists_images_are_split_by_a_hash_of_the_id() -> None:
     ids = [f"{number}.jpg" for number in range(4000)]
-    archive = TextArchive({one: ["A dog"] for one in ids}, None)
-    split_of = assign_splits(archive, SHARES)
+    archive = TextArchive({image_id: ["A dog"] for image_id in ids}, None)
+    split_of = assign_splits(archive, CONFIG)
     sizes = {name: list(split_of.values()).count(name) for name in ("train", "val", "test")}
     assert 2900 < sizes["train"] < 3100
     assert 430 < sizes["val"] < 570
     assert 430 < sizes["test"] < 570
-    # Neither order nor company moves an image.
+    # The split of an image depends neither on the order nor on other images.
     random.Random(0).shuffle(ids)
-    other = assign_splits(TextArchive({one: ["A dog"] for one in ids[:2000]}, None), SHARES)
-    assert all(split_of[one] == other[one] for one in ids[:2000])
+    ids = ids[:2000]
+    other = assign_splits(TextArchive({image_id: ["A dog"] for image_id in ids}, None), CONFIG)
+    assert all(split_of[image_id] == other[image_id] for image_id in ids)
 
 
-def test_the_table_says_whose_split_it_is(tmp_path: Path, tiny: Artifacts) -> None:
+def test_the_info_has_the_source_of_the_split(tmp_path: Path, tiny: Artifacts) -> None:
     assert read_info(tiny.table).split == "lists"
     text = make_zip(
         tmp_path / "text.zip",
         {"captions.txt": "image,caption\n" + "".join(f"{n}.jpg,A dog\n" for n in range(60))},
     )
-    prepare(text, tmp_path / "captions.csv", SHARES)
+    prepare(text, tmp_path / "captions.csv", CONFIG)
     assert read_info(tmp_path / "captions.csv").split == "hash, not official"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Flickr8k in ../shared")
-def test_flickr8ks_own_lists_are_known_as_the_official_split(tmp_path: Path) -> None:
+def test_flickr8ks_own_lists_are_the_official_split(tmp_path: Path) -> None:
     text = SHARED / "flickr8k/Flickr8k_text.zip"
-    prepare(text, tmp_path / "captions.csv", SHARES)
+    prepare(text, tmp_path / "captions.csv", CONFIG)
     info = read_info(tmp_path / "captions.csv")
     assert info.split == "official"
     assert info.images == {"train": 6000, "val": 1000, "test": 1000}
@@ -105,7 +106,7 @@ def test_flickr8ks_own_lists_are_known_as_the_official_split(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "image_id,split,caption,tokens\nx,none,A,a\n"])
-def test_a_bad_table_is_said(tiny: Artifacts, tmp_path: Path, text: str) -> None:
+def test_a_bad_table_is_reported(tiny: Artifacts, tmp_path: Path, text: str) -> None:
     table = tiny.with_table(tmp_path, text)
     with pytest.raises(InputError, match=r"captions\.csv .*run 'dvc repro'"):
         read_table(table)

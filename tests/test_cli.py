@@ -1,4 +1,4 @@
-"""The command line: quick to answer, and each stage a module of its own."""
+"""The command line: fast help, lazy imports, and errors as one line."""
 
 import ast
 import errno
@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from pipeline.cli import COMMANDS, MODULES, STAGES
-from pipeline.entrypoint import INTERRUPTED, one_line_errors
+from pipeline.entrypoint import DISCARDED, INTERRUPTED, one_line_errors
+from pipeline.runtime.signals import STOP_SIGNALS
 from tests.conftest import ROOT, Artifacts, command, one_line, showtell
 
 
-def test_help_names_every_command() -> None:
+def test_help_lists_every_command() -> None:
     result = showtell("--help")
     assert result.returncode == 0
     for name, summary in COMMANDS.items():
@@ -27,7 +28,7 @@ def test_help_names_every_command() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself_in_the_same_words(name: str) -> None:
+def test_every_command_has_the_same_summary_in_both_helps(name: str) -> None:
     source = (ROOT / Path(*MODULES[name].split("."))).with_suffix(".py").read_text()
     (main,) = (
         node
@@ -37,7 +38,7 @@ def test_every_command_explains_itself_in_the_same_words(name: str) -> None:
     assert ast.get_docstring(main) == COMMANDS[name]
 
 
-def test_help_does_not_import_torch_nor_anything_slow() -> None:
+def test_help_imports_nothing_slow() -> None:
     code = (
         "import sys; sys.argv = ['showtell', '--help']\n"
         "from pipeline.cli import main\n"
@@ -49,7 +50,7 @@ def test_help_does_not_import_torch_nor_anything_slow() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_an_unknown_command_is_answered() -> None:
+def test_an_unknown_command_is_reported() -> None:
     result = showtell("trian")
     assert result.returncode == 2
     assert "trian" in result.stderr
@@ -61,7 +62,6 @@ def test_the_version() -> None:
 
 
 def test_stages_run_without_dvc_installed() -> None:
-    """No module of a stage imports DVC, whatever the machine has."""
     code = (
         "import sys\n"
         "class Absent:\n"
@@ -69,12 +69,12 @@ def test_stages_run_without_dvc_installed() -> None:
         "        if name.split('.')[0] == 'dvc': raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "import importlib\n"
-        f"for stage in {list(STAGES)}: importlib.import_module(f'pipeline.{{stage}}')"
+        f"for stage in {list(STAGES)}: importlib.import_module(f'pipeline.stages.{{stage}}')"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_out_of_memory_names_the_params_that_take_less(
+def test_out_of_memory_names_the_params_to_lower(
     tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_large(*_: Any) -> torch.Tensor:
@@ -82,47 +82,52 @@ def test_out_of_memory_names_the_params_that_take_less(
 
     monkeypatch.setattr("pipeline.stages.train.build_decoder", too_large)
     paths = {
-        **{"features": tiny.features, "captions": tiny.table},
-        **{"vocabulary": tiny.vocabulary, "params": tiny.params},
-        **{"out": tmp_path / "model", "history": tmp_path / "history"},
+        "features": tiny.features,
+        "captions": tiny.table,
+        "vocabulary": tiny.vocabulary,
+        "params": tiny.params,
+        "out": tmp_path / "model",
+        "history": tmp_path / "history",
     }
-    said = one_line(command("train", *(word for o, p in paths.items() for word in (f"--{o}", p))))
-    assert "this machine is out of memory; lower train.batch_size or train.hidden_size" in said
+    options = [word for name, path in paths.items() for word in (f"--{name}", path)]
+    message = one_line(command("train", *options))
+    assert "this machine is out of memory; lower train.batch_size or train.hidden_size" in message
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
-        (OSError(errno.EFBIG, "File too large"), "larger than is allowed here (ulimit -f"),
+        (
+            OSError(errno.EFBIG, "File too large"),
+            "exceeds the size limit of the shell",
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk; free some"),
-        (KeyboardInterrupt(), "run the same command to go on"),
+        (KeyboardInterrupt(), "rerun the same command to resume"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
-    error: BaseException, said: str, capsys: pytest.CaptureFixture[str]
+def test_errors_that_a_user_can_fix_are_one_line(
+    error: BaseException, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit), one_line_errors():
         raise error
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture
-def heard() -> Iterator[None]:
-    """Signals that end a run, as a terminal has them: what runs in the background ignores SIGINT,
-    and so do its children."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {one: signal.signal(one, signal.default_int_handler) for one in signals}
+def stop_signals() -> Iterator[None]:
+    """Handle stop signals as in a terminal: background jobs and their children ignore SIGINT."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
     yield
-    for one, handler in before.items():
-        signal.signal(one, handler)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("heard")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("stop_signals")
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize(
     "turned_into", [RuntimeError("boxed"), SystemExit(2), BaseException("panic")]
 )
-def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one(
+def test_an_interrupt_that_a_library_turns_into_an_error_stays_one(
     number: signal.Signals, turned_into: BaseException, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def library() -> None:
@@ -138,8 +143,8 @@ def test_an_interrupt_that_a_library_turned_into_an_error_is_still_one(
     assert signal.getsignal(number) == signal.default_int_handler
 
 
-@pytest.mark.usefixtures("heard")
-def test_a_stage_that_is_interrupted_while_it_loads_torch_says_so_in_one_line() -> None:
+@pytest.mark.usefixtures("stop_signals")
+def test_an_interrupt_during_the_import_of_torch_is_one_line() -> None:
     loading = [sys.executable, "-X", "importtime", "-m", "pipeline", "train"]
     with subprocess.Popen(loading, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -150,11 +155,11 @@ def test_a_stage_that_is_interrupted_while_it_loads_torch_says_so_in_one_line() 
     assert last == f"error: {INTERRUPTED}\n"
 
 
-def test_an_interrupted_temporary_experiment_does_not_promise_to_go_on(
+def test_an_interrupted_temporary_experiment_does_not_promise_to_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / ".dvc/tmp/exps/standalone/tmp123"
     folder.mkdir(parents=True)
     with chdir(folder), pytest.raises(SystemExit), one_line_errors():
         raise KeyboardInterrupt
-    assert "so start it again" in capsys.readouterr().err
+    assert DISCARDED in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""params.yaml: read once into frozen, typed configs; a slip is answered before anything starts."""
+"""params.yaml: frozen, typed configs, and errors before anything starts."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pipeline.runtime.errors import InputError
 from tests.conftest import ROOT, one_line, params, showtell, write_params
 
 
-def test_committed_params_are_good_and_frozen() -> None:
+def test_committed_params_are_valid_and_frozen() -> None:
     config = load_params(ROOT / "params.yaml", TrainConfig)
     assert config.rnn_type == "lstm"
     with pytest.raises(ValidationError):
@@ -22,7 +22,7 @@ def test_committed_params_are_good_and_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"train": {"droput": 0.1}}, ["train.droput", "did you mean 'dropout'", "hidden_size"]),
         ({"train": {"dropout": 1.5}}, ["train.dropout is 1.5", "less than 1"]),
@@ -39,34 +39,34 @@ def test_committed_params_are_good_and_frozen() -> None:
             ["download.images_md5", "32 hexadecimal digits, or null"],
         ),
         ({"extract": {"image_size": [224, 8]}}, ["extract.image_size is 8", "32"]),
-        ({"extract": {"image_size": []}}, ["extract.image_size", "a list of some"]),
+        ({"extract": {"image_size": []}}, ["extract.image_size", "a list that is not empty"]),
         ({"backbone": {"name": ["resnet18", "resnet50"]}}, ["backbone: 2 names need as many"]),
         ({"prepare": {"val_fraction": 0.6, "test_fraction": 0.4}}, ["prepare", "below 1"]),
         ({"train": {"clip_norm": float("inf")}}, ["train.clip_norm is inf", "finite"]),
     ],
 )
-def test_a_bad_value_is_named_with_what_is_allowed(
-    tmp_path: Path, changes: dict[str, dict[str, Any]], said: list[str]
+def test_for_a_bad_value_the_error_names_what_is_allowed(
+    tmp_path: Path, changes: dict[str, dict[str, Any]], message: list[str]
 ) -> None:
     path = write_params(tmp_path / "params.yaml", **changes)
     with pytest.raises(InputError) as error:
-        load_params(path, ExtractConfig)  # whichever stage asks, every group is checked
-    for part in said:
+        load_params(path, ExtractConfig)  # checks all groups
+    for part in message:
         assert part in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "train: 3", "a: [", "\0", "other: {}", "? [a]\n: 1"])
-def test_what_is_no_params_file_is_said_in_one_line(tmp_path: Path, text: str) -> None:
+def test_an_invalid_params_file_is_reported_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"params\.yaml"):
         load_params(path, TrainConfig)
 
 
-def test_no_key_has_a_name_that_dvcs_run_cache_overlooks() -> None:
-    """DVC leaves `size` and `nfiles` out when it looks for an earlier run, in params as well.
+def test_no_key_has_a_name_that_dvcs_run_cache_ignores() -> None:
+    """DVC ignores `size` and `nfiles` when it looks for an earlier run, in params too.
 
-    A stage with such a param would be handed the artifacts of another value.
+    A stage with such a param would get the artifacts of another value.
     """
     groups = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert not {"size", "nfiles"} & {key for group in groups.values() for key in group}
@@ -113,35 +113,35 @@ def test_floats_read_as_dvc_reads_them(tmp_path: Path) -> None:
     assert load_params(path, TrainConfig).learning_rate == 0.002
 
 
-def test_merge_keys_of_merge_keys_are_a_bomb(tmp_path: Path) -> None:
+def test_nested_merge_keys_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     levels = [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 9)]
     path.write_text("\n".join(["a0: &a0 {k: 1}", *levels]))
-    # PyYAML 6.0.4 merges no key twice, so that the file is small again and refused for its groups.
-    said = r"merge keys \(<<\) of merge keys are too many|unknown group 'a0'"
-    with pytest.raises(InputError, match=said):
+    # PyYAML 6.0.4 merges no key twice, so the file stays small and is rejected for its groups.
+    message = r"too many nested merge keys \(<<\)|unknown group 'a0'"
+    with pytest.raises(InputError, match=message):
         load_params(path, TrainConfig)
     assert parse_yaml("a: &a {k: 1}\nb: {<<: *a, l: 2}\nc: {<<: [*a]}")["b"] == {"k": 1, "l": 2}
 
 
-def test_a_key_that_stands_there_twice_is_refused_as_dvc_does(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_rejected_as_by_dvc(tmp_path: Path) -> None:
     path = write_params(tmp_path / "params.yaml")
     path.write_text(path.read_text().replace("  beam_size: 2", "  beam_size: 2\n  beam_size: 7"))
-    with pytest.raises(InputError, match="the key 'beam_size' stands there twice"):
+    with pytest.raises(InputError, match="the key 'beam_size' appears twice"):
         load_params(path, ExtractConfig)
 
 
-def test_a_gpu_that_is_not_there_is_said_before_any_work(
+def test_a_missing_gpu_is_reported_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever stage asks first: not after hours, when the one comes that wants it."""
+    """The first stage reports it, not a later one after hours."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     path = write_params(tmp_path / "params.yaml", evaluate={"device": "cuda"})
     with pytest.raises(InputError, match="no CUDA device is visible"):
         load_params(path, ExtractConfig)
 
 
-def test_nothing_is_started_on_a_bad_param(tmp_path: Path) -> None:
+def test_a_bad_param_stops_any_stage_before_it_starts(tmp_path: Path) -> None:
     path = write_params(tmp_path / "params.yaml", evaluate={"beam_size": 0})
     out = tmp_path / "images.zip"
     result = showtell("download", "--images", out, "--text", tmp_path / "t.zip", "--params", path)

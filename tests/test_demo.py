@@ -1,4 +1,4 @@
-"""The demo: the same graph on a little world, and it must be looking at the image."""
+"""The demo: the same graph on images of shapes; captions must depend on the image."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from pipeline.captions.table import read_table
 from pipeline.commands.demo import PARAMS
 from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
-from pipeline.demo.accuracy import named_right
+from pipeline.demo.accuracy import is_correct
 from pipeline.extraction.feature_writer import create_features
 from pipeline.features.feature_cache import read_features
 from tests.conftest import ROOT, Artifacts, command, one_line, showtell
@@ -22,12 +22,12 @@ from tests.conftest import ROOT, Artifacts, command, one_line, showtell
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifacts, str]:
-    """A workspace in which the demo has run, and what it printed."""
+    """A workspace in which the demo has run, and its output."""
     before = git_status()
     workspace = tmp_path_factory.mktemp("demo") / "workspace"
     result = showtell("demo", "--workspace", workspace)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert git_status() == before  # the checkout is untouched
+    assert git_status() == before  # the checkout is unchanged
     return Artifacts(workspace), result.stdout
 
 
@@ -41,13 +41,14 @@ def test_captions_name_the_right_shapes_and_colours(finished: tuple[Artifacts, s
     made, _ = finished
     references = read_table(made.table).split("test").by_image
     captions = json.loads((made.reports / "captions.json").read_text())
-    right = [named_right(c["caption"].split(), references[c["image_id"]][0]) for c in captions]
+    right = [is_correct(c["caption"].split(), references[c["image_id"]][0]) for c in captions]
     assert len(right) == 200
     assert np.mean(right) >= 0.9
 
 
 def constant_bleu_4(metrics: dict[str, Any]) -> float:
-    return next(one["bleu_4"] for one in metrics["baselines"] if one["name"] == "constant")
+    baselines = {baseline["name"]: baseline for baseline in metrics["baselines"]}
+    return float(baselines["constant"]["bleu_4"])
 
 
 def test_scores_are_far_above_a_constant_caption(finished: tuple[Artifacts, str]) -> None:
@@ -55,7 +56,7 @@ def test_scores_are_far_above_a_constant_caption(finished: tuple[Artifacts, str]
     assert metrics["bleu_4"] >= 2 * constant_bleu_4(metrics)
 
 
-def test_with_the_features_of_other_images_they_fall_to_it(
+def test_with_the_features_of_other_images_scores_fall_to_it(
     finished: tuple[Artifacts, str], tmp_path: Path
 ) -> None:
     made, _ = finished
@@ -63,19 +64,21 @@ def test_with_the_features_of_other_images_they_fall_to_it(
     shuffled = tmp_path / "features.h5"
     order = np.random.default_rng(0).permutation(len(cache.ids))
     shape = cache.array.shape[1:]
-    with create_features(shuffled, cache.ids, shape, "float16", cache.recipe) as rows:
-        rows.append(cache.array[order])
+    with create_features(shuffled, cache.ids, shape, "float16", cache.recipe) as writer:
+        writer.append(cache.array[order])
     made.evaluate(load_params(made.params, EvaluateConfig), tmp_path, features=shuffled)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["bleu_4"] < 1.3 * constant_bleu_4(metrics)
 
 
-def test_it_shows_scores_captions_and_where_to_look_next(finished: tuple[Artifacts, str]) -> None:
-    made, shown = finished
-    for part in ("bleu_4", "constant", "human", "some captions", "where to look next"):
-        assert part in shown
+def test_it_prints_scores_captions_and_what_to_look_at_next(
+    finished: tuple[Artifacts, str],
+) -> None:
+    made, output = finished
+    for part in ("bleu_4", "constant", "human", "some captions", "what to look at next"):
+        assert part in output
     page = made.reports / "report.html"
-    assert str(page) in shown
+    assert str(page) in output
     assert page.is_file()
 
 
@@ -89,7 +92,7 @@ def test_a_second_run_runs_no_stage(finished: tuple[Artifacts, str]) -> None:
     assert (made.folder / "dvc.lock").read_bytes() == lock
 
 
-def test_it_differs_from_the_real_job_by_params_alone(finished: tuple[Artifacts, str]) -> None:
+def test_it_differs_from_a_real_run_in_params_only(finished: tuple[Artifacts, str]) -> None:
     made, _ = finished
     assert (made.folder / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
     for path in (ROOT / "pipeline").rglob("*.py"):
@@ -102,7 +105,7 @@ def test_the_shipped_weights_are_small() -> None:
     assert (ROOT / "pipeline/demo/shapes.safetensors").stat().st_size < 1_500_000
 
 
-def test_pretraining_is_a_command_that_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_pretraining_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         result = showtell(
             *("demo-pretrain", "--out", tmp_path / name, "--images", 200, "--epochs", 1)
@@ -112,7 +115,7 @@ def test_pretraining_is_a_command_that_gives_the_same_bytes(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("taken", ["checkout", "work", "file"])
-def test_it_overwrites_nobodys_work(tmp_path: Path, taken: str) -> None:
+def test_it_overwrites_no_other_folder(tmp_path: Path, taken: str) -> None:
     workspace = tmp_path / "workspace"
     if taken == "checkout":
         shutil.copytree(ROOT / "pipeline", workspace / "pipeline")
@@ -123,11 +126,11 @@ def test_it_overwrites_nobodys_work(tmp_path: Path, taken: str) -> None:
         workspace.write_text("mine")
     before = sorted(workspace.rglob("*"))
     done = command("demo", "--workspace", workspace, "--images", 30)
-    assert "is there already, and the demo did not make it" in one_line(done)
+    assert "already exists and is not a demo workspace" in one_line(done)
     assert sorted(workspace.rglob("*")) == before
 
 
-def test_outside_a_checkout_it_says_where_to_go(tmp_path: Path) -> None:
+def test_outside_a_checkout_it_is_reported(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "demo"]
     result = subprocess.run(
         command,

@@ -1,4 +1,4 @@
-"""A disk that is full: one line, nothing half-written, and what was there stays."""
+"""A full disk: one line, no partial files, and existing files stay."""
 
 import errno
 import re
@@ -52,18 +52,18 @@ def test_training_keeps_an_older_model(small_disk: Path, tiny: Artifacts) -> Non
     assert out.read_text() == "older"
 
 
-def test_extraction_that_ends_later(small_disk: Path, tiny: Artifacts) -> None:
-    """Another program takes the space that was there at the start."""
+def test_a_disk_that_fills_up_during_extraction(small_disk: Path, tiny: Artifacts) -> None:
+    """Another program uses the space that was free at the start."""
     cache = read_features(tiny.features)
     path = small_disk / "f.h5"
-    with create_features(path, cache.ids, (256,), "float16", cache.recipe) as rows:
+    with create_features(path, cache.ids, (256,), "float16", cache.recipe) as writer:
         (small_disk / "other").write_bytes(bytes(40_000))
         with pytest.raises(OSError, match="No space left") as error:
-            rows.append(cache.array[:, :256])
+            writer.append(cache.array[:, :256])
     assert error.value.errno == errno.ENOSPC
 
 
-def test_an_extraction_goes_on_once_there_is_room(
+def test_an_extraction_resumes_once_there_is_space(
     small_disk: Path, tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = write_params(
@@ -73,8 +73,8 @@ def test_an_extraction_goes_on_once_there_is_room(
         *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
         *("--out", small_disk / "features.h5", "--params", params),
     )
-    with monkeypatch.context() as patched:  # another program took the room since it was looked for
-        patched.setattr("pipeline.extraction.feature_writer._require_room", lambda *_: None)
+    with monkeypatch.context() as patched:  # as if the space was free when it was checked
+        patched.setattr("pipeline.extraction.feature_writer._require_space", lambda *_: None)
         assert "no space left on the disk" in one_line(command(*run))
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     done = command(*run)
@@ -85,10 +85,10 @@ def test_an_extraction_goes_on_once_there_is_room(
 
 
 def test_download(small_disk: Path, world: Artifacts, tmp_path: Path) -> None:
-    where = {"images": str(world.images), "images_md5": None}
+    source = {"images": str(world.images), "images_md5": None}
     result = command(
         *("download", "--images", small_disk / "i.zip", "--text", small_disk / "t.zip"),
-        *("--params", write_params(tmp_path / "params.yaml", download=where)),
+        *("--params", write_params(tmp_path / "params.yaml", download=source)),
     )
     assert "no space left on the disk" in one_line(result)
     assert list(small_disk.iterdir()) == []

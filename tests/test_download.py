@@ -1,4 +1,4 @@
-"""The download stage: from wherever the archives are, and only if they fit together."""
+"""The download stage: the sources of the archives, and the checks of their content."""
 
 import hashlib
 import logging
@@ -14,7 +14,7 @@ from pipeline.stages.download import download
 from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
 from tests.server import serving
 
-PICTURE = "P6 1 1 255\nred"  # a whole image of one pixel, as text
+PPM = "P6 1 1 255\nred"  # an image of one pixel, as text
 
 
 def md5(path: Path) -> str:
@@ -29,8 +29,8 @@ def config(folder: Path, **download: object) -> DownloadConfig:
 
 
 def flickr(folder: Path, **changes: str) -> tuple[Path, Path]:
-    """A tiny Flickr8k whose files can be changed; a file changed to '' is left out."""
-    images = {f"Flicker8k_Dataset/{name}.jpg": PICTURE for name in "abc"}
+    """A tiny Flickr8k; `changes` replaces files, or removes them with ''."""
+    images = {f"Flicker8k_Dataset/{name}.jpg": PPM for name in "abc"}
     images |= {"__MACOSX/Flicker8k_Dataset/._a.jpg": "junk", "Flicker8k_Dataset/": ""}
     text = {
         "Flickr8k.token.txt": "".join(
@@ -60,7 +60,7 @@ def run(folder: Path, images: Path | str, text: Path | str | None, **more: objec
     return out
 
 
-def test_a_local_path_a_file_address_and_a_mirror_give_the_same(tmp_path: Path) -> None:
+def test_a_local_path_a_file_url_and_a_mirror_give_the_same(tmp_path: Path) -> None:
     images, text = flickr(tmp_path)
     with serving(images.read_bytes()) as server:
         for number, source in enumerate([str(images), images.as_uri(), server.url]):
@@ -71,7 +71,7 @@ def test_a_local_path_a_file_address_and_a_mirror_give_the_same(tmp_path: Path) 
             assert (out / "text.zip").read_bytes() == text.read_bytes()
 
 
-def test_what_is_here_already_is_not_fetched_again(tmp_path: Path) -> None:
+def test_an_archive_that_is_already_here_is_not_fetched_again(tmp_path: Path) -> None:
     images, text = flickr(tmp_path)
     with serving(images.read_bytes()) as server:
         for _ in range(2):
@@ -79,7 +79,7 @@ def test_what_is_here_already_is_not_fetched_again(tmp_path: Path) -> None:
         assert len(server.requests) == 1
 
 
-def test_the_stray_id_and_macos_clutter_are_passed_over_in_silence(
+def test_orphan_captions_and_macos_junk_are_skipped_silently(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -87,16 +87,14 @@ def test_the_stray_id_and_macos_clutter_are_passed_over_in_silence(
     assert caplog.messages == ["3 images, 3 with captions"]
 
 
-def test_what_else_does_not_match_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    images, text = flickr(tmp_path, **{"Flicker8k_Dataset/extra.jpg": PICTURE})
+def test_other_mismatches_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images, text = flickr(tmp_path, **{"Flicker8k_Dataset/extra.jpg": PPM})
     run(tmp_path, images, text)
-    assert "skipped: 1 image without captions: 'extra.jpg'" in caplog.messages
+    assert "skipped 1 image without captions: 'extra.jpg'" in caplog.messages
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"Flicker8k_Dataset/b.jpg": ""}, r"needs 1 image that .* lacks: 'b\.jpg'"),
         (
@@ -111,27 +109,27 @@ def test_what_else_does_not_match_is_named(
         ({"Flickr8k.token.txt": "a.jpg#0\tx\n\nb.jpg#x\ty\n"}, r"token\.txt, line 3"),
         (
             {"Flickr8k.token.txt": "a.jpg#0\tx\na.jpg#0\ty\n"},
-            r"line 2: 'a\.jpg#0' is there",
+            r"line 2: 'a\.jpg#0' appears twice",
         ),
         ({"2/Flickr8k.token.txt": "a.jpg#0\tx\n"}, r"two files .* and '2/Flickr8k\.token\.txt'"),
         ({"2/Flickr_8k.devImages.txt": "a.jpg\n"}, r"two files Flickr_8k\.devImages\.txt"),
-        ({"Flickr8k.token.txt": ""}, "holds no captions"),
+        ({"Flickr8k.token.txt": ""}, "has no captions"),
         ({"Flickr_8k.devImages.txt": ""}, r"lacks Flickr_8k\.devImages\.txt"),
         ({"Flickr_8k.devImages.txt": "b.jpg\nb.jpg"}, r"names 'b\.jpg' twice"),
         ({"Flickr_8k.devImages.txt": "a.jpg"}, r"'a\.jpg' is in two split lists"),
         ({"Flickr_8k.devImages.txt": "\n"}, "is empty"),
-        ({"other/a.jpg": PICTURE}, r"two images named 'a\.jpg'"),
+        ({"other/a.jpg": PPM}, r"two images named 'a\.jpg'"),
     ],
 )
-def test_content_that_does_not_fit_together_is_said(
-    tmp_path: Path, changes: dict[str, str], said: str
+def test_archives_that_do_not_fit_together_are_reported(
+    tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
     images, text = flickr(tmp_path, **changes)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         run(tmp_path, images, text)
 
 
-def test_captions_that_are_no_utf8_are_said(tmp_path: Path) -> None:
+def test_captions_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
     images, _ = flickr(tmp_path)
     text = make_zip(tmp_path / "t.zip", {"Flickr8k.token.txt": b"a.jpg#0\tcaf\xe9\n"})
     with pytest.raises(InputError, match=r"line 1 is not UTF-8 at its byte 11"):
@@ -139,7 +137,7 @@ def test_captions_that_are_no_utf8_are_said(tmp_path: Path) -> None:
 
 
 def test_kaggles_single_zip(tmp_path: Path) -> None:
-    members: dict[str, bytes | str] = {f"Images/{n}.jpg": PICTURE for n in range(8)}
+    members: dict[str, bytes | str] = {f"Images/{n}.jpg": PPM for n in range(8)}
     rows = "".join(f'{n}.jpg,"A dog, ""Rex"", runs ."\n{n}.jpg,A cat .\n' for n in range(8))
     archive = make_zip(
         tmp_path / "kaggle.zip", members | {"captions.txt": "image,caption\n" + rows}
@@ -150,7 +148,7 @@ def test_kaggles_single_zip(tmp_path: Path) -> None:
     assert (out / "text.zip").read_bytes() == first
 
 
-def test_a_damaged_image_is_found_where_no_digest_vouches(tmp_path: Path) -> None:
+def test_without_a_digest_a_damaged_image_is_found(tmp_path: Path) -> None:
     images, text = flickr(tmp_path)
     content = images.read_bytes()
     images.write_bytes(content.replace(b"red", b"rEd", 1))
@@ -159,7 +157,7 @@ def test_a_damaged_image_is_found_where_no_digest_vouches(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-30]), "truncated or damaged zip"),
         (lambda path: path.write_text("<html>Sign in</html>"), "a web page, not a zip"),
@@ -167,7 +165,7 @@ def test_a_damaged_image_is_found_where_no_digest_vouches(tmp_path: Path) -> Non
     ],
 )
 def test_a_bad_archive_is_one_line_and_leaves_nothing(
-    tmp_path: Path, world: Artifacts, make: object, said: str
+    tmp_path: Path, world: Artifacts, make: object, message: str
 ) -> None:
     images, text = flickr(tmp_path)
     make(images)  # type: ignore[operator]
@@ -180,13 +178,13 @@ def test_a_bad_archive_is_one_line_and_leaves_nothing(
         *("download", "--images", out / "images.zip", "--text", out / "text.zip"),
         *("--params", params),
     )
-    assert said in one_line(result)
+    assert message in one_line(result)
     assert not (out / "images.zip").exists()
 
 
 @pytest.mark.parametrize("source", ["http://[x", "file://[x", "~nosuchuser/x.zip"])
 @pytest.mark.parametrize("key", ["images", "text"])
-def test_an_address_that_is_none_is_said(tmp_path: Path, key: str, source: str) -> None:
+def test_an_invalid_url_is_reported(tmp_path: Path, key: str, source: str) -> None:
     images, text = flickr(tmp_path)
     with pytest.raises(
         InputError, match=rf"download\.{key} (is|names) {re.escape(source)}.* check"
@@ -194,6 +192,6 @@ def test_an_address_that_is_none_is_said(tmp_path: Path, key: str, source: str) 
         run(tmp_path, **{"images": images, "text": text} | {key: source})
 
 
-def test_another_protocol_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot fetch ftp://x/y: give an http"):
+def test_another_protocol_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot fetch ftp://x/y: expected an http"):
         run(tmp_path, "ftp://x/y", None)

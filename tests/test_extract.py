@@ -1,4 +1,4 @@
-"""The feature cache: every image once, the same bytes each time, and readable by what it says."""
+"""The feature cache: every image once, the same bytes each time, and self-describing."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from pipeline.backbones.backbone import build_trunk
+from pipeline.backbones.backbone import build_backbone
 from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig
@@ -83,23 +83,28 @@ def test_bfloat16_keeps_the_direction(tiny: Artifacts, tmp_path: Path) -> None:
     assert torch.cosine_similarity(a, b).min() > 0.999
 
 
+def with_large_weights(backbone: BackboneWeights) -> BackboneWeights:
+    """Its features overflow float16."""
+    name = "conv5.1.weight"
+    tensors = {**backbone.tensors, name: backbone.tensors[name] * 1e6}
+    return BackboneWeights(backbone.name, "large", backbone.preprocessing, tensors)
+
+
 @pytest.mark.parametrize(
-    ("candidates", "chosen"),
+    ("candidates", "selected"),
     [
         ([], torch.float32),
         ([torch.float16, torch.bfloat16], torch.float16),
         (["overflow"], torch.float32),
     ],
 )
-def test_a_probe_takes_the_first_precision_that_keeps_the_features(
-    tiny: Artifacts, tmp_path: Path, candidates: list[Any], chosen: torch.dtype
+def test_the_first_precision_that_keeps_the_features_is_selected(
+    tiny: Artifacts, tmp_path: Path, candidates: list[Any], selected: torch.dtype
 ) -> None:
     (backbone,) = read_backbones(tiny.backbone)
     if "overflow" in candidates:  # of float16's range
         candidates = [torch.float16]
-        name = "conv5.1.weight"
-        loud = {**backbone.tensors, name: backbone.tensors[name] * 1e6}
-        backbone = BackboneWeights(backbone.name, "loud", backbone.preprocessing, loud)
+        backbone = with_large_weights(backbone)
     recipe = make_recipe([backbone], config(tmp_path))
     images = [(image,) for image in torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8)]
     cnn = select_dtype(
@@ -108,33 +113,33 @@ def test_a_probe_takes_the_first_precision_that_keeps_the_features(
         lambda: images,
         batch=4,
     )
-    assert cnn.precision is chosen
+    assert cnn.precision is selected
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "said"),
+    ("name", "size", "message"),
     [
-        ("inception_v3", 64, "64 px, its weights are made for 299; 75 px is the least"),
-        ("vit_b_32", 320, "320 px, its weights are made for 224; use that size"),
-        ("maxvit_t", 320, "320 px, its weights are made for 224; use that size"),
+        ("inception_v3", 64, "64 px, its weights are for 299; the minimum is 75 px"),
+        ("vit_b_32", 320, "320 px, its weights are for 224; use that size"),
+        ("maxvit_t", 320, "320 px, its weights are for 224; use that size"),
     ],
 )
-def test_a_size_that_a_cnn_cannot_take_is_one_line_with_one_that_it_can(
-    tmp_path: Path, name: str, size: int, said: str, capfd: pytest.CaptureFixture[str]
+def test_for_an_unsupported_size_a_supported_one_is_suggested(
+    tmp_path: Path, name: str, size: int, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pre = preprocessing_of(name, "DEFAULT")
-    backbone = BackboneWeights(name, "random:0", pre, build_trunk(name).state_dict())
+    backbone = BackboneWeights(name, "random:0", pre, build_backbone(name).state_dict())
     recipe = make_recipe([backbone], config(tmp_path, image_size=size))
     with pytest.raises(InputError) as error:
         FeatureExtractor([backbone], recipe, CPU)
-    assert f"{name} cannot take images of {said}" in str(error.value)
+    assert f"{name} does not support images of {message}" in str(error.value)
     assert f"(extract.image_size: {pre.size}, or null)" in str(error.value)
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("crop_mode", ["crop", "squash"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (500, 375), (64, 64), (31, 400)])
-def test_images_are_prepared_as_torchvision_does(
+def test_preprocessing_matches_torchvision(
     tiny: Artifacts, tmp_path: Path, crop_mode: str, size: tuple[int, int]
 ) -> None:
     recipe = make_recipe(read_backbones(tiny.backbone), config(tmp_path, crop_mode=crop_mode))
@@ -147,7 +152,7 @@ def test_images_are_prepared_as_torchvision_does(
         expected = f.center_crop(f.resize(image, [pre.resize]), [pre.size])
     (prepared,) = preprocess(jpeg(image, format="PNG"), "x", recipe)
     difference = prepared.permute(2, 0, 1).int() - f.pil_to_tensor(expected).int()
-    assert difference.abs().max() <= 1  # Pillow's resizing rounds otherwise
+    assert difference.abs().max() <= 1  # Pillow's resizing rounds differently
 
 
 def huge() -> bytes:
@@ -156,36 +161,34 @@ def huge() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", r"b\.jpg in .* is empty"),
         (jpeg(scene())[:-200], r"b\.jpg in .* cannot be decoded"),
-        (b"<html>gone</html>", r"b\.jpg in .* is no image"),
+        (b"<html>gone</html>", r"b\.jpg in .* is not an image"),
         (huge(), r"b\.jpg in .* is 30000 x 30000, more than 200 megapixels"),
     ],
 )
-def test_a_bad_image_is_named_and_leaves_nothing(
-    tiny: Artifacts, tmp_path: Path, content: bytes, said: str
+def test_a_bad_image_is_reported_and_leaves_nothing(
+    tiny: Artifacts, tmp_path: Path, content: bytes, message: str
 ) -> None:
     images = make_zip(tmp_path / "i.zip", {"a.jpg": jpeg(scene()), "b.jpg": content})
     out = tmp_path / "features.h5"
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         extract(images, tiny.backbone, out, config(tmp_path))
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".h5", ".part")] == []
 
 
-def test_numbers_too_large_for_the_dtype_are_said(tiny: Artifacts, tmp_path: Path) -> None:
+def test_an_overflow_of_the_dtype_is_reported(tiny: Artifacts, tmp_path: Path) -> None:
     (backbone,) = read_backbones(tiny.backbone)
-    name = "conv5.1.weight"
-    loud = {**backbone.tensors, name: backbone.tensors[name] * 1e6}
-    weights = tmp_path / "loud.safetensors"
-    write_backbones(weights, [BackboneWeights(backbone.name, "loud", backbone.preprocessing, loud)])
+    weights = tmp_path / "large.safetensors"
+    write_backbones(weights, [with_large_weights(backbone)])
     with pytest.raises(InputError, match=r"not finite; set extract\.dtype: float32"):
         extract(tiny.images, weights, tmp_path / "f.h5", config(tmp_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_demanded_and_absent_is_said(tiny: Artifacts, tmp_path: Path) -> None:
+def test_a_missing_gpu_is_reported(tiny: Artifacts, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", extract={"device": "cuda"})
     result = command(
         *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
@@ -194,18 +197,16 @@ def test_a_gpu_that_is_demanded_and_absent_is_said(tiny: Artifacts, tmp_path: Pa
     assert "no CUDA device is visible" in one_line(result)
 
 
-def test_a_rotten_cache_is_said(tiny: Artifacts, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_reported(tiny: Artifacts, tmp_path: Path) -> None:
     whole = tiny.features.read_bytes()
     path = tmp_path / "features.h5"
-    for rotten in (whole[:-1], whole[:1000], b"", b"\x89HDF\r\n\x1a\n" + bytes(5000)):
-        path.write_bytes(rotten)
+    for damaged in (whole[:-1], whole[:1000], b"", b"\x89HDF\r\n\x1a\n" + bytes(5000)):
+        path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"features\.h5 is damaged"):
             read_features(path)
 
 
-def test_rows_that_are_missing_changed_or_not_finite_are_said(
-    tiny: Artifacts, tmp_path: Path
-) -> None:
+def test_missing_damaged_or_not_finite_rows_are_reported(tiny: Artifacts, tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     path.write_bytes(tiny.features.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -214,7 +215,7 @@ def test_rows_that_are_missing_changed_or_not_finite_are_said(
     with pytest.raises(InputError, match=r"damaged: the features of '000003_.*' are not what was"):
         FeatureDataset(cache, cache.ids, CPU)
     FeatureDataset(cache, cache.ids[4:], CPU)
-    with h5py.File(path, "r+") as file:  # by someone who knows the format
+    with h5py.File(path, "r+") as file:  # a matching checksum
         file["checksums"][3] = checksums_of(file["features"][3:4])[0]
     cache = read_features(path)
     with pytest.raises(InputError, match="not finite"):
@@ -223,14 +224,14 @@ def test_rows_that_are_missing_changed_or_not_finite_are_said(
         FeatureDataset(cache, [cache.ids[0], "other.jpg"], CPU)
 
 
-def test_a_grid_that_rots_while_it_is_learnt_from_is_said(tiny: Artifacts, tmp_path: Path) -> None:
+def test_damage_during_training_is_reported(tiny: Artifacts, tmp_path: Path) -> None:
     path = tmp_path / "grid.h5"
     extract(tiny.images, tiny.backbone, path, config(tmp_path, layer="grid"))
     cache = read_features(path)
     features = FeatureDataset(cache, cache.ids, CPU)
-    place = path.read_bytes().index(cache.array[7].tobytes())
+    offset = path.read_bytes().index(cache.array[7].tobytes())
     with path.open("r+b") as file:
-        file.seek(place + 100)
+        file.seek(offset + 100)
         file.write(b"\x12\x34")
     features[torch.tensor([6, 8])]
     with pytest.raises(InputError, match=r"grid\.h5 is damaged: the features of"):
@@ -238,15 +239,14 @@ def test_a_grid_that_rots_while_it_is_learnt_from_is_said(tiny: Artifacts, tmp_p
 
 
 @pytest.mark.parametrize("layer", ["pooled", "grid"])
-def test_rows_come_in_the_order_asked_for(tiny: Artifacts, tmp_path: Path, layer: str) -> None:
+def test_rows_come_in_the_order_of_the_ids(tiny: Artifacts, tmp_path: Path, layer: str) -> None:
     out = tmp_path / "f.h5"
     extract(tiny.images, tiny.backbone, out, config(tmp_path, layer=layer))
     cache = read_features(out)
     ids = cache.ids[::-7]
     features = FeatureDataset(cache, ids, CPU)
-    expected = torch.from_numpy(
-        np.stack([cache.array[cache.ids.index(one)] for one in ids]).astype(np.float32)
-    )
+    rows = [cache.array[cache.ids.index(image_id)] for image_id in ids]
+    expected = torch.from_numpy(np.stack(rows).astype(np.float32))
     assert torch.equal(features[:], expected)
     assert torch.equal(features[torch.tensor([3, 1, 3])], expected[[3, 1, 3]])
     cells = expected.flatten(0, -2).double()

@@ -1,4 +1,4 @@
-"""Fetching over HTTP: resumed, retried, checked, and never half a file in place."""
+"""Downloads over HTTP: resumed, retried, verified, and never incomplete at their place."""
 
 import errno
 import hashlib
@@ -21,14 +21,14 @@ from pipeline.sources.fetch import fetch
 from tests.server import Behaviour, serving
 
 
-def some_zip(seed: int = 0) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as archive:
+def random_zip(seed: int = 0) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(zipfile.ZipInfo("noise.bin"), random.Random(seed).randbytes(3_000_000))
-    return made.getvalue()
+    return file.getvalue()
 
 
-CONTENT = some_zip()
+CONTENT = random_zip()
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
@@ -47,16 +47,16 @@ def get(server: Behaviour, out: Path, md5: str | None = MD5, retries: int = 2) -
     fetch(server.url, out, md5, retries=retries, timeout=5, first_pause=0.01)
 
 
-def left_over(out: Path) -> list[str]:
+def leftovers(out: Path) -> list[str]:
     if not out.parent.exists():
         return []
     return sorted(path.name for path in out.parent.iterdir() if path != out)
 
 
-def test_a_file_arrives_whole_and_alone(server: Behaviour, out: Path) -> None:
+def test_a_complete_file_and_nothing_else_arrives(server: Behaviour, out: Path) -> None:
     get(server, out)
     assert out.read_bytes() == CONTENT
-    assert left_over(out) == []
+    assert leftovers(out) == []
 
 
 def test_a_dropped_connection_is_resumed_where_it_broke(server: Behaviour, out: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_dropped_connection_is_resumed_where_it_broke(server: Behaviour, out: 
     assert server.requests == [None, "bytes=1000000-", "bytes=1500000-"]
 
 
-def test_what_came_is_kept_for_the_next_run(server: Behaviour, out: Path) -> None:
+def test_a_partial_download_is_kept_for_the_next_run(server: Behaviour, out: Path) -> None:
     server.break_after = [1_000_000]
     with pytest.raises(InputError, match=r"broke at 1000000 of .*1000000 bytes are kept"):
         get(server, out, retries=0)
@@ -74,34 +74,34 @@ def test_what_came_is_kept_for_the_next_run(server: Behaviour, out: Path) -> Non
     get(server, out)
     assert out.read_bytes() == CONTENT
     assert server.requests[-1] == "bytes=1000000-"
-    assert left_over(out) == []
+    assert leftovers(out) == []
 
 
-def test_a_server_without_range_is_asked_for_the_whole_file(server: Behaviour, out: Path) -> None:
+def test_without_range_support_the_whole_file_is_fetched(server: Behaviour, out: Path) -> None:
     server.break_after, server.ranges = [1_000_000], False
     get(server, out)
     assert out.read_bytes() == CONTENT
 
 
-def test_without_a_tag_nothing_is_resumed(server: Behaviour, out: Path) -> None:
+def test_without_an_etag_nothing_is_resumed(server: Behaviour, out: Path) -> None:
     server.break_after, server.etag = [1_000_000], None
     get(server, out)
     assert out.read_bytes() == CONTENT
     assert server.requests == [None, None]
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_anew(server: Behaviour, out: Path) -> None:
+def test_a_file_that_changed_meanwhile_is_fetched_again(server: Behaviour, out: Path) -> None:
     server.break_after = [1_000_000]
     with pytest.raises(InputError):
         get(server, out, retries=0)
-    server.content, server.etag = some_zip(seed=1), '"v2"'
+    server.content, server.etag = random_zip(seed=1), '"v2"'
     get(server, out, md5=hashlib.md5(server.content).hexdigest())
     assert out.read_bytes() == server.content
 
 
 @pytest.mark.parametrize("md5", [MD5, None])
 @pytest.mark.parametrize("kept", [0, 500_000, 999_999])
-def test_a_part_that_lost_its_end_with_the_power_is_fetched_anew(
+def test_a_part_damaged_by_a_power_loss_is_fetched_again(
     server: Behaviour, out: Path, md5: str | None, kept: int
 ) -> None:
     server.break_after = [1_000_000]
@@ -113,13 +113,13 @@ def test_a_part_that_lost_its_end_with_the_power_is_fetched_anew(
     assert out.read_bytes() == CONTENT
 
 
-def test_a_busy_server_is_asked_again(server: Behaviour, out: Path) -> None:
+def test_a_busy_server_is_retried(server: Behaviour, out: Path) -> None:
     server.statuses = [503, 429]
     get(server, out)
     assert out.read_bytes() == CONTENT
 
 
-def test_a_missing_file_is_not_asked_for_again(server: Behaviour, out: Path) -> None:
+def test_a_missing_file_is_not_retried(server: Behaviour, out: Path) -> None:
     server.statuses = [404]
     with pytest.raises(InputError, match=r"HTTP 404 .*check the address"):
         get(server, out)
@@ -127,16 +127,14 @@ def test_a_missing_file_is_not_asked_for_again(server: Behaviour, out: Path) -> 
 
 
 @pytest.mark.parametrize("length", ["²", "-1", "9" * 5000])
-def test_a_length_that_is_no_number_is_passed_over(
-    server: Behaviour, out: Path, length: str
-) -> None:
+def test_an_invalid_content_length_is_ignored(server: Behaviour, out: Path, length: str) -> None:
     server.length = length
     get(server, out)
     assert out.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("address", ["http://[::1/", "http://a..b/x.zip"])
-def test_an_address_that_is_none_is_said(server: Behaviour, out: Path, address: str) -> None:
+def test_an_invalid_url_is_reported(server: Behaviour, out: Path, address: str) -> None:
     server.redirect = address
     for url in (address, server.url):
         with pytest.raises(InputError, match=rf"cannot fetch {re.escape(url)}: .*check the addr"):
@@ -163,19 +161,21 @@ def test_a_wrong_digest_names_both(server: Behaviour, out: Path) -> None:
     assert not out.exists()
 
 
-def test_the_params_set_to_match_nothing_is_fetched_again(server: Behaviour, out: Path) -> None:
-    with pytest.raises(InputError, match="set the params to match, or run again to fetch it anew"):
+def test_after_the_params_are_corrected_nothing_is_fetched_again(
+    server: Behaviour, out: Path
+) -> None:
+    with pytest.raises(InputError, match="set the params to match, or rerun to fetch it again"):
         get(server, out, md5="0" * 32)
     get(server, out)
     assert out.read_bytes() == CONTENT
-    assert left_over(out) == []
+    assert leftovers(out) == []
     assert server.requests == [None]
 
 
-def test_another_file_than_the_digest_says_is_fetched_anew_by_the_next_run(
+def test_a_file_with_another_digest_is_fetched_again_by_the_next_run(
     server: Behaviour, out: Path
 ) -> None:
-    server.content, right = some_zip(seed=1), server.content
+    server.content, right = random_zip(seed=1), server.content
     for _ in range(2):
         with pytest.raises(InputError, match="has MD5"):
             get(server, out, retries=0)
@@ -190,7 +190,7 @@ def test_another_file_than_the_digest_says_is_fetched_anew_by_the_next_run(
     [ssl.SSLError("bad record"), OSError(errno.EHOSTUNREACH, "no route"), ConnectionResetError()],
     ids=repr,
 )
-def test_a_network_that_fails_under_way_is_tried_again(
+def test_a_network_failure_during_the_download_is_retried(
     server: Behaviour, out: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
     reads, really = [], http.client.HTTPResponse.read1
@@ -208,7 +208,9 @@ def test_a_network_that_fails_under_way_is_tried_again(
 
 
 @pytest.mark.parametrize("tag", [b"\0" * 6, b'"ab\ncd"', b"\xff\xfe", b""])
-def test_a_rotten_tag_begins_anew(server: Behaviour, out: Path, tag: bytes) -> None:
+def test_with_a_damaged_etag_the_download_starts_over(
+    server: Behaviour, out: Path, tag: bytes
+) -> None:
     server.break_after = [1_000_000]
     with pytest.raises(InputError):
         get(server, out, retries=0)
@@ -218,11 +220,11 @@ def test_a_rotten_tag_begins_anew(server: Behaviour, out: Path, tag: bytes) -> N
     assert out.read_bytes() == CONTENT
 
 
-def test_of_two_at_once_one_is_refused_and_harms_nothing(server: Behaviour, out: Path) -> None:
+def test_a_second_process_is_rejected_and_harms_nothing(server: Behaviour, out: Path) -> None:
     server.pause = 0.0005
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(get, server, out)
-        while not left_over(out) or not server.requests:
+        while not leftovers(out) or not server.requests:
             time.sleep(0.01)
         with pytest.raises(InputError, match=r"another process is already fetching .*images\.zip"):
             get(server, out)
@@ -232,19 +234,19 @@ def test_of_two_at_once_one_is_refused_and_harms_nothing(server: Behaviour, out:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"<!DOCTYPE html><title>Sign in</title>", "a web page"),
         (CONTENT[:2_000_000], "a truncated or damaged zip"),
-        (b"gone", "no zip"),
+        (b"gone", "not a zip"),
     ],
 )
-def test_what_is_no_zip_is_said(out: Path, content: bytes, said: str) -> None:
-    with serving(content) as server, pytest.raises(InputError, match=said) as error:
+def test_a_file_that_is_not_a_zip_is_reported(out: Path, content: bytes, message: str) -> None:
+    with serving(content) as server, pytest.raises(InputError, match=message) as error:
         get(server, out, md5=None)
     assert server.url in str(error.value)
     assert not out.exists()
-    assert left_over(out) == []
+    assert leftovers(out) == []
 
 
 def test_an_older_file_survives_a_failed_fetch(server: Behaviour, out: Path) -> None:
@@ -256,5 +258,5 @@ def test_an_older_file_survives_a_failed_fetch(server: Behaviour, out: Path) -> 
 
 
 def test_no_server_at_all(out: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot fetch http://127\.0\.0\.1:9/x\.zip.*2 tries"):
+    with pytest.raises(InputError, match=r"cannot fetch http://127\.0\.0\.1:9/x\.zip.*2 attempts"):
         fetch("http://127.0.0.1:9/x.zip", out, None, retries=1, timeout=2, first_pause=0.01)

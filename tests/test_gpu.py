@@ -120,7 +120,7 @@ def test_what_cannot_be_a_graph_runs_as_it_is() -> None:
 
 def test_nvjpeg_sees_what_pillow_sees(tiny: Artifacts) -> None:
     """Photos of another size than the CNN's, one of them a PNG, which is left to Pillow."""
-    if not nvjpeg.works_on(torch.device(GPU)):
+    if not nvjpeg.is_available(torch.device(GPU)):
         pytest.skip("this torchvision has no nvJPEG")
     recipe = make_recipe(read_backbones(tiny.backbone), load_params(tiny.params, ExtractConfig))
     rng, contents = np.random.default_rng(0), []
@@ -130,13 +130,13 @@ def test_nvjpeg_sees_what_pillow_sees(tiny: Artifacts) -> None:
         small.resize((200, 150), Image.Resampling.BICUBIC).save(content, kind)
         contents.append(content.getvalue())
     names = ["a", "b", "c"]
-    (made,) = nvjpeg.prepare_on_gpu(contents, names, recipe, torch.device(GPU))
+    (made,) = nvjpeg.preprocess_on_gpu(contents, names, recipe, torch.device(GPU))
     (usual,) = collate([preprocess(*one, recipe) for one in zip(contents, names, strict=True)])
     apart = (made.cpu().float() - usual.float()).abs()
     assert apart.mean() < 1.5
     broken = [contents[0], contents[1][:300]]
     with pytest.raises(InputError, match=r"the image b .*decoded"):
-        nvjpeg.prepare_on_gpu(broken, names[:2], recipe, torch.device(GPU))
+        nvjpeg.preprocess_on_gpu(broken, names[:2], recipe, torch.device(GPU))
 
 
 class Killed(BaseException):

@@ -1,4 +1,4 @@
-"""From an image file to red, green and blue: what is there, or a line that says why not."""
+"""Decoding image files to RGB, and the errors of those that cannot be decoded."""
 
 import struct
 import zlib
@@ -12,6 +12,8 @@ from pipeline.extraction.preprocess import decode
 from pipeline.runtime.errors import InputError
 from tests.conftest import SHARED
 from tests.images import jpeg, scene
+
+CASES = SHARED / "cases/images"
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1", "LA", "YCbCr", "I;16"])
@@ -34,20 +36,20 @@ def test_transparency_is_white() -> None:
     assert decode(jpeg(image, format="PNG"), "x")[0, 0].tolist() == [255, 255, 255]
 
 
-def test_an_image_turned_by_exif_stands_upright() -> None:
+def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise for display
     image = decode(jpeg(scene(), exif=exif), "x")
     assert image.shape == (90, 60, 3)
-    assert image[10, 30, 0] > 200  # red is on top now
+    assert image[10, 30, 0] > 200  # red is on top
 
 
 def png(bits: int, rows: bytes, transparent: bytes, colour: int = 0) -> bytes:
-    """A PNG of one row of two pixels, of so many bits a channel, with a transparent level."""
+    """A PNG of one row of two pixels, with `bits` bits per channel and a transparent level."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        whole = kind + content
-        return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
+        data = kind + content
+        return struct.pack(">I", len(content)) + data + struct.pack(">I", zlib.crc32(data))
 
     header = struct.pack(">IIBBBBB", 2, 1, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -62,10 +64,10 @@ def png(bits: int, rows: bytes, transparent: bytes, colour: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "shown"),
+    ("content", "expected"),
     [
         (png(16, b"\x30\x30\x75\x30", b"\x75\x30"), [48, 255]),
-        (png(16, b"\x75\x31\x75\x30", b"\x75\x30"), [116, 255]),  # by all 16 bits
+        (png(16, b"\x75\x31\x75\x30", b"\x75\x30"), [116, 255]),  # all 16 bits count
         (png(8, b"\x30\x75", b"\0\x75"), [48, 255]),
         (png(4, b"\x35", b"\0\x05"), [51, 255]),
         (png(2, b"\x10", b"\0\x01"), [0, 255]),
@@ -74,62 +76,64 @@ def png(bits: int, rows: bytes, transparent: bytes, colour: int = 0) -> bytes:
     ],
     ids=["16", "16 near", "8", "4", "2", "1", "16 rgb"],
 )
-def test_a_transparent_level_counts_in_the_bits_of_its_image(
-    content: bytes, shown: list[int]
+def test_a_transparent_level_has_the_bit_depth_of_its_image(
+    content: bytes, expected: list[int]
 ) -> None:
-    assert decode(content, "x")[0, :, 0].tolist() == shown
+    assert decode(content, "x")[0, :, 0].tolist() == expected
 
 
-def numbers(*values: float, kind: type = np.float32) -> bytes:
-    """A TIFF whose pixels are these numbers."""
-    return jpeg(Image.fromarray(np.array([values], dtype=kind)), format="TIFF")
+def tiff(*values: float, dtype: type = np.float32) -> bytes:
+    """A TIFF with these pixel values."""
+    return jpeg(Image.fromarray(np.array([values], dtype=dtype)), format="TIFF")
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        numbers(0, 0.2, 1),
-        numbers(0, 13107, 65535, kind=np.uint16),
+        tiff(0, 0.2, 1),
+        tiff(0, 13107, 65535, dtype=np.uint16),
         b"P5 3 1 65535\n" + bytes.fromhex("0000 3333 ffff"),
         b"P5 3 1 1000\n" + bytes.fromhex("0000 00c8 03e8"),
     ],
     ids=["floats", "16 bits", "PGM of 16 bits", "PGM to 1000"],
 )
-def test_numbers_of_a_known_range_are_shades(content: bytes) -> None:
+def test_pixel_values_of_a_known_range_are_scaled(content: bytes) -> None:
     shades = decode(content, "x")[0, :, 0]
     assert (shades - torch.tensor([0, 51, 255], dtype=torch.int16)).abs().max() <= 1
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (numbers(0, 255), "numbers from 0 to 255 for its pixels, and nothing says which of them"),
-        (numbers(-0.5, 1), "numbers from -0.5 to 1"),
-        (numbers(0.5, float("nan")), "numbers from nan to nan"),
-        (numbers(0, 255, kind=np.int32), "numbers from 0 to 255 .* save it with 8 bits a channel"),
-        (numbers(-1, 70, kind=np.int16), "numbers from -1 to 70"),
+        (tiff(0, 255), "pixel values from 0 to 255, and the value of white is unknown"),
+        (tiff(-0.5, 1), "pixel values from -0.5 to 1"),
+        (tiff(0.5, float("nan")), "pixel values from nan to nan"),
+        (tiff(0, 255, dtype=np.int32), "values from 0 to 255.* save it with 8 bits per channel"),
+        (tiff(-1, 70, dtype=np.int16), "pixel values from -1 to 70"),
     ],
 )
-def test_numbers_of_no_known_range_are_refused_never_clipped(content: bytes, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_pixel_values_of_an_unknown_range_are_rejected_not_clipped(
+    content: bytes, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
         decode(content, "x")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/cases")
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases/images")
 @pytest.mark.parametrize("name", ["float01.tif", "grey16_trns.png", "badexif.jpg", "noeoi.jpg"])
-def test_odd_images_of_the_cases_have_their_shades(name: str) -> None:
-    shades = decode((SHARED / "cases/images" / name).read_bytes(), name).float()
+def test_odd_images_of_the_cases_are_decoded(name: str) -> None:
+    shades = decode((CASES / name).read_bytes(), name).float()
     assert shades.shape == (80, 120, 3)
     assert 60 < shades.mean() < 200
     assert shades.std() > 20
 
 
-def test_a_jpeg_that_lacks_its_end_marker_alone_is_read(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded(caplog: pytest.LogCaptureFixture) -> None:
     for options in ({}, {"progressive": True}):
         whole = jpeg(scene().rotate(30), **options)
         assert torch.equal(decode(whole[:-2], "x.jpg"), decode(whole, "x.jpg"))
         assert "the image x.jpg has no end marker" in caplog.text
         last_scan = whole.rindex(b"\xff\xda")
-        for cut in (whole[:-8], whole[:-40], whole[:-200], whole[:last_scan]):
+        for truncated in (whole[:-8], whole[:-40], whole[:-200], whole[:last_scan]):
             with pytest.raises(InputError, match="cannot be decoded"):
-                decode(cut, "x.jpg")
+                decode(truncated, "x.jpg")

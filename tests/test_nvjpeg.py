@@ -1,4 +1,4 @@
-"""Which JPEGs a GPU's decoder may take: those in which it sees what Pillow sees."""
+"""The JPEGs that nvJPEG may decode: those that it decodes as Pillow does."""
 
 import io
 from pathlib import Path
@@ -17,24 +17,24 @@ from tests.conftest import Artifacts, write_params
 
 
 def encoded(mode: str = "RGB", size: tuple[int, int] = (40, 30), **settings: Any) -> bytes:
-    content = io.BytesIO()
+    file = io.BytesIO()
     kind = settings.pop("format", "JPEG")
-    Image.new(mode, size, 90 if mode == "L" else None).save(content, kind, **settings)
-    return content.getvalue()
+    Image.new(mode, size, 90 if mode == "L" else None).save(file, kind, **settings)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
     "content", [encoded(), encoded(progressive=True), encoded(quality=30), encoded(comment="hello")]
 )
-def test_plain_ones_it_takes(content: bytes) -> None:
+def test_plain_jpegs_are_decoded_by_nvjpeg(content: bytes) -> None:
     assert is_plain_jpeg(content)
-    assert is_plain_jpeg(content + b"\0\0")  # some cameras fill up
+    assert is_plain_jpeg(content + b"\0\0")  # some cameras add padding
 
 
 def exif(orientation: int) -> Image.Exif:
-    made = Image.Exif()
-    made[0x0112] = orientation
-    return made
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
 
 
 @pytest.mark.parametrize(
@@ -54,27 +54,27 @@ def exif(orientation: int) -> Image.Exif:
     ],
     ids=[
         "empty",
-        "begun",
+        "start marker only",
         "png",
         "grey",
         "cmyk",
-        "turned",
+        "rotated",
         "thin",
-        "cut",
-        "cut early",
-        "blank",
-        "a frame cut",
+        "no end marker",
+        "truncated",
+        "zeros",
+        "truncated frame header",
     ],
 )
-def test_all_others_are_pillows(content: bytes) -> None:
+def test_all_others_are_decoded_by_pillow(content: bytes) -> None:
     assert not is_plain_jpeg(content)
 
 
-def test_without_a_gpu_it_is_pillow_and_the_features_say_so(
+def test_without_a_gpu_pillow_decodes_and_the_recipe_records_it(
     tiny: Artifacts, tmp_path: Path
 ) -> None:
     assert read_features(tiny.features).recipe.jpeg_decoder == "pillow"
     params = write_params(tmp_path / "params.yaml", extract={"jpeg_decoder": "nvjpeg"})
-    with pytest.raises(InputError, match=r"extract\.jpeg_decoder 'nvjpeg'.*set it to auto"):
+    with pytest.raises(InputError, match=r"extract\.jpeg_decoder is 'nvjpeg'.*set it to auto"):
         extract(tiny.images, tiny.backbone, tmp_path / "f.h5", load_params(params, ExtractConfig))
     assert not (tmp_path / "f.h5").exists()

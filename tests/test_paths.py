@@ -1,4 +1,4 @@
-"""Where files are looked for, and which Python looks: said where it is not as one thinks."""
+"""Errors about paths of params, and about the wrong Python."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ from tests.repository import Repository
         ("backbone", "weights", "backbone", ("--out", "b.safetensors")),
     ],
 )
-def test_a_relative_path_is_shown_as_it_was_looked_for(
+def test_a_relative_path_is_reported_as_an_absolute_one(
     world: Artifacts, tmp_path: Path, group: str, key: str, stage: str, options: tuple[str, ...]
 ) -> None:
     given = {"images": str(world.images), "images_md5": None, "text": str(world.text)}
@@ -31,10 +31,10 @@ def test_a_relative_path_is_shown_as_it_was_looked_for(
     assert f"{group}.{key} names given/x.pth, but {path} is not a file; check the path" in line
 
 
-def test_in_a_temporary_experiment_the_line_says_why_it_is_not_there(
+def test_in_a_temporary_experiment_the_error_explains_the_missing_file(
     world: Artifacts, tmp_path: Path
 ) -> None:
-    """DVC runs it in a copy of what git has: neither ../ nor an untracked file leads there."""
+    """DVC runs it in a copy of what git tracks, without untracked files."""
     repository = Repository(tmp_path / "repository", world)
     (repository.folder / "mine.zip").write_bytes(world.images.read_bytes())
     repository.write(download={"images": "mine.zip"})
@@ -42,14 +42,14 @@ def test_in_a_temporary_experiment_the_line_says_why_it_is_not_there(
     repository.commit()
     result = repository.try_to("dvc", "exp", "run", "--temp")
     assert result.returncode != 0
-    said = re.search(r"error: (download\.images names mine\.zip, but .*)", result.stderr)
-    assert said, result.stderr
-    assert re.search(r"\.dvc/tmp/exps/\S+/mine\.zip is not a file", said[1])
-    assert "run in a copy of the repository, so give a path that begins with /" in said[1]
+    message = re.search(r"error: (download\.images names mine\.zip, but .*)", result.stderr)
+    assert message, result.stderr
+    assert re.search(r"\.dvc/tmp/exps/\S+/mine\.zip is not a file", message[1])
+    assert "run in a copy of the repository; use an absolute path" in message[1]
 
 
-def test_a_python_without_the_packages_says_where_they_are() -> None:
-    """`dvc` called by its path runs whatever `python` is: here one that sees no packages."""
+def test_a_python_without_the_packages_is_reported() -> None:
+    """`dvc` called by its path runs another environment's `python`: here one without packages."""
     done = subprocess.run(
         [sys.executable, "-S", "-m", "pipeline", "download"],
         cwd=ROOT,
@@ -58,5 +58,5 @@ def test_a_python_without_the_packages_says_where_they_are() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {sys.executable} has no 'typer'; enter the project's")
+    assert done.stderr.startswith(f"error: {sys.executable} has no 'typer'; activate the proj")
     assert "source .venv/bin/activate" in done.stderr

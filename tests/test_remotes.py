@@ -123,7 +123,7 @@ def test_it_captions_an_image(
 ) -> None:
     with ImageArchive(clone.folder / "data/images.zip") as archive:
         image = tmp_path / archive.ids[0]
-        image.write_bytes(archive.content(archive.ids[0]))
+        image.write_bytes(archive.read(archive.ids[0]))
     monkeypatch.chdir(clone.folder)  # `showtell caption` looks for model and weights here
     caption.main([image])
     assert re.fullmatch(rf"{image}\s+\w+( \w+)*\n", capsys.readouterr().out)

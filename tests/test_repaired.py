@@ -1,4 +1,4 @@
-"""An extraction goes on where images were repaired, removed or added since."""
+"""An extraction resumes after images were repaired, removed or added."""
 
 import logging
 import re
@@ -16,17 +16,19 @@ from tests.conftest import Artifacts, make_zip, write_params
 
 
 def archive_of(tiny: Artifacts, path: Path, **changed: bytes | None) -> Path:
-    """Sixteen images; None leaves one out."""
+    """Write a zip of sixteen images; `changed` replaces some, or removes them with None."""
     with ImageArchive(tiny.images) as archive:
-        images = {f"p{n:02}": archive.content(one) for n, one in enumerate(archive.ids[:16])}
-    whole = {**images, **changed}
-    return make_zip(path, {f"{name}.jpg": one for name, one in whole.items() if one is not None})
+        images = {f"p{n:02}": archive.read(image_id) for n, image_id in enumerate(archive.ids[:16])}
+    members = {**images, **changed}
+    return make_zip(
+        path, {f"{name}.jpg": image for name, image in members.items() if image is not None}
+    )
 
 
 @pytest.mark.parametrize(
-    ("ended", "changed", "kept"),
+    ("finished", "changed", "kept"),
     [
-        (False, {"p11": "another"}, 8),  # of whole batches of 4
+        (False, {"p11": "another"}, 8),  # whole batches of 4
         (False, {"p11": None, "p16 is longer than the others": "another"}, 8),
         (False, {"a": "another", "p11": None}, 0),
         (True, {"p05": "another", "p11": None}, 4),
@@ -34,32 +36,33 @@ def archive_of(tiny: Artifacts, path: Path, **changed: bytes | None) -> Path:
     ],
     ids=str,
 )
-def test_an_extraction_goes_on_before_the_first_image_that_has_changed(
+def test_an_extraction_resumes_before_the_first_changed_image(
     tiny: Artifacts,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    ended: bool,
+    finished: bool,
     changed: dict[str, str | None],
     kept: int,
 ) -> None:
-    """A bad one that is repaired or removed costs no more than what came behind it."""
+    """Repairing or removing a bad image costs only the features after it."""
     caplog.set_level(logging.INFO)
     config = load_params(
         write_params(tmp_path / "params.yaml", extract={"batch_size": 4}), ExtractConfig
     )
     with ImageArchive(tiny.images) as archive:
-        another = archive.content(archive.ids[-1])
-    out, bad = tmp_path / "features.h5", {} if ended else {"p11": b"no image"}
+        another = archive.read(archive.ids[-1])
+    out, bad = tmp_path / "features.h5", {} if finished else {"p11": b"no image"}
     before = archive_of(tiny, tmp_path / "before.zip", **bad)
-    with nullcontext() if ended else pytest.raises(InputError, match=r"p11\.jpg in .* is no pict"):
+    error = pytest.raises(InputError, match=r"p11\.jpg in .* is not an image")
+    with nullcontext() if finished else error:
         extract(before, tiny.backbone, out, config)
-    held = out.read_bytes() if ended else b""
-    if ended:  # another name of the same file, as DVC's cache may have
+    cached = out.read_bytes() if finished else b""
+    if finished:  # another link of the same file, as in DVC's cache
         (tmp_path / "cache").hardlink_to(out)
     repaired = {name: one and another for name, one in changed.items()}
     after = archive_of(tiny, tmp_path / "after.zip", **repaired)
     extract(after, tiny.backbone, out, config)
-    assert re.search(rf"other images than before: {kept} of \d+ rows are still", caplog.text)
-    extract(after, tiny.backbone, tmp_path / "afresh.h5", config)
-    assert out.read_bytes() == (tmp_path / "afresh.h5").read_bytes()
-    assert not ended or (tmp_path / "cache").read_bytes() == held
+    assert re.search(rf"the images have changed: reusing {kept} of \d+ rows", caplog.text)
+    extract(after, tiny.backbone, tmp_path / "fresh.h5", config)
+    assert out.read_bytes() == (tmp_path / "fresh.h5").read_bytes()
+    assert not finished or (tmp_path / "cache").read_bytes() == cached

@@ -127,7 +127,7 @@ def test_a_failing_stage_says_why_in_one_line_and_keeps_what_was_made(
     result = repository.try_to("dvc", "repro", CUDA_VISIBLE_DEVICES="")
     repository.write()
     assert result.returncode != 0
-    assert "error: params ask for device 'cuda'" in result.stderr
+    assert "error: params set device: cuda" in result.stderr
     assert "Traceback" not in result.stderr
     assert (repository.folder / "reports/metrics.json").read_bytes() == model
     assert repository.repro() <= {"evaluate"}

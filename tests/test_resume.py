@@ -1,4 +1,4 @@
-"""A training that was killed goes on where it stood and ends with the same bytes."""
+"""A killed run resumes from its checkpoint and ends with the same bytes."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ OUTS = ("model.safetensors", "history.csv")
 
 
 class Killed(BaseException):
-    """What no handler in between may catch, as none catches SIGKILL."""
+    """Stands for SIGKILL, so no handler may catch it."""
 
 
 def training(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
@@ -48,7 +48,7 @@ def self_critical(tiny: Artifacts, folder: Path, **changes: Any) -> Run:
 
 
 def killed_at(save: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run until this save of a checkpoint is on the disk, and no further."""
+    """Run until this save of a checkpoint is on the disk."""
     saves, really = 0, Checkpoint.save
 
     def count(self: Checkpoint, *state: Any) -> None:
@@ -70,7 +70,7 @@ def outs_of(folder: Path) -> list[bytes]:
 
 @pytest.fixture(scope="module", params=["train", "averaged", "sampled", "scst", "scst averaged"])
 def case(request: pytest.FixtureRequest, tiny: Artifacts, tmp_path_factory: Any) -> Any:
-    """How to run it in a folder, and what comes of it uninterrupted."""
+    """A function that creates the run in a folder, and the outputs of an uninterrupted run."""
     make: Callable[..., Run] = training if not request.param.startswith("scst") else self_critical
     changes = {
         "averaged": {"ema_decay": 0.9, "word_dropout": 0.2, "rnn_type": "gru"},
@@ -91,43 +91,48 @@ def test_the_same_bytes_wherever_it_was_killed(
     run = make(tmp_path)
     for save in saves:
         killed_at(save, run, monkeypatch)
-        for name in OUTS:  # as DVC does before it runs a stage
+        for name in OUTS:  # DVC does so before it runs a stage
             (tmp_path / name).unlink(missing_ok=True)
     run()
     assert outs_of(tmp_path) == whole
     discard_if_complete(tmp_path / OUTS[0])
-    assert not list(tmp_path.glob(".*"))  # and nothing is left over
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_killed_after_the_last_epoch_only_the_end_is_missing(
-    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_killed_after_its_last_epoch_finishes(
+    tiny: Artifacts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     whole = tmp_path / "whole"
     whole.mkdir()
     training(tiny, whole)()
-    steps = 3 * 13 + 3  # 200 captions in batches of 16, and a save an epoch
+    # Per epoch, one save after each of 13 steps, one after all of them, one after validation.
     run = training(tiny, tmp_path)
-    killed_at(steps, run, monkeypatch)
+    killed_at(3 * (13 + 2), run, monkeypatch)
     (tmp_path / OUTS[0]).unlink()
     run()
+    assert "resuming an interrupted run after epoch 3" in caplog.text
     assert outs_of(tmp_path) == outs_of(whole)
 
 
-@pytest.mark.parametrize("found", ["cut", "another's", "none"])
-def test_what_is_handed_out_is_this_runs_best_whatever_lay_there(
-    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+@pytest.mark.parametrize("existing", ["truncated", "another's", "none"])
+def test_the_output_is_the_best_model_of_this_run(
+    tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: str
 ) -> None:
-    """The first epoch is the best: the model is not written again after the interruption."""
+    """The first epoch is the best, so the model is not written again after the kill."""
     whole = tmp_path / "whole"
     whole.mkdir()
-    keys = {"epochs": 3, "learning_rate": 1e-9}  # nothing is learnt, so the first epoch stays best
+    keys = {"epochs": 3, "learning_rate": 1e-9}  # too low to improve on the first epoch
     training(tiny, whole, **keys)()
     run = training(tiny, tmp_path, **keys)
     killed_at(20, run, monkeypatch)
     model = tmp_path / OUTS[0]
-    if found == "another's":
+    if existing == "another's":
         model.write_bytes(tiny.model.read_bytes())
-    elif found == "cut":
+    elif existing == "truncated":
         model.write_bytes(model.read_bytes()[:1000])
     else:
         model.unlink()
@@ -136,7 +141,7 @@ def test_what_is_handed_out_is_this_runs_best_whatever_lay_there(
 
 
 @pytest.mark.parametrize("what", ["params", "inputs", "code", "damage", "best"])
-def test_it_starts_afresh_and_says_so_where_anything_differs(
+def test_a_run_starts_over_and_logs_it_if_anything_differs(
     tiny: Artifacts,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -161,11 +166,11 @@ def test_it_starts_afresh_and_says_so_where_anything_differs(
     elif what == "code":
         monkeypatch.setattr("pipeline.runtime.checkpoint.code_digest", lambda stage: "other")
     else:
-        named = "state" if what == "damage" else "best-*"
-        (saved,) = (tmp_path / ".model.safetensors.resume").glob(f"{named}.safetensors")
+        name = "state" if what == "damage" else "best-*"
+        (saved,) = (tmp_path / ".model.safetensors.resume").glob(f"{name}.safetensors")
         if what == "damage":
             saved.write_bytes(saved.read_bytes()[:-7])
-        else:  # a model as whole as ours
+        else:  # a valid model, but not this run's
             tensors, header = read_tensors(tiny.model)
             write_tensors(saved, tensors, header | {"split_digest": "another's"})
     train(*inputs, *outs, config)
@@ -173,7 +178,7 @@ def test_it_starts_afresh_and_says_so_where_anything_differs(
     assert "resuming" not in caplog.text
 
 
-def test_how_much_may_be_lost_is_a_param(
+def test_the_save_interval_is_a_param(
     tiny: Artifacts,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,13 +186,13 @@ def test_how_much_may_be_lost_is_a_param(
 ) -> None:
     caplog.set_level(logging.INFO)
     run = training(tiny, tmp_path, checkpoint_seconds=3600.0)
-    killed_at(1, run, monkeypatch)  # not within an epoch: at its end
+    killed_at(2, run, monkeypatch)  # after the epoch's steps, and after its validation
     run()
     assert "resuming an interrupted run after epoch 1" in caplog.text
 
 
-# Whoever ran a stage, DVC say, may be killed before it has noted that the stage ended. It takes the
-# outputs away then, and runs the stage again.
+# DVC may be killed before it records that a stage finished. Then it deletes the outputs and reruns
+# the stage.
 
 
 def extraction(tiny: Artifacts, folder: Path) -> Run:
@@ -196,7 +201,7 @@ def extraction(tiny: Artifacts, folder: Path) -> Run:
 
 
 def nothing_to_do(_: Any, left: Any, *__: Any) -> Iterator[Any]:
-    assert not left, "it is done again"
+    assert not left, "features are extracted again"
     return iter(())
 
 
@@ -207,20 +212,20 @@ STAGES: dict[str, tuple[Callable[..., Run], tuple[str, ...], str]] = {
 }
 
 
-def ended(tiny: Artifacts, folder: Path, stage: str) -> tuple[Run, list[Path], list[bytes]]:
-    """How to run it again, where its outputs stood, and what they were."""
+def finish(tiny: Artifacts, folder: Path, stage: str) -> tuple[Run, list[Path], list[bytes]]:
+    """Finish a run and delete its outputs; return the run, and the outputs' paths and content."""
     make, names, _ = STAGES[stage]
     run, outs = make(tiny, folder), [folder / name for name in names]
     run()
-    made = [path.read_bytes() for path in outs]
-    outs[0].chmod(0o444)  # as DVC's cache has it, which may be the same file
+    content = [path.read_bytes() for path in outs]
+    outs[0].chmod(0o444)  # as in DVC's cache, which may hold the same file
     for path in outs:
         path.unlink()
-    return run, outs, made
+    return run, outs, content
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_has_ended_is_not_done_again_where_nobody_noted_that(
+def test_a_finished_run_that_dvc_did_not_record_is_not_repeated(
     tiny: Artifacts,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -228,54 +233,56 @@ def test_what_has_ended_is_not_done_again_where_nobody_noted_that(
     stage: str,
 ) -> None:
     caplog.set_level(logging.INFO)
-    run, outs, made = ended(tiny, tmp_path, stage)
+    run, outs, content = finish(tiny, tmp_path, stage)
     for _ in range(2):
         caplog.clear()
         with monkeypatch.context() as patched:
             patched.setattr(STAGES[stage][2], nothing_to_do)
             run()
-        assert [path.read_bytes() for path in outs] == made
+        assert [path.read_bytes() for path in outs] == content
         assert "this exact run already finished" in caplog.text
         for path in outs:
             path.unlink()
     discard_if_complete(outs[0])
     caplog.clear()
-    run()  # really
-    assert [path.read_bytes() for path in outs] == made
+    run()  # in full
+    assert [path.read_bytes() for path in outs] == content
     assert "already finished" not in caplog.text
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("rot", ["middle", "cut", "gone"])
-def test_what_was_kept_of_an_ended_run_and_has_rotted_is_made_anew(
-    tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str, rot: str
+@pytest.mark.parametrize("damage", ["bit flip", "truncated", "deleted"])
+def test_a_damaged_checkpoint_of_a_finished_run_starts_over(
+    tiny: Artifacts, tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str, damage: str
 ) -> None:
     caplog.set_level(logging.INFO)
-    run, outs, made = ended(tiny, tmp_path, stage)
+    run, outs, content = finish(tiny, tmp_path, stage)
     kept = "rows.h5" if stage == "extract" else "best-*.safetensors"
     (path,) = (tmp_path / f".{outs[0].name}.resume").glob(kept)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
     path.chmod(0o644)
-    if rot == "gone":
+    if damage == "deleted":
         path.unlink()
     else:
-        path.write_bytes(content if rot == "middle" else content[:-100])
+        path.write_bytes(damaged if damage == "bit flip" else damaged[:-100])
     run()
-    assert [path.read_bytes() for path in outs] == made
+    assert [path.read_bytes() for path in outs] == content
     assert "starting over" in caplog.text
 
 
-def test_who_reads_an_output_ends_what_is_kept_of_it(tiny: Artifacts, tmp_path: Path) -> None:
+def test_the_stage_that_reads_an_output_discards_its_checkpoint(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
     extraction(tiny, tmp_path)()
-    kept = tmp_path / ".features.h5.resume"
-    assert kept.exists()
-    learn = load_params(write_params(tmp_path / "params.yaml", train={"epochs": 1}), TrainConfig)
+    checkpoint = tmp_path / ".features.h5.resume"
+    assert checkpoint.exists()
+    config = load_params(write_params(tmp_path / "params.yaml", train={"epochs": 1}), TrainConfig)
     outs = [tmp_path / name for name in OUTS]
-    train(tmp_path / "features.h5", tiny.table, tiny.vocabulary, *outs, learn)
-    assert not kept.exists()
-    kept = tmp_path / f".{OUTS[0]}.resume"
-    assert kept.exists()
-    config = load_params(write_params(tmp_path / "params.yaml"), EvaluateConfig)
-    tiny.evaluate(config, tmp_path / "reports", model=outs[0], features=tmp_path / "features.h5")
-    assert not kept.exists()
+    train(tmp_path / "features.h5", tiny.table, tiny.vocabulary, *outs, config)
+    assert not checkpoint.exists()
+    checkpoint = tmp_path / f".{OUTS[0]}.resume"
+    assert checkpoint.exists()
+    settings = load_params(write_params(tmp_path / "params.yaml"), EvaluateConfig)
+    tiny.evaluate(settings, tmp_path / "reports", model=outs[0], features=tmp_path / "features.h5")
+    assert not checkpoint.exists()

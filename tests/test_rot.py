@@ -1,7 +1,6 @@
-"""Files that rot, are cut, mistaken for one another or come from elsewhere.
+"""Artifacts that are damaged, swapped, or of another run.
 
-Whatever is done to an artifact, the stage that reads it says so in one line, or its result is the
-one of the whole file; never another score.
+The stage that reads such a file reports it in one line, or its result does not change.
 """
 
 import random
@@ -14,8 +13,8 @@ import pytest
 from pipeline.evaluation.reports import ReportFiles
 from tests.conftest import Artifacts, command, make_tiny, make_world, one_line, write_params
 
-# The inputs of every stage but `download` and `backbone`: what stands for each in `Artifacts`, and
-# the option that names it, or the folder that it lies in.
+# The inputs of every stage but `download` and `backbone`: the attribute of `Artifacts`, and the
+# option for the file or its folder.
 TABLE = {"table": "captions", "info": "captions"}
 INPUTS: dict[str, dict[str, str]] = {
     "prepare": {"text": "text"},
@@ -51,48 +50,46 @@ def path_of(made: Artifacts, stage: str, name: str) -> Path:
     return path
 
 
-def flip(content: bytes, rng: random.Random) -> bytes:
-    place = rng.randrange(len(content))
-    return bytes(
-        [*content[:place], content[place] ^ (1 << rng.randrange(8)), *content[place + 1 :]]
-    )
+Damage = Callable[[bytes, random.Random], bytes]
 
 
-def cut(content: bytes, rng: random.Random) -> bytes:
+def flip_bit(content: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(content)
+    changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def truncate(content: bytes, rng: random.Random) -> bytes:
     return content[: rng.randrange(len(content))]
 
 
-def blank(content: bytes, rng: random.Random) -> bytes:
-    """A block of the disk that came back as zeros."""
+def zero_block(content: bytes, rng: random.Random) -> bytes:
     begin = rng.randrange(len(content))
     end = min(len(content), begin + 512)
     return content[:begin] + bytes(end - begin) + content[end:]
 
 
-def turned(content: bytes, rng: random.Random) -> bytes:
-    """Two neighbouring bytes have changed places."""
-    place = rng.randrange(len(content) - 1)
-    return content[:place] + content[place : place + 2][::-1] + content[place + 2 :]
+def swap_bytes(content: bytes, rng: random.Random) -> bytes:
+    begin = rng.randrange(len(content) - 1)
+    return content[:begin] + content[begin : begin + 2][::-1] + content[begin + 2 :]
 
 
-def nothing(content: bytes, rng: random.Random) -> bytes:
+def empty(content: bytes, rng: random.Random) -> bytes:
     return b""
 
 
-DAMAGE: tuple[Callable[[bytes, random.Random], bytes], ...] = (
-    *(flip, flip, cut, blank, turned, nothing),
-)
+DAMAGES: tuple[Damage, ...] = (flip_bit, flip_bit, truncate, zero_block, swap_bytes, empty)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    """What another data set's stages made: the like of every artifact, and none of them fits."""
+    """The artifacts of another data set."""
     return make_tiny(make_world(tmp_path_factory.mktemp("other"), seed=2))
 
 
 @pytest.fixture(scope="module")
 def whole(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
-    """What every stage makes of whole files."""
+    """The outputs of every stage for intact inputs."""
     folder = tmp_path_factory.mktemp("whole")
     return {stage: run(tiny, stage, folder / stage)[1] for stage in INPUTS}
 
@@ -100,7 +97,7 @@ def whole(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def run(
     made: Artifacts, stage: str, folder: Path, **changed: Path
 ) -> tuple[str | None, list[bytes]]:
-    """The line that a stage ends with, if it fails, and what it has made."""
+    """Run a stage; return its error line, if it fails, and its outputs."""
     folder.mkdir()
     params = write_params(folder / "params.yaml")
     options: dict[str, Path] = {"params": params}
@@ -123,28 +120,27 @@ def run(
 
 
 @pytest.mark.parametrize(("stage", "option"), READ)
-def test_damage_is_said_or_does_no_harm(
+def test_damage_is_reported_or_harmless(
     tiny: Artifacts, whole: dict[str, list[bytes]], tmp_path: Path, stage: str, option: str
 ) -> None:
     rng = random.Random(f"{stage} {option}")
     source = path_of(tiny, stage, option)
-    for number, damage in enumerate(DAMAGE):
-        broken = tmp_path / f"{number}-{source.name}"
-        broken.write_bytes(damage(source.read_bytes(), rng))
-        line, made = run(tiny, stage, tmp_path / f"{number}", **{option: broken})
-        if line is None and (stage, option) not in UNREAD:
-            assert made == whole[stage], f"{damage.__name__} of {source.name} changed the result"
+    for number, damage in enumerate(DAMAGES):
+        damaged = tmp_path / f"{number}-{source.name}"
+        damaged.write_bytes(damage(source.read_bytes(), rng))
+        line, outs = run(tiny, stage, tmp_path / f"{number}", **{option: damaged})
+        if line is None and (stage, option) not in UNVERIFIED:
+            assert outs == whole[stage], f"{damage.__name__} of {source.name} changed the result"
         elif line is not None:
-            assert not made, f"{damage.__name__} of {source.name}: {line}"
+            assert not outs, f"{damage.__name__} of {source.name}: {line}"
 
 
-# Curves and lengths are drawn as they stand in git, and of the model only the digest is shown: no
-# score is read from them.
-UNREAD = [("report", name) for name in ("history", "scst", "lengths", "model")]
+# The report draws curves and lengths without a check, and shows only the digest of the model.
+UNVERIFIED = [("report", name) for name in ("history", "scst", "lengths", "model")]
 
 
 @pytest.mark.parametrize(("stage", "option"), READ)
-def test_a_file_in_the_place_of_another_is_said(
+def test_a_file_of_another_kind_is_reported(
     tiny: Artifacts, tmp_path: Path, stage: str, option: str
 ) -> None:
     own = path_of(tiny, stage, option)
@@ -156,26 +152,26 @@ def test_a_file_in_the_place_of_another_is_said(
         same_kind = {own, wrong} <= {tiny.model, tiny.trained}
         if wrong == own or same_kind or wrong.read_bytes() == own.read_bytes():
             continue
-        taken = tmp_path / f"{number}-{own.name}"
-        shutil.copyfile(wrong, taken)
-        line, made = run(tiny, stage, tmp_path / f"{number}", **{option: taken})
-        # The report takes any file as the model, of which it shows the digest.
+        copy = tmp_path / f"{number}-{own.name}"
+        shutil.copyfile(wrong, copy)
+        line, outs = run(tiny, stage, tmp_path / f"{number}", **{option: copy})
+        # The report accepts any file as the model; it shows only its digest.
         if (stage, option) != ("report", "model"):
-            assert line is not None, f"{wrong.name} was taken for {own.name}"
-            assert not made
+            assert line is not None, f"{wrong.name} was accepted as {own.name}"
+            assert not outs
 
 
 @pytest.mark.parametrize(("stage", "option"), READ)
-def test_a_folder_in_the_place_of_a_file_is_said(
+def test_a_folder_instead_of_a_file_is_reported(
     tiny: Artifacts, tmp_path: Path, stage: str, option: str
 ) -> None:
     (tmp_path / "folder").mkdir()
-    line, made = run(tiny, stage, tmp_path / "out", **{option: tmp_path / "folder"})
+    line, outs = run(tiny, stage, tmp_path / "out", **{option: tmp_path / "folder"})
     assert line is not None
-    assert not made
+    assert not outs
 
 
-# What tells that it is of another run: the images' names, the table's digest, the split's.
+# Inputs with a reference to their run: image ids, or the digest of the table or the split.
 SWAPPED = [
     ("vocab", "info"),
     *(("train", name) for name in ("features", "table", "info", "vocabulary")),
@@ -186,10 +182,9 @@ SWAPPED = [
 
 
 @pytest.mark.parametrize(("stage", "option"), SWAPPED)
-def test_the_like_of_it_from_another_run_is_said(
+def test_a_file_of_another_run_is_reported(
     tiny: Artifacts, other: Artifacts, tmp_path: Path, stage: str, option: str
 ) -> None:
-    theirs = path_of(other, stage, option)
-    line, made = run(tiny, stage, tmp_path / "out", **{option: theirs})
+    line, outs = run(tiny, stage, tmp_path / "out", **{option: path_of(other, stage, option)})
     assert line is not None
-    assert not made
+    assert not outs

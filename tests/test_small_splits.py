@@ -38,7 +38,7 @@ def test_the_sizes_of_the_splits_are_logged(
 ) -> None:
     caplog.set_level(logging.INFO)
     table_of(tmp_path, "a.jpg#0\tA cat\na.jpg#1\tCats\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
-    assert "4 captions of 3 images: 1 to learn from, 1 in val, 1 in test" in caplog.messages
+    assert "4 captions of 3 images: 1 in train, 1 in val, 1 in test" in caplog.messages
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

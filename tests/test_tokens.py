@@ -1,4 +1,4 @@
-"""One tokeniser: coco-caption's tokens, without its Java."""
+"""The tokeniser: coco-caption's tokens, without its Java."""
 
 import unicodedata
 
@@ -48,27 +48,27 @@ def test_tokenizing_tokens_changes_nothing() -> None:
         assert tokenize(" ".join(tokens)) == tokens
 
 
-def test_tokens_are_those_of_coco_captions_own_tokeniser() -> None:
-    """Of captions with all that people write; the table has what Stanford's program made of it."""
+def test_hard_captions_have_the_tokens_of_coco_caption() -> None:
+    """The table has the output of Stanford's program."""
     table = read_table()
     assert [caption for caption, _ in table] == hard_captions()
     assert len(table) > 1500
-    differ = {caption for caption, tokens in table if tokenize(caption) != tokens}
-    assert differ == set(DIFFERENT)
+    different = {caption for caption, tokens in table if tokenize(caption) != tokens}
+    assert different == set(DIFFERENT)
 
 
-def test_letters_are_composed() -> None:
+def test_unicode_is_composed() -> None:
     assert (
         tokenize(unicodedata.normalize("NFD", "Ein Café im Grünen")) == "ein café im grünen".split()
     )
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Flickr8k in ../shared")
-def test_all_of_flickr8k_has_coco_captions_own_tokens() -> None:
-    """The digest is what `python -m tests.hard_captions Flickr8k_text.zip` prints, by Java."""
+def test_all_of_flickr8k_has_the_tokens_of_coco_caption() -> None:
+    """`python -m tests.hard_captions Flickr8k_text.zip` prints the digest, from Java."""
     archive = read_text_archive(SHARED / "flickr8k/Flickr8k_text.zip")
-    every = [caption for captions in archive.captions.values() for caption in captions]
-    assert digest(map(tokenize, every)) == FLICKR8K
+    captions = [caption for captions in archive.captions.values() for caption in captions]
+    assert digest(map(tokenize, captions)) == FLICKR8K
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Flickr8k in ../shared")

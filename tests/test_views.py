@@ -1,4 +1,4 @@
-"""Several views of an image, side by side in one cache: CNNs, sizes, and mirror images."""
+"""Several views of an image in one cache: CNNs, sizes, and mirror images."""
 
 import io
 import json
@@ -28,7 +28,7 @@ GRID = {"extract": {"layer": "grid"}, "train": {"decoder": "spatial_attention", 
 def features(
     images: Path, backbone: Path, folder: Path, name: str = "some", **changes: Any
 ) -> np.ndarray:
-    """float32 features under these extract params."""
+    """Extract float32 features with these params."""
     groups: dict[str, dict[str, Any]] = {"train": GRID["train"]} if "layer" in changes else {}
     extraction = {"dtype": "float32", **changes}
     params = write_params(folder / f"{name}.yaml", extract=extraction, **groups)
@@ -38,8 +38,8 @@ def features(
 
 
 @pytest.fixture(scope="module")
-def mirror_world(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images of the little world, mirrored; as PNG, for JPEG would not keep them."""
+def mirror_zips(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of the tiny data set and their mirror images; as PNG, which is lossless."""
     folder = tmp_path_factory.mktemp("mirror")
     with (
         ImageArchive(tiny.images) as images,
@@ -47,11 +47,11 @@ def mirror_world(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> P
         zipfile.ZipFile(folder / "mirrored.zip", "w") as mirrored,
     ):
         for image_id in images.ids[:8]:
-            image = Image.open(io.BytesIO(images.content(image_id)))
-            for archive, shown in ((plain, image), (mirrored, ImageOps.mirror(image))):
-                content = io.BytesIO()
-                shown.save(content, "PNG")
-                archive.writestr(f"{Path(image_id).stem}.png", content.getvalue())
+            image = Image.open(io.BytesIO(images.read(image_id)))
+            for archive, version in ((plain, image), (mirrored, ImageOps.mirror(image))):
+                file = io.BytesIO()
+                version.save(file, "PNG")
+                archive.writestr(f"{Path(image_id).stem}.png", file.getvalue())
     return folder
 
 
@@ -63,20 +63,20 @@ def two_cnns(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "two.safetensors"
 
 
-def test_vectors_of_all_sizes_lie_end_to_end(tiny: Artifacts, tmp_path: Path) -> None:
+def test_vectors_of_all_sizes_are_concatenated(tiny: Artifacts, tmp_path: Path) -> None:
     both = features(tiny.images, tiny.backbone, tmp_path, "both", image_size=[64, 96])
     for part, size in ((both[:, :1024], 64), (both[:, 1024:], 96)):
         alone = features(tiny.images, tiny.backbone, tmp_path, "alone", image_size=size)
         np.testing.assert_allclose(part, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_null_among_the_sizes_is_the_weights_own(tiny: Artifacts, tmp_path: Path) -> None:
+def test_null_stands_for_the_size_of_the_weights(tiny: Artifacts, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", extract={"image_size": [None, 96]})
     recipe = make_recipe(read_backbones(tiny.backbone), load_params(params, ExtractConfig))
     assert [view.preprocessing.size for view in recipe.views] == [224, 96]
 
 
-def test_vectors_of_all_cnns_lie_end_to_end(
+def test_vectors_of_all_cnns_are_concatenated(
     tiny: Artifacts, two_cnns: Path, tmp_path: Path
 ) -> None:
     both = features(tiny.images, two_cnns, tmp_path)
@@ -85,30 +85,30 @@ def test_vectors_of_all_cnns_lie_end_to_end(
     np.testing.assert_allclose(both[:, :1024], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_mirrored_vectors_are_the_mean_of_both(
-    tiny: Artifacts, mirror_world: Path, tmp_path: Path
+def test_with_hflip_vectors_are_the_mean_of_both_orientations(
+    tiny: Artifacts, mirror_zips: Path, tmp_path: Path
 ) -> None:
     plain, mirrored = (
-        features(mirror_world / f"{name}.zip", tiny.backbone, tmp_path, name)
+        features(mirror_zips / f"{name}.zip", tiny.backbone, tmp_path, name)
         for name in ("plain", "mirrored")
     )
     assert np.abs(plain - mirrored).max() > 0.05
-    mean = features(mirror_world / "plain.zip", tiny.backbone, tmp_path, hflip=True)
+    mean = features(mirror_zips / "plain.zip", tiny.backbone, tmp_path, hflip=True)
     np.testing.assert_allclose(mean, (plain + mirrored) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_a_mirrored_cell_is_where_it_is_in_the_image(
-    tiny: Artifacts, mirror_world: Path, tmp_path: Path
+def test_with_hflip_mirrored_cells_are_unmirrored(
+    tiny: Artifacts, mirror_zips: Path, tmp_path: Path
 ) -> None:
     plain, mirrored = (
-        features(mirror_world / f"{name}.zip", tiny.backbone, tmp_path, name, layer="grid")
+        features(mirror_zips / f"{name}.zip", tiny.backbone, tmp_path, name, layer="grid")
         for name in ("plain", "mirrored")
     )
-    mean = features(mirror_world / "plain.zip", tiny.backbone, tmp_path, layer="grid", hflip=True)
+    mean = features(mirror_zips / "plain.zip", tiny.backbone, tmp_path, layer="grid", hflip=True)
     np.testing.assert_allclose(mean, (plain + mirrored[:, :, ::-1]) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_grids_of_other_sizes_are_averaged_into_the_first_ones_cells(
+def test_grids_of_other_sizes_are_pooled_to_the_size_of_the_first(
     tiny: Artifacts, tmp_path: Path
 ) -> None:
     both = features(
@@ -122,7 +122,7 @@ def test_grids_of_other_sizes_are_averaged_into_the_first_ones_cells(
     np.testing.assert_allclose(both[..., 1024:], means, rtol=1e-4, atol=1e-5)
 
 
-def test_cells_says_how_many_a_side(tiny: Artifacts, tmp_path: Path) -> None:
+def test_grid_size_is_the_number_of_cells_per_side(tiny: Artifacts, tmp_path: Path) -> None:
     grid = features(tiny.images, tiny.backbone, tmp_path, layer="grid", image_size=128, grid_size=3)
     assert grid.shape == (62, 3, 3, 1024)
 
@@ -137,10 +137,10 @@ def test_on_a_cpu_larger_images_come_in_smaller_batches(tiny: Artifacts, tmp_pat
 
 
 @pytest.mark.parametrize("layer", ["pooled", "grid"])
-def test_photos_are_seen_as_the_cache_was_made(
+def test_captioning_photos_uses_the_recipe_of_the_cache(
     tiny: Artifacts, two_cnns: Path, tmp_path: Path, layer: str
 ) -> None:
-    """Two CNNs, two sizes, mirrored: `showtell caption` says what `evaluate` said."""
+    """With two CNNs, two sizes and hflip, `showtell caption` agrees with `evaluate`."""
     groups = {"train": {"epochs": 1}} if layer == "pooled" else GRID
     views = {"layer": layer, "image_size": [64, 96], "hflip": True}
     params = write_params(tmp_path / "params.yaml", **{**groups, "extract": views})
@@ -156,21 +156,24 @@ def test_photos_are_seen_as_the_cache_was_made(
     table_info = json.loads((out / "metrics.json").read_text())["meta"][0]["features"]
     assert "squeezenet1_1 (random:0, UNTRAINED) at 96 px" in table_info
     assert "mirrored" in table_info
-    evaluated = json.loads((out / "captions.json").read_text())
-    theirs = {one["image_id"]: one["caption"] for one in evaluated}
+    expected = captions_by_id((out / "captions.json").read_text())
     photos = tmp_path / "photos"
     photos.mkdir()
     with zipfile.ZipFile(tiny.images) as archive:
         for member in archive.namelist():
-            if Path(member).name in theirs:
+            if Path(member).name in expected:
                 (photos / Path(member).name).write_bytes(archive.read(member))
     options = ("--beam-size", 2, "--max-length", 12, "--json", "--device", "cpu")
     result = command("caption", photos, "--model", model, "--backbone", two_cnns, *options)
-    ours = {one["image_id"]: one["caption"] for one in json.loads(result.stdout)}
-    assert sum(ours[key] == theirs[key] for key in theirs) >= len(theirs) - 1
+    captions = captions_by_id(result.stdout)
+    assert sum(captions[key] == expected[key] for key in expected) >= len(expected) - 1
 
 
-def test_one_cnn_too_few_is_said(tiny: Artifacts, two_cnns: Path, tmp_path: Path) -> None:
+def captions_by_id(text: str) -> dict[str, str]:
+    return {entry["image_id"]: entry["caption"] for entry in json.loads(text)}
+
+
+def test_a_missing_cnn_is_reported(tiny: Artifacts, two_cnns: Path, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", train={"epochs": 1})
     cache, model = tmp_path / "f.h5", tmp_path / "model.safetensors"
     extract(tiny.images, two_cnns, cache, load_params(params, ExtractConfig))

@@ -1,4 +1,4 @@
-"""The vocabulary: from the training captions alone, in a stable order."""
+"""The vocabulary: of the training captions only, in a stable order."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from pipeline.runtime.files import write_checked_json
 from pipeline.stages.vocab import make_vocabulary
 
 
-def made(folder: Path, min_count: int) -> list[str]:
+def words_of(folder: Path, min_count: int) -> list[str]:
     rows = [
         ("a.jpg", "train", "", ["b", "a", "c", "<unk>"]),
         ("a.jpg", "train", "", ["b", "a", "d"]),
@@ -30,26 +30,26 @@ def made(folder: Path, min_count: int) -> list[str]:
     return json.loads((folder / "vocabulary.json").read_text())["words"]
 
 
-def test_frequent_words_first_ties_by_the_alphabet(tmp_path: Path) -> None:
-    assert made(tmp_path, 1) == [*SPECIAL, "a", "b", "c", "d"]
-    assert made(tmp_path, 2) == [*SPECIAL, "a", "b"]
+def test_words_are_sorted_by_frequency_then_alphabet(tmp_path: Path) -> None:
+    assert words_of(tmp_path, 1) == [*SPECIAL, "a", "b", "c", "d"]
+    assert words_of(tmp_path, 2) == [*SPECIAL, "a", "b"]
 
 
 def test_words_of_val_and_test_are_unknown(tmp_path: Path) -> None:
-    made(tmp_path, 1)
+    words_of(tmp_path, 1)
     digest = read_info(tmp_path / "captions.csv").table_digest
     vocabulary = read_vocabulary(tmp_path / "vocabulary.json", digest)
     assert vocabulary.encode(["a", "x", "y"]) == [4, UNK, UNK]
     assert vocabulary.decode([PAD, START, END, UNK]) == list(SPECIAL)
 
 
-def test_too_high_a_count_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no word is seen 9 times; lower vocab\.min_count"):
-        made(tmp_path, 9)
+def test_too_high_a_min_count_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no word occurs 9 times; lower vocab\.min_count"):
+        words_of(tmp_path, 9)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"words": 3}'])
-def test_no_vocabulary_is_said(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_a_vocabulary_is_reported(tmp_path: Path, content: str) -> None:
     path = tmp_path / "vocabulary.json"
     path.write_text(content)
     with pytest.raises(InputError, match=r"vocabulary\.json.*run 'dvc repro'"):
@@ -57,14 +57,14 @@ def test_no_vocabulary_is_said(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("words", [None, 3, ["a"], [*SPECIAL, "a", "a"], [*SPECIAL, 5]], ids=str)
-def test_words_that_are_no_vocabulary_are_said(tmp_path: Path, words: Any) -> None:
+def test_invalid_words_are_reported(tmp_path: Path, words: Any) -> None:
     path = tmp_path / "vocabulary.json"
     write_checked_json(path, {"words": words})
     with pytest.raises(InputError, match=r"vocabulary\.json.*run 'dvc repro'"):
         read_vocabulary(path, "")
 
 
-def test_the_vocabulary_of_other_captions_is_said(tmp_path: Path) -> None:
-    made(tmp_path, 1)
+def test_the_vocabulary_of_other_captions_is_reported(tmp_path: Path) -> None:
+    words_of(tmp_path, 1)
     with pytest.raises(InputError, match=r"vocabulary of another captions table.*run 'dvc repro'"):
         read_vocabulary(tmp_path / "vocabulary.json", "0" * 16)

@@ -1,8 +1,8 @@
-"""The part of a torchvision classifier that comes before its pooling and its classifier.
+"""Backbones: torchvision's classifiers without their pooling and head.
 
-The trunk of every family gives the last convolutional grid (B, D, H, W). The pooled vector is that
-grid's mean over H and W: for all families but VGG, AlexNet and the vision transformers this is
-what the classifier itself sees.
+A backbone outputs the last convolutional grid (B, D, H, W). The pooled vector is the grid's mean
+over H and W, which is the input of the classifier's own head in all families except VGG, AlexNet
+and the vision transformers.
 """
 
 import difflib
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.runtime.errors import InputError
 
-# Models whose forward is their children one after the other, by class name: the children that
-# come before the pooling.
+# By class name, the children before the pooling, of models whose forward calls them in sequence.
 _CHILDREN = {
     "ResNet": "conv1 bn1 relu maxpool layer1 layer2 layer3 layer4",
     "RegNet": "stem trunk_output",
@@ -45,12 +44,12 @@ class Backbone(nn.Module):
     So its state dict has a subset of the classifier's keys.
     """
 
-    def __init__(self, model: nn.Module, children: Sequence[str], *after: nn.Module) -> None:
+    def __init__(self, model: nn.Module, children: Sequence[str], *post: nn.Module) -> None:
         super().__init__()
         self._order = tuple(children)
         for name in children:
             self.add_module(name, getattr(model, name))
-        self.after = nn.Sequential(*after)  # without weights
+        self.post = nn.Sequential(*post)  # without weights
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S), normalised -> the last grid (B, D, H, W)."""
@@ -59,11 +58,11 @@ class Backbone(nn.Module):
             child = getattr(self, name)
             for module in child if isinstance(child, nn.ModuleList) else [child]:
                 grid = module(grid)
-        return self.after(grid)
+        return self.post(grid)
 
 
-class ViTTrunk(nn.Module):
-    """A vision transformer's patch tokens, laid out as the grid that they came from."""
+class ViTBackbone(nn.Module):
+    """A vision transformer without its head: the patch tokens, as a grid."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -81,31 +80,32 @@ class ViTTrunk(nn.Module):
 
 
 def classifier_names() -> list[str]:
-    """The names of torchvision's image classifiers (quantised copies left out)."""
+    """Return the names of torchvision's image classifiers, except the quantised ones."""
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
 def check_name(name: str) -> None:
-    """
+    """Check that torchvision has an image classifier of this name.
+
     Raises:
-        InputError: torchvision has no image classifier of that name.
+        InputError: it has none.
     """
     if name not in classifier_names():
-        near = difflib.get_close_matches(name, classifier_names(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "for example resnet50"
+        similar = difflib.get_close_matches(name, classifier_names(), n=3)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else "for example resnet50"
         raise InputError(f"torchvision has no image classifier '{name}'; {hint} (backbone.name)")
 
 
-def build_trunk(name: str, input_size: int | None = None) -> nn.Module:
-    """The trunk of a torchvision classifier, with random weights, in eval mode.
+def build_backbone(name: str, input_size: int | None = None) -> nn.Module:
+    """Build the backbone of a torchvision classifier, with random weights, in eval mode.
 
     Args:
         name: as in `torchvision.models.list_models()`.
-        input_size: pixels a side, for the models that are built for one size (vision
+        input_size: the image side in pixels, for models that are built for one size (vision
             transformers, MaxViT); None for the size of their own weights.
 
     Raises:
-        InputError: there is no such classifier, or no trunk is known for its family.
+        InputError: there is no such classifier, or its family is not supported.
     """
     check_name(name)
     builder: Callable[..., Any] = torchvision.models.get_model_builder(name)
@@ -120,52 +120,52 @@ def build_trunk(name: str, input_size: int | None = None) -> nn.Module:
         model = builder(weights=None, **extra)
     except ValueError as error:
         raise InputError(f"{name} cannot be built for {input_size} px: {error}") from None
-    return cut(model, name).eval().requires_grad_(False)
+    return remove_head(model, name).eval().requires_grad_(False)
 
 
-def trunk_for(size: int, name: str, tensors: dict[str, Tensor], own_size: int) -> nn.Module:
-    """The trunk with these weights, for images of `size` pixels a side.
+def load_backbone(size: int, name: str, tensors: dict[str, Tensor], own_size: int) -> nn.Module:
+    """Build a backbone with these weights, for images of `size` x `size` pixels.
 
     Args:
-        own_size: of the images that the weights are made for.
+        own_size: the image side that the weights were trained with.
 
     Raises:
-        InputError: the weights are of another model, or the model cannot take such images.
+        InputError: the weights are of another model, or the model does not support this size.
     """
     check_name(name)
     try:
-        trunk = build_trunk(name, input_size=size)
-        trunk.load_state_dict(tensors)
-        if size < own_size:  # too small a grid shows only when it is computed
+        backbone = build_backbone(name, input_size=size)
+        backbone.load_state_dict(tensors)
+        if size < own_size:  # too small a grid only fails in the forward pass
             with torch.inference_mode():
-                trunk(torch.zeros(1, 3, size, size))
-    except (InputError, RuntimeError, AssertionError) as error:  # torchvision's own kinds
+                backbone(torch.zeros(1, 3, size, size))
+    except (InputError, RuntimeError, AssertionError) as error:  # torchvision raises all of these
         if size == own_size:
             raise InputError(f"the weights do not fit {name} ({error})") from None
-        (least, *_) = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"]
-        from_to = f"{least} px is the least" if size < least < own_size else "use that size"
+        (min_size, *_) = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"]
+        hint = f"the minimum is {min_size} px" if size < min_size < own_size else "use that size"
         raise InputError(
-            f"{name} cannot take images of {size} px, its weights are made for {own_size}; "
-            f"{from_to} (extract.image_size: {own_size}, or null)"
+            f"{name} does not support images of {size} px, its weights are for {own_size}; "
+            f"{hint} (extract.image_size: {own_size}, or null)"
         ) from None
-    return trunk
+    return backbone
 
 
-def cut(model: nn.Module, name: str) -> nn.Module:
-    """Cut a classifier before its pooling."""
+def remove_head(model: nn.Module, name: str) -> nn.Module:
+    """Return the part of a classifier before its pooling."""
     family = type(model).__name__
     if family == "VisionTransformer":
-        return ViTTrunk(model)
+        return ViTBackbone(model)
     if family == "DenseNet":
         return Backbone(model, ["features"], nn.ReLU())
     if family not in _CHILDREN:
         raise InputError(
-            f"no trunk is known for {name} ({family}); known are DenseNet, VisionTransformer, "
-            f"{', '.join(sorted(_CHILDREN))}"
+            f"{name} ({family}) is not supported as a backbone; supported are DenseNet, "
+            f"VisionTransformer, {', '.join(sorted(_CHILDREN))}"
         )
     return Backbone(model, _CHILDREN[family].split())
 
 
-def pool(grid: Tensor) -> Tensor:
-    """The pooled vector (B, D) of a grid (B, D, H, W)."""
+def global_avg_pool(grid: Tensor) -> Tensor:
+    """Return the pooled vector (B, D) of a grid (B, D, H, W)."""
     return grid.mean(dim=(2, 3))

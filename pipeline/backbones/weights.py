@@ -1,4 +1,4 @@
-"""The frozen CNNs' weights as an artifact: trunk tensors, and what they are."""
+"""The file of the frozen CNNs' weights: tensors, and a header that describes them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +14,10 @@ from pipeline.runtime.tensors import read_tensors, tensors_digest, write_tensors
 
 @dataclass(frozen=True)
 class BackboneWeights:
-    """A trunk's weights, by the trunk's own names."""
+    """A backbone's state dict, and where it came from."""
 
     name: str  # torchvision's name of the classifier
-    weights: str  # where they came from: a torchvision name, a file's name, or random:SEED
+    weights: str  # the source: a torchvision name, a file's name, or random:SEED
     preprocessing: Preprocessing
     tensors: dict[str, Tensor]
 
@@ -27,7 +27,7 @@ class BackboneWeights:
 
 
 def write_backbones(path: Path, backbones: Sequence[BackboneWeights]) -> None:
-    """One file of one or several trunks."""
+    """Write one or several backbones to one file."""
     headers: list[dict[str, Any]] = [
         {
             "name": backbone.name,
@@ -45,16 +45,17 @@ def write_backbones(path: Path, backbones: Sequence[BackboneWeights]) -> None:
 
 
 def read_backbones(path: Path) -> list[BackboneWeights]:
-    """
+    """Read what `write_backbones` wrote.
+
     Raises:
-        InputError: the file is absent, damaged, or no backbone.
+        ArtifactError: the file is missing, damaged, or holds no backbones.
     """
     tensors, content = read_tensors(path)
     backbones = []
     try:
         for number, header in enumerate(content["backbones"]):
-            begin = f"{number}."
-            own = {k.removeprefix(begin): v for k, v in tensors.items() if k.startswith(begin)}
+            prefix = f"{number}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             pre = Preprocessing.from_json(header["preprocessing"])
             backbones.append(BackboneWeights(str(header["name"]), str(header["weights"]), pre, own))
     except (KeyError, TypeError, AttributeError):

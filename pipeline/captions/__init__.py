@@ -1,1 +1,1 @@
-"""Captions as tokens: the tokenizer, the table of captions, the vocabulary."""
+"""Captions as tokens: the tokeniser, the table of captions, the vocabulary."""

@@ -18,9 +18,9 @@ from pipeline.runtime.files import atomic_write, read_checked_json, write_checke
 log = logging.getLogger(__name__)
 
 COLUMNS = ["image_id", "split", "caption", "tokens"]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 SPLIT_NAMES = ("train", "val", "test")
-FEW = 10  # images, of which scores say little
+MIN_SPLIT_IMAGES = 10  # below this, scores mean little
 
 # `split_digest` of Flickr8k's own three lists.
 FLICKR8K_SPLIT_DIGEST = "36382357b620f0b7"
@@ -43,15 +43,15 @@ class SplitCaptions:
 
     @property
     def captions(self) -> list[list[str]]:
-        """All captions, of whichever image."""
+        """All captions of all images."""
         return [caption for captions in self.by_image.values() for caption in captions]
 
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What a score must be read with: which split it is, and which tokens."""
+    """What a score depends on: the split and the tokeniser."""
 
-    split: str  # official; lists (the text archive's own); hash, not official (made from the ids)
+    split: str  # official; lists (the text archive's own); or "hash, not official" (from the ids)
     split_digest: str
     tokenizer: str
     table_digest: str  # of the table's bytes
@@ -68,7 +68,7 @@ class CaptionTable:
     info: TableInfo
 
     def split(self, name: str) -> SplitCaptions:
-        """The tokenised captions of one split.
+        """Return the tokenised captions of one split.
 
         Raises:
             InputError: the split has no images.
@@ -83,24 +83,24 @@ class CaptionTable:
 
 
 def split_digest(split_of: dict[str, str]) -> str:
-    """A fingerprint of which image is in which split."""
+    """Return a fingerprint of the assignment of images to splits."""
     lines = "\n".join(f"{image_id}\t{split}" for image_id, split in sorted(split_of.items()))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def info_path(path: Path) -> Path:
-    """Where the table's info is: `captions.json` beside `captions.csv`."""
+    """Return the path of the table's info: `captions.json` beside `captions.csv`."""
     return path.with_suffix(".json")
 
 
 def write_rows(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> str:
-    """Write rows of (image id, split, raw caption, tokens) as they come; return their digest."""
+    """Write rows of (image id, split, raw caption, tokens); return the table's digest."""
     with atomic_write(path) as scratch:
         with scratch.open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(COLUMNS)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
             for image_id, split, caption, tokens in rows:
-                table.writerow((image_id, split, _to_cell(caption), _to_cell(" ".join(tokens))))
+                writer.writerow((image_id, split, _to_cell(caption), _to_cell(" ".join(tokens))))
         return _digest(scratch.read_bytes())
 
 
@@ -124,8 +124,8 @@ def read_table(path: Path) -> CaptionTable:
     if _digest(content) != info.table_digest:
         raise ArtifactError(path, f"does not belong to {info_path(path).name} beside it")
     try:
-        # No value means 'missing' here: a caption may well be the word 'null'.
-        with warnings.catch_warnings():  # of rows with more cells than the header
+        # No value stands for a missing one: a caption may be the word 'null'.
+        with warnings.catch_warnings():  # pandas warns of rows with more cells than the header
             warnings.simplefilter("error", pd.errors.ParserWarning)
             rows = pd.read_csv(
                 BytesIO(content), dtype=str, keep_default_na=False, na_filter=False, index_col=False
@@ -133,12 +133,12 @@ def read_table(path: Path) -> CaptionTable:
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise ArtifactError(path, f"is not a captions table ({error})") from None
     if list(rows.columns) != COLUMNS:
-        raise ArtifactError(path, f"has other columns than {', '.join(COLUMNS)}")
+        raise ArtifactError(path, f"does not have the columns {', '.join(COLUMNS)}")
     for column in ("caption", "tokens"):
         rows[column] = rows[column].map(_from_cell)
-    wrong = rows[~rows["split"].isin(SPLIT_NAMES) | (rows["tokens"] == "")]
-    if len(rows) == 0 or len(wrong):
-        where = f"line {wrong.index[0] + 2}" if len(wrong) else "it is empty"
+    invalid = rows[~rows["split"].isin(SPLIT_NAMES) | (rows["tokens"] == "")]
+    if len(rows) == 0 or len(invalid):
+        where = f"line {invalid.index[0] + 2}" if len(invalid) else "it is empty"
         raise ArtifactError(path, f"is not a captions table ({where})")
     return CaptionTable(rows, info)
 
@@ -162,13 +162,13 @@ def read_info(path: Path) -> TableInfo:
 
 
 def _to_cell(text: str) -> str:
-    """A text that no spreadsheet computes: what begins like a formula gets an apostrophe
-    (OWASP, CSV Injection)."""
-    return f"'{text}" if text.lstrip("'").startswith(FORMULA) else text
+    """Prefix formulas with an apostrophe, so no spreadsheet runs them (OWASP, CSV Injection)."""
+    return f"'{text}" if text.lstrip("'").startswith(FORMULA_STARTS) else text
 
 
 def _from_cell(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA) else cell
+    escaped = cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_STARTS)
+    return cell[1:] if escaped else cell
 
 
 def _digest(table: bytes) -> str:
@@ -176,13 +176,11 @@ def _digest(table: bytes) -> str:
 
 
 def warn_small(split: str, images: int) -> None:
-    """Say so where a split is too small to choose or to report by."""
-    if images >= FEW:
+    """Warn if a split is too small for meaningful scores."""
+    if images >= MIN_SPLIT_IMAGES:
         return
-    said = f"scores of {images} images say little"
-    if images == 1:  # its words are in all images there are, so they weigh nothing
-        said = "CIDEr of one image is 0 by definition, whatever is said of it"
-    log.warning(
-        "the split '%s' is too small: %s; prepare.%s_fraction or the archive's list decides",
-        *(split, said, split),
-    )
+    reason = f"scores of {images} images mean little"
+    if images == 1:  # each of its words is in every image, so its TF-IDF weight is 0
+        reason = "CIDEr of one image is 0 by definition"
+    message = "the split '%s' is too small: %s; prepare.%s_fraction or the archive's list sets it"
+    log.warning(message, split, reason, split)

@@ -1,10 +1,10 @@
 """The project's only tokeniser: coco-caption's conventions, without its Java.
 
-coco-caption splits captions by the Penn Treebank's rules as Stanford's PTBTokenizer 3.4.1 has them
-(`man's` -> `man 's`, `T-shirt` stays whole), lower-cases the tokens and drops punctuation. The
-rules here were found by giving that program captions and looking at what it made of them. The
-tokens are the same for all of Flickr8k's 40,460 captions and for nearly all of the hard ones of
-`tests/hard_captions.py`; what differs stands in docs/metrics.md.
+coco-caption splits captions by the Penn Treebank's rules as implemented in Stanford's PTBTokenizer
+3.4.1 (`man's` -> `man 's`, `T-shirt` stays whole), lower-cases the tokens and drops punctuation.
+The rules here were derived from that program's output. The tokens are the same for all of
+Flickr8k's 40,460 captions and for nearly all of the hard ones in `tests/hard_captions.py`;
+docs/metrics.md lists the differences.
 """
 
 import unicodedata
@@ -12,17 +12,17 @@ from collections.abc import Iterator
 
 import regex
 
-# Stands beside every score: numbers made with different tokens cannot be compared.
+# Recorded with every score: scores of different tokens cannot be compared.
 TOKENIZER = "ptb-lower-nopunct-2"
 
-# coco-caption's list, and brackets, which it means to drop but misses once they are lower-cased.
+# coco-caption's list, and brackets, which it means to drop but misses after lower-casing.
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", '"', "(", ")", "[", "]", "{", "}", *".?!,:;-", "--", "..."]
 )
 _ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'", "nbsp": " "}
 _ENTITY = regex.compile(rf"(?i)&({'|'.join(_ENTITIES)});")
 
-# Their full stop is part of the word; before a number, that of a few more is too.
+# The full stop is part of these words; of a few more, before a number.
 _ABBREVIATIONS = """
     adj adm adv al ala alex apr ariz asst assn assoc atty attys aug ave bhd bldg blvd brig bros
     calif capt cf cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens
@@ -32,19 +32,19 @@ _ABBREVIATIONS = """
     rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs tue tues univ
     va vs vt wed wis wisc wm wyo""".split()
 _BEFORE_NUMBERS = "art ca fig figs no nos op pp prop".split()
-# After an initial these begin a sentence: "plan B. The dog" has no word "b.".
-_BEGINNINGS = """
+# After a single letter these begin a sentence: "plan B. The dog" has no token "b.".
+_SENTENCE_STARTS = """
     A About According Additionally After An As At But He Her Here However If In It Last Many More
     Now Once One Other Our She Since So Some Such That The Their Then There These They This We What
     When While Yet You""".split()
 _HALVES = {word: (word[:3], word[3:]) for word in "cannot gimme gonna gotta lemme wanna".split()}
 
-# A letter, a letter or digit, a digit, an apostrophe; inside an address, and at its end.
+# A letter; a letter or digit; a digit; an apostrophe; a character inside a URL, and at its end.
 _L, _W, _N, _Q = r"[\p{L}\p{M}]", r"[\p{L}\p{M}\p{Nd}\xad]", r"\p{Nd}", "['’]"
 _P, _E = r'[^\s"<>|()]', r"""[^\s"<>|().!?,;:'{}\-]"""
-# Every rule is tried at a place, and the longest match is the token.
+# All rules are tried at each position; the longest match is the token.
 _RULES = [
-    # Addresses, e-mail, handles, tags.
+    # URLs, e-mail addresses, handles, tags.
     rf"(?i:https?://){_P}*{_E}",
     rf"(?i:(?:{_W}+[.\-_])*{_W}+\.(?:com|net|org|edu))(?:/{_P}*{_E})?",
     r"""[^\s"<>|()@“‘‹«]+@[^\s"<>|()@.]+(?:\.[^\s"<>|()@.]+)*""",
@@ -58,64 +58,64 @@ _RULES = [
     rf"{_L}+(?:[.!?]{_L}+)+",
     r"[A-Z]+(?:[&+][A-Z]+)+|[A-Z]+\$",
     r"(?i:[cf]\#|c\+\+)",
-    # Full stops that stay: u.s. u.s.-based ph.d. mr. no. 5.
+    # Kept full stops: u.s. u.s.-based ph.d. mr. no. 5.
     rf"(?:{_L}\.){{2,}}(?:-{_W}+)*|{_L}(?:\.{_L})+(?:-{_W}+)+",
-    rf"{_L}\.(?!\s+(?=\p{{Lu}})(?i:{'|'.join(_BEGINNINGS)})(?!\S))",
+    rf"{_L}\.(?!\s+(?=\p{{Lu}})(?i:{'|'.join(_SENTENCE_STARTS)})(?!\S))",
     rf"(?i:ph\.d|{'|'.join(_ABBREVIATIONS)})\.",
     rf"(?i:{'|'.join(_BEFORE_NUMBERS)})\.(?=\s*{_N})",
-    # What begins with an apostrophe: 's 'll 'em 'n' '90s 't(is). A curly one may be an opening
-    # quote as well, and is not asked.
+    # Leading apostrophes: 's 'll 'em 'n' '90s 't(is). A curly one may be an opening quote too;
+    # the rules do not try to tell.
     rf"(?i:'(?:[sdm]|ll|re|ve)(?!{_L})|’(?:[sdm]|ll|re|ve)|{_Q}(?:em|till?|cause)(?!{_L}))",
     rf"(?i:{_Q}n{_Q}|{_Q}n(?!\S)|(?<!{_N}){_Q}{_N}{_N}(?:s(?!{_W})|(?!\S))|'t(?=(?:is|was)(?!{_L})))",
-    # What has one inside: don't (halved below) d'angelo ma'am y'all ol' o'clock.
+    # Inner apostrophes: don't (split below) d'angelo ma'am y'all ol' o'clock.
     rf"(?i:{_L}*n{_Q}t(?!{_W}))",
     rf"(?:[dlno]|[A-HJ-XZ]){_Q}(?!(?i:ll|re|ve)(?!{_L})){_L}{_L}+",
     rf"{_L}+[aeiouyAEIOUY]{_Q}(?!(?i:ll|re|ve|em|till?|[sdmn])(?!{_L}))[aeiouA-Z]{_L}*",
     rf"(?i:[djl]{_Q}|y{_Q}(?={_L})|ol{_Q}|cap{_Q}n|o{_Q}clock|e{_Q}er)",
-    # :-) and ^_^; runs of punctuation are one token; else a character is.
+    # Emoticons :-) ^_^; a run of punctuation; any other character.
     rf"(?i:[:;=]['\-]?[()dp](?!{_L})|\^_\^|-_-)",
     r"\.{3,}|@+|-{2,4}(?!-)|-{5,}|[!?]+|'+|`+|\*+|\#+|_+|<+|>+|\S",
 ]
 _LEXER = [regex.compile(rule, regex.V1) for rule in _RULES]
-_PLAIN = regex.compile(r"\p{L}+(?!\S)")  # most words: no rule makes anything else of them
+_PLAIN_WORD = regex.compile(r"\p{L}+(?!\S)")  # a fast path: all rules agree on these
 _SPACE = regex.compile(r" +")
 
 _CONTRACTION = regex.compile(r"(.*)(n't|n’t)|(’(?:[sdm]|ll|re|ve))")
-_OTHERWISE = {
+_REPLACEMENTS = {
     **dict.fromkeys("“”«»‘’‛‹›", "'"),
     **dict.fromkeys("–—―", "--"),
     **{"…": "...", "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"},
     **{"€": "$", "£": "#", "¢": "cents"},
 }
-# Emoji and other signs that are no words: PTBTokenizer deletes what it does not know.
+# Emoji and other symbols: PTBTokenizer deletes characters that it does not know.
 _UNKNOWN = regex.compile(r"[\p{M}₡-⃀]+|[[\u2c00-\U0010ffff]--[\p{L}\p{Nd}、。〒・！-￦]]", regex.V1)
 
 
 def tokenize(caption: str) -> list[str]:
-    """Split a caption into lower-case words, without punctuation; may be empty."""
+    """Split a caption into lower-case tokens without punctuation; may be empty."""
     text = unicodedata.normalize("NFC", caption).replace("\N{VARIATION SELECTOR-16}", "")
     text = _ENTITY.sub(lambda entity: _ENTITIES[entity[1].lower()], text)
-    if not text.isprintable():  # odd spaces, control characters, what is only invisible
+    if not text.isprintable():  # odd spaces, control and invisible characters
         text = "".join(char if char.isprintable() or char == "\xad" else " " for char in text)
     return [token for token in _tokens(text) if token not in PUNCTUATION]
 
 
 def _tokens(text: str) -> Iterator[str]:
-    place = 0
-    while place < len(text):
-        if space := _SPACE.match(text, place):
-            place = space.end()
+    position = 0
+    while position < len(text):
+        if space := _SPACE.match(text, position):
+            position = space.end()
             continue
-        if plain := _PLAIN.match(text, place):
+        if plain := _PLAIN_WORD.match(text, position):
             end = plain.end()
         else:
-            end = max(match.end() for rule in _LEXER if (match := rule.match(text, place)))
-        yield from _normalized(text[place:end].lower())
-        place = end
+            end = max(match.end() for rule in _LEXER if (match := rule.match(text, position)))
+        yield from _normalize(text[position:end].lower())
+        position = end
 
 
-def _normalized(token: str) -> Iterator[str]:
-    """The tokens that it becomes: none, itself, or two halves."""
+def _normalize(token: str) -> Iterator[str]:
+    """Yield the final form of a token: nothing, one token, or the two parts of a contraction."""
     token = token.replace("\xad", "")  # a soft hyphen
     if not token:
         return
@@ -125,9 +125,9 @@ def _normalized(token: str) -> Iterator[str]:
         yield from (part.replace("’", "'") for part in contraction.groups() if part)
     elif set(token) == {"."} or (set(token) == {"-"} and len(token) in (2, 3, 4)):
         yield "."
-    elif len(token) > 1 and set(token) <= set(":;='-()"):  # a bracket that is part of more
+    elif len(token) > 1 and set(token) <= set(":;='-()"):  # an emoticon
         yield token.replace("(", "-lrb-").replace(")", "-rrb-")
-    elif token in _OTHERWISE:
-        yield _OTHERWISE[token]
+    elif token in _REPLACEMENTS:
+        yield _REPLACEMENTS[token]
     elif not _UNKNOWN.fullmatch(token):
         yield token

@@ -1,4 +1,4 @@
-"""The vocabulary: word ids in a stable order, as JSON."""
+"""The vocabulary: words and their token ids, in a stable order, as JSON."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words by id; the first four are the special ones."""
+    """Words by token id; the first four are the special tokens."""
 
     words: tuple[str, ...]
     ids: dict[str, int] = field(init=False, repr=False, compare=False)
@@ -27,15 +27,16 @@ class Vocabulary:
         return len(self.words)
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Word ids, <unk> for a word not in the vocabulary."""
+        """Return token ids; <unk> for unknown words."""
         return [self.ids.get(token, UNK) for token in tokens]
 
     def decode(self, ids: Sequence[int]) -> list[str]:
+        """Return the words of token ids."""
         return [self.words[i] for i in ids]
 
 
 def build_vocabulary(captions: Iterable[Sequence[str]], min_count: int) -> Vocabulary:
-    """Words seen `min_count` times or more, the most frequent first, ties by the alphabet."""
+    """Keep words that occur at least `min_count` times, by falling frequency, then by alphabet."""
     counts = Counter(token for caption in captions for token in caption)
     kept = sorted(
         (word for word, count in counts.items() if count >= min_count and word not in SPECIAL),
@@ -45,30 +46,29 @@ def build_vocabulary(captions: Iterable[Sequence[str]], min_count: int) -> Vocab
 
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary, min_count: int, table_digest: str) -> None:
+    """Write a vocabulary, with the digest of the captions table that it was built from."""
     content = {"min_count": min_count, "table_digest": table_digest}
     write_checked_json(path, {**content, "words": list(vocabulary.words)})
 
 
 def read_vocabulary(path: Path, table_digest: str) -> Vocabulary:
-    """
-    Args:
-        table_digest: of the captions that are to be said with it.
+    """Read the vocabulary of the captions table with this digest.
 
     Raises:
-        InputError: the file is absent, damaged, no vocabulary, or that of other captions.
+        ArtifactError: the file is missing, damaged, not a vocabulary, or of another table.
     """
     content = read_checked_json(path)
-    vocabulary = check_words(content.get("words"), where=str(path))
+    vocabulary = parse_words(content.get("words"), where=str(path))
     if content.get("table_digest") != table_digest:
         raise ArtifactError(path, "is the vocabulary of another captions table")
     return vocabulary
 
 
-def check_words(words: Any, where: str) -> Vocabulary:
-    """A vocabulary from a JSON list, checked.
+def parse_words(words: Any, where: str) -> Vocabulary:
+    """Build a vocabulary from JSON.
 
     Raises:
-        InputError: it is no list of distinct words that begins with the special ones.
+        ArtifactError: it is not a list of distinct words that begins with the special tokens.
     """
     if (
         not isinstance(words, list)

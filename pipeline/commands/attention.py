@@ -8,17 +8,15 @@ from typing import Annotated
 
 import torch
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from pipeline.captioner import Captioner
 from pipeline.commands.caption import collect_images, parse_device
+from pipeline.commands.contact_sheet import contact_sheet
 from pipeline.runtime.device import seed_everything
 from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.files import atomic_write
-
-COLUMNS = 6
-TEXT_HEIGHT, GAP = 24, 8  # pixels
 
 
 def attention_sheet(image: Tensor, tokens: Sequence[str], weights: Tensor) -> Image.Image:
@@ -30,24 +28,15 @@ def attention_sheet(image: Tensor, tokens: Sequence[str], weights: Tensor) -> Im
         weights: (T, height, width); each token's sum to one, less the weight of a sentinel.
     """
     whole = Image.fromarray(image.numpy())
-    size = whole.width
     dark = Image.new("RGB", whole.size)
-    tiles = [("", whole)]
+    tiles = [(whole, "")]
     for token, grid in zip(tokens, weights, strict=True):
         bright = (grid / grid.max().clamp_min(1e-9) * 255).round().to(torch.uint8)
         mask = Image.fromarray(bright.numpy()).resize(whole.size, Image.Resampling.BICUBIC)
         mask = mask.point(lambda value: 50 + value * 205 // 255)
         label = token if float(grid.sum()) > 0.995 else f"{token} ({grid.sum():.0%} on the grid)"
-        tiles.append((label, Image.composite(whole, dark, mask)))
-    rows = -(-len(tiles) // COLUMNS)
-    width, height = size + GAP, size + TEXT_HEIGHT + GAP
-    sheet = Image.new("RGB", (COLUMNS * width + GAP, rows * height + GAP), "white")
-    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    for number, (label, tile) in enumerate(tiles):
-        x, y = GAP + number % COLUMNS * width, GAP + number // COLUMNS * height
-        sheet.paste(tile, (x, y + TEXT_HEIGHT))
-        canvas.text((x, y), label, fill="black", font=font)
-    return sheet
+        tiles.append((Image.composite(whole, dark, mask), label))
+    return contact_sheet(tiles, columns=6, text_height=24, gap=8, font_size=16, text_above=True)
 
 
 def main(

@@ -14,7 +14,7 @@ from pipeline.captioner import BATCH_SIZE, Captioner
 from pipeline.extraction.preprocess import PreprocessedViews
 from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.generation.sampling import SamplingConfig
-from pipeline.images.names import EXTENSIONS, is_image_name, some
+from pipeline.images.names import EXTENSIONS, first_few, is_image_name
 from pipeline.runtime.device import DeviceName, resolve_device, seed_everything
 from pipeline.runtime.errors import InputError, counted, sanitize
 
@@ -63,7 +63,9 @@ def _images_in(folder: Path) -> list[Path]:
     images = [path for path in files if is_image_name(path.name)]
     if others := [str(path.relative_to(folder)) for path in files if not is_image_name(path.name)]:
         skipped = counted(len(others), "file")
-        log.warning("skipped in %s: %s of unsupported formats: %s", folder, skipped, some(others))
+        log.warning(
+            "skipped in %s: %s of unsupported formats: %s", folder, skipped, first_few(others)
+        )
     if not images:
         raise InputError(f"the folder {folder} has no images ({' '.join(sorted(EXTENSIONS))})")
     return images

@@ -1,4 +1,4 @@
-"""`showtell demo`: the very graph of dvc.yaml, on other data, in a workspace of its own."""
+"""`showtell demo`: run dvc.yaml's graph on a small synthetic data set, in its own workspace."""
 
 import importlib.util
 import json
@@ -7,17 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+from PIL import Image
 
 from pipeline.captions.table import read_table
 from pipeline.captions.tokenizer import tokenize
-from pipeline.demo.accuracy import named_right
+from pipeline.commands.contact_sheet import contact_sheet
+from pipeline.demo.accuracy import is_correct
 from pipeline.demo.archives import write_archives
-from pipeline.demo.contact_sheet import contact_sheet
 from pipeline.evaluation.metrics_file import score_table
 from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.runtime.errors import InputError
@@ -25,14 +27,14 @@ from pipeline.runtime.files import file_digest
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path("source")  # in the workspace: what the download stage is pointed at
+SOURCE = Path("source")  # in the workspace: the source of the download stage
 IMAGES, TEXT = SOURCE / "Flickr8k_Dataset.zip", SOURCE / "Flickr8k_text.zip"
 MARK = "# all of this is made by `showtell demo`"
 COUNTS = {"train": 4000, "val": 200, "test": 200}
 SEED = 8
-SHOWN = 8
+NUM_SHOWN = 8  # captions
 
-# What differs from the checkout's params.yaml.
+# Changes to the checkout's params.yaml.
 PARAMS: dict[str, dict[str, Any]] = {
     "download": {"images": str(IMAGES), "text": str(TEXT)},
     "backbone": {"name": "shufflenet_v2_x0_5", "weights": "pipeline/demo/shapes.safetensors"},
@@ -54,7 +56,7 @@ PARAMS: dict[str, dict[str, Any]] = {
         "warmup_ratio": 0.1,
     },
     "scst": {"epochs": 0},
-    # Things of one colour say a pair of words twice, and rightly.
+    # Captions of two shapes of one colour may rightly repeat a bigram.
     "evaluate": {
         "split": "test",
         "beam_size": 3,
@@ -66,12 +68,12 @@ PARAMS: dict[str, dict[str, Any]] = {
 
 
 def demo(checkout: Path, workspace: Path, counts: dict[str, int] = COUNTS) -> None:
-    """Make the workspace, run the graph in it with DVC, and show what came of it.
+    """Create the workspace, run the graph in it with DVC, and print the results.
 
     A second run finds everything up to date.
 
     Raises:
-        InputError: `checkout` is no checkout of the project, DVC is missing, or a stage failed.
+        InputError: `checkout` is not a checkout of the project, DVC is missing, or a stage failed.
     """
     prepare_workspace(checkout, workspace, counts)
     dvc(workspace, "repro")
@@ -79,16 +81,15 @@ def demo(checkout: Path, workspace: Path, counts: dict[str, int] = COUNTS) -> No
 
 
 def prepare_workspace(checkout: Path, workspace: Path, counts: dict[str, int]) -> None:
-    """The checkout's graph and code, the demo's data and params, and no git."""
+    """Create a workspace of the checkout's graph and code and the demo's data, without git."""
     for name in ("dvc.yaml", "params.yaml", "pipeline", ".dvc/config"):
         if not (checkout / name).exists():
             raise InputError(f"{checkout} has no {name}; run the demo in the project's checkout")
     if importlib.util.find_spec("dvc") is None:
-        raise InputError("DVC is not installed here; pip install 'showtell[dvc]'")
-    if not _ours(workspace):
+        raise InputError("DVC is not installed; pip install 'showtell[dvc]'")
+    if not _may_overwrite(workspace):
         raise InputError(
-            f"{workspace} is there already, and the demo did not make it; name another place, "
-            "which it may overwrite"
+            f"{workspace} already exists and is not a demo workspace; choose another --workspace"
         )
     workspace.mkdir(parents=True, exist_ok=True)
     (workspace / ".gitignore").write_text(f"{MARK}\n*\n")
@@ -99,17 +100,16 @@ def prepare_workspace(checkout: Path, workspace: Path, counts: dict[str, int]) -
         shutil.copyfile(checkout / name, workspace / name)
     if not (workspace / ".dvc").is_dir():
         dvc(workspace, "init", "--no-scm", "--quiet")
-    # What draws the images of `dvc plots`.
     shutil.copytree(checkout / ".dvc/plots", workspace / ".dvc/plots", dirs_exist_ok=True)
     settings = (checkout / ".dvc" / "config").read_text()
     (workspace / ".dvc" / "config").write_text(
         settings.replace("[core]", "[core]\n    no_scm = true")
     )
 
-    made = workspace / SOURCE / "made.json"
-    if not (made.is_file() and _as_made(workspace, made, counts)):
+    record = workspace / SOURCE / "made.json"
+    if not (record.is_file() and _is_unchanged(workspace, record, counts)):
         write_archives(workspace / IMAGES, workspace / TEXT, counts, SEED)
-        made.write_text(json.dumps(_fingerprint(workspace, counts)))
+        record.write_text(json.dumps(_fingerprint(workspace, counts)))
     digests = _fingerprint(workspace, counts)
     params = yaml.safe_load((checkout / "params.yaml").read_text(encoding="utf-8"))
     for group, changes in PARAMS.items():
@@ -118,17 +118,17 @@ def prepare_workspace(checkout: Path, workspace: Path, counts: dict[str, int]) -
     (workspace / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def _ours(workspace: Path) -> bool:
-    """Whether nobody's work can be there."""
-    mark, made = workspace / ".gitignore", workspace / SOURCE / "made.json"
-    if made.is_file() or (mark.is_file() and mark.read_bytes().startswith(MARK.encode())):
+def _may_overwrite(workspace: Path) -> bool:
+    """Whether the folder is a demo workspace, empty or missing."""
+    mark, record = workspace / ".gitignore", workspace / SOURCE / "made.json"
+    if record.is_file() or (mark.is_file() and mark.read_bytes().startswith(MARK.encode())):
         return True
     return not workspace.exists() or (workspace.is_dir() and not any(workspace.iterdir()))
 
 
-def _as_made(workspace: Path, made: Path, counts: dict[str, int]) -> bool:
+def _is_unchanged(workspace: Path, record: Path, counts: dict[str, int]) -> bool:
     try:
-        return bool(json.loads(made.read_text()) == _fingerprint(workspace, counts))
+        return bool(json.loads(record.read_text()) == _fingerprint(workspace, counts))
     except (OSError, ValueError):
         return False
 
@@ -146,7 +146,7 @@ def dvc(workspace: Path, *arguments: str) -> None:
     """Run DVC in the workspace, with this Python as the stages' `python`.
 
     Raises:
-        InputError: it failed; its own output has said why.
+        InputError: it failed; its output says why.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
@@ -156,56 +156,58 @@ def dvc(workspace: Path, *arguments: str) -> None:
 
 
 def show(workspace: Path) -> None:
-    """Scores beside the yardsticks, some captions, and where to look next."""
+    """Print scores with their baselines, some captions, and what to look at next."""
     metrics = json.loads((workspace / "reports/metrics.json").read_text())
-    made = json.loads((workspace / "reports/captions.json").read_text())
+    captions = json.loads((workspace / "reports/captions.json").read_text())
     references = read_table(workspace / "data/captions.csv").split("test").by_image
-    right = sum(
-        named_right(tokenize(one["caption"]), references[one["image_id"]][0]) for one in made
-    )
-    print(f"\nscores on {len(made)} test images\n{score_table(metrics)}")
-    print(f"both shapes and colours named right: {right} of {len(made)}")
-    print("constant: the best caption to say of every image; human: one person against the others")
+    rows = []
+    for entry in captions:
+        reference = references[entry["image_id"]][0]
+        correct = is_correct(tokenize(entry["caption"]), reference)
+        rows.append((correct, entry["caption"], " ".join(reference)))
+    print(f"\nscores on {len(captions)} test images\n{score_table(metrics)}")
+    print(f"both shapes and colours right: {sum(row[0] for row in rows)} of {len(captions)}")
+    print("constant: the best single caption for all images; human: one person against the others")
     print("\nsome captions (* wrong)")
-    shown = made[:SHOWN]
-    for one in shown:
-        expected = references[one["image_id"]]
-        mark = " " if named_right(tokenize(one["caption"]), expected[0]) else "*"
-        print(f" {mark} {one['caption']:44} of: {' '.join(expected[0])}")
-    write_images(workspace, shown)
+    for correct, caption, expected in rows[:NUM_SHOWN]:
+        print(f" {' ' if correct else '*'} {caption:44} of: {expected}")
+    write_images(workspace, captions[:NUM_SHOWN])
     activate = Path(sys.executable).parent / "activate"
     enter = f"source {os.path.relpath(activate)} && " if activate.exists() else ""
     print(f"""
-where to look next
-  {workspace}/reports/report.html   the whole run as a page: scores, curves, every image
+what to look at next
+  {workspace}/reports/report.html   the run as a page: scores, curves, every image
   {workspace}/captions.png   these images with their captions
-  {workspace}/reports/       all that was measured: metrics, history, captions, scores
-  README.md            the real job, and how to compare experiments
+  {workspace}/reports/       all results: metrics, history, captions, scores
+  README.md            the real data set, and how to compare experiments
 and after `{enter}cd {workspace}`
-  dvc plots show             curves of loss and scores by epoch, as a page
-  showtell caption photos/   captions by the model made here""")
+  dvc plots show             loss and scores by epoch, as a page
+  showtell caption photos/   captions by this model""")
 
 
 def write_images(workspace: Path, captions: list[dict[str, str]]) -> None:
-    """The images of these captions as files, and all on one sheet."""
+    """Write the images of these captions as files, and on one contact sheet."""
     photos = workspace / "photos"
     photos.mkdir(exist_ok=True)
-    images = []
+    tiles = []
     with ImageArchive(workspace / "data/images.zip") as archive:
-        for one in captions:
-            content = archive.content(one["image_id"])
-            (photos / one["image_id"]).write_bytes(content)
-            images.append((decode_image(content, one["image_id"]), one["caption"]))
-    contact_sheet(images).save(workspace / "captions.png")
+        for entry in captions:
+            content = archive.read(entry["image_id"])
+            (photos / entry["image_id"]).write_bytes(content)
+            image = decode_image(content, entry["image_id"])
+            image = image.resize((192, 192), Image.Resampling.BICUBIC)
+            tiles.append((image, "\n".join(textwrap.wrap(entry["caption"], 28))))
+    sheet = contact_sheet(tiles, columns=4, text_height=40, gap=12, font_size=13)
+    sheet.save(workspace / "captions.png")
 
 
 def main(
     workspace: Annotated[Path, typer.Option(help="Where to run it.")] = Path(".demo"),
     images: Annotated[
-        int, typer.Option(min=22, help="How many to draw; with few, captions are poor.")
+        int, typer.Option(min=22, help="Images to draw; with few, captions are poor.")
     ] = sum(COUNTS.values()),
 ) -> None:
-    """Run the whole graph on a small data set made here, offline."""
-    judged = max(1, images * COUNTS["test"] // sum(COUNTS.values()))
-    counts = {"train": images - 2 * judged, "val": judged, "test": judged}
+    """Run the whole graph on a small synthetic data set, offline."""
+    num_test = max(1, images * COUNTS["test"] // sum(COUNTS.values()))
+    counts = {"train": images - 2 * num_test, "val": num_test, "test": num_test}
     demo(Path.cwd(), workspace, counts)

@@ -1,4 +1,4 @@
-"""Keys of params.yaml that were renamed in version 0.2: an old key is answered with the new one."""
+"""Keys of params.yaml that were renamed in version 0.2, for the error about an old key."""
 
 RENAMED = {
     "captions": "prepare",

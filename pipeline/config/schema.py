@@ -58,7 +58,7 @@ class PrepareConfig(Config):
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> Self:
         if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("such that val_fraction + test_fraction stay below 1")
+            raise ValueError("val_fraction + test_fraction must be below 1")
         return self
 
 
@@ -204,7 +204,7 @@ class ReportConfig(Config):
 
 
 class CompareConfig(Config):
-    """The confidence of `showtell compare`, and how much worse is too much; of no stage."""
+    """The confidence and tolerances of `showtell compare`; no stage uses them."""
 
     resamples: Annotated[int, Field(ge=1000, le=1_000_000)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]

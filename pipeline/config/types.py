@@ -1,4 +1,4 @@
-"""The types of params: each a Python type with the range that pydantic checks."""
+"""Types of params: a Python type with the range that pydantic checks."""
 
 import re
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,7 +17,7 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 def _not_empty(items: tuple[Item, ...]) -> tuple[Item, ...]:
     if not items:
-        raise ValueError("one, or a list of some")
+        raise ValueError("one value, or a list that is not empty")
     return items
 
 
@@ -36,14 +36,12 @@ def _known_decoder(name: str) -> str:
 def _known_metrics(tolerance: dict[str, float]) -> dict[str, float]:
     for name in tolerance:
         if name not in METRICS or METRICS[name].higher_is_better is None:
-            raise ValueError(
-                f"of metrics that can get worse, which '{name}' is not: "
-                + ", ".join(key for key, one in METRICS.items() if one.higher_is_better is not None)
-            )
+            known = [key for key in METRICS if METRICS[key].higher_is_better is not None]
+            raise ValueError(f"of metrics that can get worse, not '{name}': {', '.join(known)}")
     return tolerance
 
 
-# One value, or a list of values that are used side by side.
+# One value, or a list of values whose features are concatenated.
 OneOrMore = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple), AfterValidator(_not_empty)]
 Md5 = Annotated[str, AfterValidator(_as_md5)]
 Text = Annotated[str, Field(min_length=1)]
@@ -59,6 +57,6 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 Decoder = Annotated[str, AfterValidator(_known_decoder)]
 Tolerance = Annotated[
     dict[str, Annotated[float, Field(ge=0)]],
-    Field(min_length=1),  # without any, `--fail-on tolerance` would pass everything
+    Field(min_length=1),  # if empty, `--fail-on tolerance` would always pass
     AfterValidator(_known_metrics),
 ]

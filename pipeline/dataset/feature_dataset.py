@@ -50,7 +50,7 @@ class FeatureDataset:
             index = images if isinstance(images, slice) else images.to(self.device)
             return self._resident[index].float()
         rows = self._rows[images if isinstance(images, slice) else images.cpu().numpy()]
-        return torch.from_numpy(self._cache.checked(rows)).to(self.device).float()
+        return torch.from_numpy(self._cache.read_verified(rows)).to(self.device).float()
 
     def _fits(self) -> bool:
         if self.device.type != "cuda":
@@ -83,12 +83,13 @@ class FeatureDataset:
         """All rows in order, in chunks, verified; for a GPU by several threads."""
         images = max(1, CHUNK // math.prod(self.shape))
         parts = [self._rows[begin : begin + images] for begin in range(0, len(self), images)]
+        read = self._cache.read_verified
         if self.device.type == "cpu":
-            yield from map(self._cache.checked, parts)
+            yield from map(read, parts)
             return
         with ThreadPoolExecutor(READERS) as readers:
             for begin in range(0, len(parts), 2 * READERS):
-                yield from readers.map(self._cache.checked, parts[begin : begin + 2 * READERS])
+                yield from readers.map(read, parts[begin : begin + 2 * READERS])
 
 
 def add_noise(features: Tensor, std: Tensor, noise: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.captions.tokenizer import TOKENIZER
-from pipeline.captions.vocabulary import Vocabulary, check_words
+from pipeline.captions.vocabulary import Vocabulary, parse_words
 from pipeline.decoders.decoder import Decoder, DecoderConfig
 from pipeline.decoders.registry import build_decoder
 from pipeline.features.recipe import FeatureRecipe
@@ -59,7 +59,7 @@ def read_model(path: Path, device: torch.device) -> TrainedDecoder:
         and 1 <= max_length <= MAX_LENGTH
     ):
         raise ArtifactError(path, "does not say what it was trained on")
-    vocabulary = check_words(header.get("vocabulary"), where=str(path))
+    vocabulary = parse_words(header.get("vocabulary"), where=str(path))
     recipe = FeatureRecipe.from_json(header.get("features"), where=str(path))
     try:
         config = DecoderConfig(**header["decoder"])

@@ -1,1 +1,1 @@
-"""The demo's data set of drawn shapes, and its CNN."""
+"""The demo's data set of drawn shapes, and the training of its CNN."""

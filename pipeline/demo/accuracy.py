@@ -1,4 +1,4 @@
-"""Whether a caption of the little world names what is there."""
+"""Check a demo caption against the shapes in its image."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from itertools import pairwise
 from pipeline.demo.shapes import COLOURS, SHAPES
 
 
-def named_kinds(tokens: Sequence[str]) -> Counter[tuple[str, str]]:
-    """The (colour, shape) pairs of a caption: a shape and the colour right before it."""
+def shapes_in(tokens: Sequence[str]) -> Counter[tuple[str, str]]:
+    """Count the (colour, shape) pairs in a caption: a shape right after its colour."""
     return Counter(
         (colour, shape)
         for colour, shape in pairwise(tokens)
@@ -16,6 +16,6 @@ def named_kinds(tokens: Sequence[str]) -> Counter[tuple[str, str]]:
     )
 
 
-def named_right(caption: Sequence[str], reference: Sequence[str]) -> bool:
-    """Exactly the things of the reference, each in its own colour."""
-    return named_kinds(caption) == named_kinds(reference)
+def is_correct(caption: Sequence[str], reference: Sequence[str]) -> bool:
+    """Whether a caption names exactly the shapes of the reference, each with its colour."""
+    return shapes_in(caption) == shapes_in(reference)

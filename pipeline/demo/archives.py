@@ -1,44 +1,44 @@
-"""The little world in Flickr8k's own archive layout, always the same bytes."""
+"""Write the demo's data set in Flickr8k's archive layout, always with the same bytes."""
 
 import io
 import random
 import zipfile
 from pathlib import Path
 
-from pipeline.demo.shapes import describe, draw, random_things
+from pipeline.demo.shapes import describe, random_shapes, render
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.progress import progress_bar
 from pipeline.sources.flickr8k import SPLITS, TOKENS
 
 
 def write_archives(images: Path, text: Path, counts: dict[str, int], seed: int) -> None:
-    """Draw and describe scenes of two shapes, and pack them as Flickr8k is packed.
+    """Render and describe scenes of two shapes, and write them as archives.
 
     Args:
-        counts: images in each of the splits train, val and test.
+        counts: images per split (train, val, test).
     """
     rng = random.Random(seed)
     total = sum(counts.values())
-    tokens: list[str] = []
-    lists: dict[str, list[str]] = {split: [] for split in SPLITS}
-    turns = [split for split, count in counts.items() for _ in range(count)]
+    captions: list[str] = []
+    split_lists: dict[str, list[str]] = {split: [] for split in SPLITS}
+    splits = [split for split, count in counts.items() for _ in range(count)]
     with atomic_write(images) as scratch, zipfile.ZipFile(scratch, "w") as archive:
         _add(archive, "Flicker8k_Dataset/", b"")
         _add(archive, "__MACOSX/._Flicker8k_Dataset", b"\0\5\x16\7")
         for number in progress_bar(range(total), label="draw", unit="image"):
             name = f"{number:06d}_{rng.getrandbits(40):010x}.jpg"
-            things = random_things(rng, 2)
+            scene = random_shapes(rng, 2)
             jpeg = io.BytesIO()
-            draw(things, rng).save(jpeg, "JPEG", quality=90)
+            render(scene, rng).save(jpeg, "JPEG", quality=90)
             _add(archive, f"Flicker8k_Dataset/{name}", jpeg.getvalue())
-            tokens += [f"{name}#{i}\t{one}" for i, one in enumerate(describe(things, rng))]
-            lists[turns[number]].append(name)
+            captions += [f"{name}#{i}\t{text}" for i, text in enumerate(describe(scene, rng))]
+            split_lists[splits[number]].append(name)
     with atomic_write(text) as scratch, zipfile.ZipFile(scratch, "w") as archive:
-        _add(archive, TOKENS, "".join(f"{line}\n" for line in tokens).encode())
+        _add(archive, TOKENS, "".join(f"{line}\n" for line in captions).encode())
         for split, file_name in SPLITS.items():
-            _add(archive, file_name, "".join(f"{name}\n" for name in lists[split]).encode())
+            _add(archive, file_name, "".join(f"{name}\n" for name in split_lists[split]).encode())
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """With ZipInfo's own fixed date: the same content gives the same archive."""
+    """Add a member with ZipInfo's fixed default date, so that archives have the same bytes."""
     archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_STORED)

@@ -1,4 +1,4 @@
-"""A little world to describe: coloured shapes, drawn at random, and captions of them."""
+"""Scenes of random coloured shapes, and captions of them."""
 
 import math
 import random
@@ -19,12 +19,12 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 KINDS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 
 SIDE = 128  # pixels of an image
-_SMOOTH = 3  # drawn this much larger, then scaled down
+_SUPERSAMPLING = 3  # scenes are drawn this much larger, then scaled down
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape; place and radius as fractions of the image's side."""
+    """One shape; position and radius as fractions of the image's side."""
 
     colour: str
     shape: str
@@ -37,35 +37,35 @@ class Shape:
         return f"{self.colour} {self.shape}"
 
 
-def random_things(rng: random.Random, count: int) -> list[Shape]:
-    """Things of different kinds that do not touch each other."""
+def random_shapes(rng: random.Random, count: int) -> list[Shape]:
+    """Return shapes of different kinds that do not touch each other."""
     kinds = rng.sample(KINDS, count)
     while True:
-        things = []
+        scene = []
         for colour, shape in kinds:
             radius = rng.uniform(0.11, 0.19)
             x, y = (rng.uniform(radius + 0.02, 0.98 - radius) for _ in range(2))
-            things.append(Shape(colour, shape, x, y, radius))
+            scene.append(Shape(colour, shape, x, y, radius))
         if all(
             math.hypot(a.x - b.x, a.y - b.y) > 1.15 * (a.radius + b.radius)
-            for i, a in enumerate(things)
-            for b in things[:i]
+            for i, a in enumerate(scene)
+            for b in scene[:i]
         ):
-            return things
+            return scene
 
 
-def draw(things: list[Shape], rng: random.Random) -> Image.Image:
-    """An RGB image, SIDE x SIDE, on a plain, slightly uneven ground."""
-    side = SIDE * _SMOOTH
+def render(scene: list[Shape], rng: random.Random) -> Image.Image:
+    """Draw an RGB image, SIDE x SIDE, on a plain background with some noise."""
+    side = SIDE * _SUPERSAMPLING
     grey = rng.randint(60, 235)
-    ground = tuple(max(0, min(255, grey + rng.randint(-15, 15))) for _ in range(3))
-    image = Image.new("RGB", (side, side), ground)
+    background = tuple(max(0, min(255, grey + rng.randint(-15, 15))) for _ in range(3))
+    image = Image.new("RGB", (side, side), background)
     canvas = ImageDraw.Draw(image)
-    for thing in things:
+    for shape in scene:
         colour = tuple(
-            max(0, min(255, value + rng.randint(-20, 20))) for value in COLOURS[thing.colour]
+            max(0, min(255, value + rng.randint(-20, 20))) for value in COLOURS[shape.colour]
         )
-        _draw_shape(canvas, thing, side, colour, rng)
+        _draw_shape(canvas, shape, side, colour, rng)
     image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     noise = Image.frombytes("L", (SIDE, SIDE), rng.randbytes(SIDE * SIDE))
     noise = noise.filter(ImageFilter.GaussianBlur(2)).convert("RGB")
@@ -74,27 +74,27 @@ def draw(things: list[Shape], rng: random.Random) -> Image.Image:
 
 def _draw_shape(
     canvas: ImageDraw.ImageDraw,
-    thing: Shape,
+    shape: Shape,
     side: int,
     colour: tuple[int, ...],
     rng: random.Random,
 ) -> None:
-    x, y, radius = thing.x * side, thing.y * side, thing.radius * side
-    if thing.shape == "circle":
+    x, y, radius = shape.x * side, shape.y * side, shape.radius * side
+    if shape.shape == "circle":
         canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
         return
     tilt = rng.uniform(-0.2, 0.2)
-    # (angle in turns, distance from the centre as a fraction of the radius) of each corner
+    # Corners as (angle in turns, distance from the centre in radii).
     corners = {
         "square": [(0.125 + i / 4, 1.0) for i in range(4)],
         "triangle": [(i / 3, 1.1) for i in range(3)],
         "star": [(i / 10, 1.15 if i % 2 == 0 else 0.45) for i in range(10)],
         "cross": [
-            (side_turn / 4 + offset, distance)
-            for side_turn in range(4)
+            (arm / 4 + offset, distance)
+            for arm in range(4)
             for offset, distance in ((-0.05, 1.05), (0.05, 1.05), (0.125, 0.46))
         ],
-    }[thing.shape]
+    }[shape.shape]
     points = [
         (
             x + radius * distance * math.sin(2 * math.pi * turn + tilt),
@@ -116,15 +116,15 @@ _PHRASES: dict[Relation, tuple[str, ...]] = {
 
 
 def relation(a: Shape, b: Shape) -> Relation:
-    """Where `a` is, seen from `b`."""
+    """Return the position of `a` relative to `b`."""
     if abs(a.x - b.x) > abs(a.y - b.y):
         return "left" if a.x < b.x else "right"
     return "above" if a.y < b.y else "below"
 
 
-def describe(things: list[Shape], rng: random.Random, count: int = 5) -> list[str]:
-    """Different captions of a scene of two things."""
-    first, second = things
+def describe(scene: list[Shape], rng: random.Random, count: int = 5) -> list[str]:
+    """Return different captions of a scene of two shapes."""
+    first, second = scene
     captions: list[str] = []
     while len(captions) < count:
         a, b = (first, second) if rng.random() < 0.5 else (second, first)

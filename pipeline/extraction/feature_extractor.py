@@ -1,7 +1,7 @@
-"""From prepared images to features: the one path that extraction and captioning share.
+"""From preprocessed images to features: the one path that extraction and captioning share.
 
-Captions go wrong without an error when features are made otherwise than those that the decoder
-learned from. So `preprocess`, CNNs and pooling are told by a `FeatureRecipe` alone.
+If features differ from those that the decoder was trained on, captions are wrong without an error.
+So a `FeatureRecipe` alone determines preprocessing, CNNs and pooling.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.backbones.backbone import pool, trunk_for
+from pipeline.backbones.backbone import global_avg_pool, load_backbone
 from pipeline.backbones.weights import BackboneWeights
 from pipeline.extraction.fuse import fuse
 from pipeline.features.recipe import FeatureRecipe, View
@@ -19,10 +19,10 @@ from pipeline.runtime.errors import InputError
 
 
 class FeatureExtractor:
-    """One backbone or several that turn prepared images into features, and never learn.
+    """One or several frozen backbones that turn preprocessed images into features.
 
-    Where a recipe has several views (CNNs, sizes), their features lie side by side: vectors end to
-    end, and grids cell by cell, those of other sizes averaged into the same cells.
+    The features of several views (CNNs, sizes) are concatenated: vectors end to end; grids cell by
+    cell, after average pooling to one grid size.
     """
 
     def __init__(
@@ -35,38 +35,36 @@ class FeatureExtractor:
     ) -> None:
         """
         Args:
-            batch: how many images it will mostly see at once; any number works, but oneDNN
-                lays weights out for this one, and others can take twice the time.
+            batch: the usual batch size; oneDNN lays weights out for it, and other sizes can take
+                twice the time.
 
         Raises:
-            InputError: the weights do not fit the model, or the recipe is of other backbones.
+            InputError: the weights do not fit the model, or the recipe has other backbones.
         """
         self.recipe, self.device, self.precision = recipe, device, precision
         self._views = [
-            _ViewEncoder(_backbone_of(view, backbones), view, device, precision, batch)
+            _ViewEncoder(_find_backbone(view, backbones), view, device, precision, batch)
             for view in recipe.views
         ]
         self._graphs = CudaGraphs(lambda *images: (self._features(*images),))
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
-        """For each view uint8 (B, S, S, 3) -> float32 (B, D) pooled, or (B, H, W, D) grid.
+        """Per view uint8 (B, S, S, 3) -> float32 (B, D) pooled, or (B, H, W, D) grid.
 
-        On a GPU the next call overwrites what this one gave.
+        On a GPU the next call overwrites the output.
         """
-        there = (part.to(self.device, non_blocking=True) for part in images)
-        return self._graphs(*there)[0]
+        return self._graphs(*(view.to(self.device, non_blocking=True) for view in images))[0]
 
     def _features(self, *images: Tensor) -> Tensor:
-        grids = [
-            self._encode(view, part) for view, part in zip(self._views, images, strict=True)
-        ]  # (B, D, H, W) each
+        views = zip(self._views, images, strict=True)
+        grids = [self._encode(encoder, view) for encoder, view in views]  # (B, D, H, W) each
         if self.recipe.layer == "pooled":
-            return torch.cat([pool(grid) for grid in grids], dim=1)
-        side = self.recipe.grid_size
-        cells = (grids[0].shape[2], grids[0].shape[3]) if side is None else (side, side)
+            return torch.cat([global_avg_pool(grid) for grid in grids], dim=1)
+        size = self.recipe.grid_size
+        shape = (grids[0].shape[2], grids[0].shape[3]) if size is None else (size, size)
         grids = [
-            grid if tuple(grid.shape[2:]) == cells else F.adaptive_avg_pool2d(grid, cells)
+            grid if tuple(grid.shape[2:]) == shape else F.adaptive_avg_pool2d(grid, shape)
             for grid in grids
         ]
         return torch.cat(grids, dim=1).permute(0, 2, 3, 1).contiguous()
@@ -78,16 +76,17 @@ class FeatureExtractor:
         blank = [torch.zeros(1, size, size, 3, dtype=torch.uint8) for size in sizes]
         return tuple(self(blank).shape[1:])
 
-    def _encode(self, view: "_ViewEncoder", images: Tensor) -> Tensor:
+    def _encode(self, encoder: "_ViewEncoder", images: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, D, H, W)."""
-        inputs = view.normalised(images)
-        grid = view(inputs)
-        # What stands to the left in the mirror image stands to the right in the image.
-        return (grid + view(inputs.flip(-1)).flip(-1)) / 2 if self.recipe.hflip else grid
+        inputs = encoder.normalize(images)
+        grid = encoder(inputs)
+        if not self.recipe.hflip:
+            return grid
+        return (grid + encoder(inputs.flip(-1)).flip(-1)) / 2  # the mirror image's grid, unmirrored
 
 
 class _ViewEncoder:
-    """One trunk, fused for one size of image."""
+    """One backbone, fused for one image size."""
 
     def __init__(
         self,
@@ -98,18 +97,19 @@ class _ViewEncoder:
         batch: int,
     ) -> None:
         pre = view.preprocessing
-        trunk = trunk_for(pre.size, backbone.name, backbone.tensors, backbone.preprocessing.size)
-        trunk = trunk.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        own_size = backbone.preprocessing.size
+        model = load_backbone(pre.size, backbone.name, backbone.tensors, own_size)
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.zeros(batch, 3, pre.size, pre.size, dtype=precision, device=device)
-        self._trunk = fuse(trunk, example.to(memory_format=torch.channels_last))
+        self._model = fuse(model, example.to(memory_format=torch.channels_last))
         self._device, self._precision = device, precision
-        # Images come as bytes, 0 to 255. A row's worth of each, since a CPU is slow to
-        # broadcast over three numbers at a time.
+        # For pixel values of 0 to 255. Repeated for a whole row, since a CPU is slow to broadcast
+        # over three numbers at a time.
         self._mean, self._std = (
             255 * torch.tensor(rgb, device=device).repeat(pre.size) for rgb in (pre.mean, pre.std)
         )  # (S * 3)
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> (B, 3, S, S), channels last."""
         rows = images.flatten(2).float().sub_(self._mean).div_(self._std)  # (B, S, S * 3)
         rows = rows.to(self._precision) if self._device.type == "cuda" else rows
@@ -117,20 +117,21 @@ class _ViewEncoder:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) -> float32 (B, D, H, W)."""
-        if self._device.type == "cuda":  # weights and inputs have the precision themselves
-            return self._trunk(inputs).float()
-        with torch.autocast(
-            self._device.type, self._precision, enabled=self._precision != torch.float32
-        ):
-            return self._trunk(inputs).float()
+        if self._device.type == "cuda":  # weights and inputs already have the precision
+            return self._model(inputs).float()
+        autocast = self._precision != torch.float32
+        with torch.autocast(self._device.type, self._precision, enabled=autocast):
+            return self._model(inputs).float()
 
 
-def _backbone_of(view: View, backbones: Sequence[BackboneWeights]) -> BackboneWeights:
+def _find_backbone(view: View, backbones: Sequence[BackboneWeights]) -> BackboneWeights:
     for backbone in backbones:
         if (backbone.name, backbone.digest) == (view.backbone, view.weights_digest):
             return backbone
-    have = ", ".join(f"{one.name} ({one.weights}, {one.digest})" for one in backbones)
+    given = ", ".join(
+        f"{backbone.name} ({backbone.weights}, {backbone.digest})" for backbone in backbones
+    )
     raise InputError(
-        f"the backbone {have} is not the one that the features came from: {view.label}, "
+        f"the backbone {given} is not the one that the features came from: {view.label}, "
         f"{view.weights_digest}"
     )

@@ -1,9 +1,9 @@
-"""JPEGs decoded on the GPU by nvJPEG, through torchvision, and made into what the CNN takes there.
+"""Decode JPEGs on the GPU with nvJPEG (through torchvision), and preprocess them there.
 
-nvJPEG's pixels differ from libjpeg's by rounding, and the GPU resizes in floats. So features made
-in this way say so in their recipe, and `extract` tries on the set whether they keep their
-direction. What nvJPEG would decode otherwise than Pillow does (an orientation in EXIF, CMYK, a file
-that breaks off) is left to Pillow.
+nvJPEG's pixels differ from libjpeg's by rounding, and the GPU resizes in floats. So the recipe of
+such features records it, and `extract` checks on the data set that they keep their direction.
+Pillow decodes the files that nvJPEG would decode differently (an EXIF orientation, CMYK, truncated
+files).
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.extraction.preprocess import decode, frame
+from pipeline.extraction.preprocess import decode, resize_and_crop_box
 from pipeline.features.recipe import FeatureRecipe, Preprocessing
 from pipeline.images.archive import MAX_ASPECT, MAX_PIXELS
 
@@ -23,34 +23,35 @@ _APP1, _APP14, _SCAN = 0xE1, 0xEE, 0xDA
 
 
 def is_plain_jpeg(content: bytes) -> bool:
-    """Whether both decoders see the same in it: three components of 8 bits in YCbCr, upright,
-    whole, of a size that is allowed."""
+    """Whether nvJPEG and Pillow decode the file alike.
+
+    That is, it has three 8-bit components in YCbCr, no EXIF data, a valid size, and is complete.
+    """
     if not content.startswith(b"\xff\xd8") or not content.rstrip(b"\0").endswith(b"\xff\xd9"):
         return False
-    at, fits = 2, False
-    while at + 4 <= len(content) and content[at] == 0xFF:
-        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
+    offset, plain = 2, False
+    while offset + 4 <= len(content) and content[offset] == 0xFF:
+        marker, length = content[offset + 1], int.from_bytes(content[offset + 2 : offset + 4])
+        segment = content[offset + 4 : offset + 2 + length]
         if marker == _SCAN:
-            return fits
-        if at + 2 + length > len(content):
+            return plain
+        if offset + 2 + length > len(content):
             return False
-        if marker == _APP14 or (marker == _APP1 and content[at + 4 : at + 8] == b"Exif"):
+        if marker == _APP14 or (marker == _APP1 and segment.startswith(b"Exif")):
             return False
         if marker in _FRAMES:
             if marker not in (_BASELINE, _PROGRESSIVE) or length < 17:
                 return False
-            bits, parts = content[at + 4], content[at + 9]
-            height, width = (
-                int.from_bytes(content[at + 5 + 2 * side : at + 7 + 2 * side]) for side in (0, 1)
-            )
+            bits, components = segment[0], segment[5]
+            height, width = int.from_bytes(segment[1:3]), int.from_bytes(segment[3:5])
             thin = max(height, width) > MAX_ASPECT * min(height, width)
-            fits = bits == 8 and parts == 3 and not thin and 0 < height * width <= MAX_PIXELS
-        at += 2 + length
+            plain = bits == 8 and components == 3 and not thin and 0 < height * width <= MAX_PIXELS
+        offset += 2 + length
     return False
 
 
-def works_on(device: torch.device) -> bool:
-    """Whether this torchvision has nvJPEG, and it runs here."""
+def is_available(device: torch.device) -> bool:
+    """Whether torchvision has nvJPEG, and it works on the device."""
     if device.type != "cuda":
         return False
     import torchvision.io  # noqa: F401 - registers the operators; slow
@@ -63,61 +64,61 @@ def works_on(device: torch.device) -> bool:
         return False
 
 
-def prepare_on_gpu(
+def preprocess_on_gpu(
     contents: Sequence[bytes], names: Sequence[str], recipe: FeatureRecipe, device: torch.device
 ) -> list[Tensor]:
-    """For each view uint8 (B, S, S, 3) on the device, as `preprocess` and `stack` give them.
+    """Do what `preprocess` and `collate` do, on the GPU: return per view uint8 (B, S, S, 3).
 
     Args:
-        names: what to call each image where it cannot be used.
+        names: the images' names in error messages.
 
     Raises:
-        InputError: an image is empty, no image, truncated, or absurdly large.
+        InputError: a file is empty, not an image, truncated, or absurdly large.
     """
     current = torch.cuda.current_stream(device)
-    own = torch.cuda.Stream(device)
-    with torch.inference_mode(), torch.cuda.stream(own):
-        images = _decoded(contents, names, device)
+    stream = torch.cuda.Stream(device)
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        images = _decode(contents, names, device)
         views = [
             _resize_and_crop(images, view.preprocessing, recipe.crop_mode) for view in recipe.views
         ]
-        own.synchronize()  # in a thread of its own, which has nothing else to do
+        stream.synchronize()  # blocks a worker thread only
     for view in views:
         view.record_stream(current)
     return views
 
 
-def _decoded(contents: Sequence[bytes], names: Sequence[str], device: torch.device) -> list[Tensor]:
-    """uint8 (3, H, W) each, on the device."""
-    plain = [place for place, content in enumerate(contents) if is_plain_jpeg(content)]
+def _decode(contents: Sequence[bytes], names: Sequence[str], device: torch.device) -> list[Tensor]:
+    """Decode each image to uint8 (3, H, W) on the device."""
+    plain = [index for index, content in enumerate(contents) if is_plain_jpeg(content)]
     decoded: Sequence[Tensor] = []
     if plain:
-        whole = bytearray(b"".join(contents[place] for place in plain))  # one piece: fewer calls
-        sizes = [len(contents[place]) for place in plain]
-        encoded = list(torch.frombuffer(whole, dtype=torch.uint8).split(sizes))
+        joined = bytearray(b"".join(contents[index] for index in plain))  # for one call
+        sizes = [len(contents[index]) for index in plain]
+        encoded = list(torch.frombuffer(joined, dtype=torch.uint8).split(sizes))
         try:
             decoded = torch.ops.image.decode_jpegs_cuda(encoded, 3, device)  # 3: RGB
-        except RuntimeError:  # Pillow says which one is broken, if it thinks so too
+        except RuntimeError:  # let Pillow decode all, and name the damaged one
             plain = []
-    found = dict(zip(plain, decoded, strict=True))
+    by_index = dict(zip(plain, decoded, strict=True))
     return [
-        found[place] if place in found else decode(content, name).permute(2, 0, 1).to(device)
-        for place, (content, name) in enumerate(zip(contents, names, strict=True))
+        by_index[index] if index in by_index else decode(content, name).permute(2, 0, 1).to(device)
+        for index, (content, name) in enumerate(zip(contents, names, strict=True))
     ]
 
 
 def _resize_and_crop(images: Sequence[Tensor], pre: Preprocessing, crop_mode: str) -> Tensor:
-    """uint8 (3, H, W) each -> (B, S, S, 3), those of one size resized together."""
-    alike: dict[torch.Size, list[int]] = defaultdict(list)
-    for place, image in enumerate(images):
-        alike[image.shape].append(place)
-    shown = images[0].new_empty(len(images), pre.size, pre.size, 3)
-    for (_, height, width), places in alike.items():
-        size, top, left = frame(height, width, pre, crop_mode)
-        planes = torch.stack([images[place] for place in places]).float()  # (n, 3, H, W)
+    """uint8 (3, H, W) each -> (B, S, S, 3); images of the same size are resized together."""
+    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        by_shape[image.shape].append(index)
+    batch = images[0].new_empty(len(images), pre.size, pre.size, 3)
+    for (_, height, width), indices in by_shape.items():
+        size, top, left = resize_and_crop_box(height, width, pre, crop_mode)
+        planes = torch.stack([images[index] for index in indices]).float()  # (n, 3, H, W)
         if size != (height, width):
             planes = F.interpolate(planes, size=size, mode=pre.interpolation, antialias=True)
         planes = planes[..., top : top + pre.size, left : left + pre.size]
         rounded = planes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        shown[torch.tensor(places, device=shown.device)] = rounded
-    return shown
+        batch[torch.tensor(indices, device=batch.device)] = rounded
+    return batch

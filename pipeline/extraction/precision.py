@@ -1,4 +1,4 @@
-"""How few bits the frozen CNN may compute with: as few as leave its features what they are."""
+"""Choose the fastest precision of the frozen CNN that leaves its features unchanged."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.preprocess import PreprocessedViews, collate
 
-# Of the features with float32's, the worst image's. MobileNetV2 in bfloat16 has 0.995, and costs
-# 0.8 points of CIDEr; the sample is small, so it must do better than all images need to.
+# The lowest allowed cosine similarity of an image's features to float32's. MobileNetV2 in bfloat16
+# has 0.995 and loses 0.8 points of CIDEr; the sample is small, so the limit is stricter.
 MIN_COSINE = 0.9995
 
 
@@ -19,45 +19,51 @@ def select_dtype(
     sample: Callable[[], Sequence[PreprocessedViews]],
     batch: int,
 ) -> FeatureExtractor:
-    """The CNN in the first of the candidate precisions whose features keep float32's direction.
+    """Return the CNN in the first candidate precision whose features keep float32's direction.
 
     Args:
-        build: the CNN in a precision.
-        candidates: of this device, the one that loses least first; float32 when none is faithful.
-        sample: prepared images of the set; not called without candidates.
-        batch: how many of them at a time.
+        build: builds the CNN in a precision.
+        candidates: the device's fast precisions, the most precise first.
+        sample: returns preprocessed images of the data set; not called without candidates.
+        batch: the batch size.
+
+    Returns:
+        The CNN in float32 if no candidate keeps the direction.
     """
-    exact = build(torch.float32)
+    reference = build(torch.float32)
     if not candidates:
-        return exact
+        return reference
     images = sample()
-    parts = [collate(images[begin : begin + batch]) for begin in range(0, len(images), batch)]
-    wanted = _vectors(exact, parts)
+    batches = [collate(images[begin : begin + batch]) for begin in range(0, len(images), batch)]
+    expected = _pooled_features(reference, batches)
     for precision in candidates:
         cnn = build(precision)
-        # Overflow gives NaN, which is no larger than anything.
-        if torch.cosine_similarity(_vectors(cnn, parts), wanted).min() >= MIN_COSINE:
+        if _same_direction(_pooled_features(cnn, batches), expected):
             return cnn
-    return exact
+    return reference
 
 
 def keeps_direction(
-    cnn: FeatureExtractor, images: Sequence[Tensor], usual: Sequence[Tensor], batch: int
+    cnn: FeatureExtractor, images: Sequence[Tensor], reference: Sequence[Tensor], batch: int
 ) -> bool:
-    """Whether the CNN says of images what it says of the same ones prepared as usual.
+    """Whether two ways to preprocess the same images give features of the same direction.
 
     Args:
-        images, usual: for each view uint8 (B, S, S, 3).
-        batch: how many of them at a time.
+        images, reference: per view uint8 (B, S, S, 3).
+        batch: the batch size.
     """
-    parts = [
-        [list(part) for part in zip(*(view.split(batch) for view in one), strict=True)]
-        for one in (images, usual)
-    ]
-    made, wanted = (_vectors(cnn, one) for one in parts)
-    return bool(torch.cosine_similarity(made, wanted).min() >= MIN_COSINE)
+    features, expected = (
+        _pooled_features(cnn, list(zip(*(view.split(batch) for view in views), strict=True)))
+        for views in (images, reference)
+    )
+    return _same_direction(features, expected)
 
 
-def _vectors(cnn: FeatureExtractor, parts: Sequence[Sequence[Tensor]]) -> Tensor:
-    features = torch.cat([cnn(part).cpu() for part in parts])  # (N, D) or (N, H, W, D)
+def _same_direction(features: Tensor, expected: Tensor) -> bool:
+    # False for the NaN of an overflow.
+    return bool(torch.cosine_similarity(features, expected).min() >= MIN_COSINE)
+
+
+def _pooled_features(cnn: FeatureExtractor, batches: Sequence[Sequence[Tensor]]) -> Tensor:
+    features = torch.cat([cnn(batch).cpu() for batch in batches])  # (N, D) or (N, H, W, D)
     return features if features.dim() == 2 else features.mean(dim=(1, 2))

@@ -1,7 +1,7 @@
-"""From an image file's bytes to what the CNN takes: decode, resize, crop.
+"""From an image file's bytes to the CNN's input: decode, resize, crop.
 
-On a CPU these share the cores with the CNN, and beside a GPU they must feed it. So torch resizes,
-whose vector instructions take a quarter of Pillow's time; no value differs by more than 1 of 255.
+These steps share the CPU's cores with the CNN, or must keep up with a GPU. So torch resizes, in a
+quarter of Pillow's time; values differ from Pillow's by at most 1 of 255.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,17 @@ from torch import Tensor
 from pipeline.features.recipe import FeatureRecipe, Preprocessing
 from pipeline.images.archive import decode_image
 
-PreprocessedViews = tuple[
-    Tensor, ...
-]  # what each view's CNN is shown of one image, uint8 (S, S, 3)
+PreprocessedViews = tuple[Tensor, ...]  # one image, per view uint8 (S, S, 3)
 
 
 def preprocess(content: bytes, name: str, recipe: FeatureRecipe) -> PreprocessedViews:
-    """Decode once, then resize and crop for every view as the recipe says; RGB.
+    """Decode an image once, then resize and crop it for every view of the recipe.
 
     Args:
-        name: what to call the image where it cannot be used.
+        name: the image's name in error messages.
 
     Raises:
-        InputError: it is empty, no image, truncated, or absurdly large.
+        InputError: the file is empty, not an image, truncated, or absurdly large.
     """
     image = decode(content, name)
     return tuple(
@@ -35,27 +33,26 @@ def preprocess(content: bytes, name: str, recipe: FeatureRecipe) -> Preprocessed
 
 
 def collate(images: Sequence[PreprocessedViews]) -> list[Tensor]:
-    """B prepared images as a batch: for each view uint8 (B, S, S, 3)."""
-    return [torch.stack(parts) for parts in zip(*images, strict=True)]
+    """Stack B preprocessed images to a batch: per view uint8 (B, S, S, 3)."""
+    return [torch.stack(views) for views in zip(*images, strict=True)]
 
 
 def decode(content: bytes, name: str) -> Tensor:
-    """An image file's content -> uint8 (H, W, 3): upright, RGB, transparency on white.
+    """Decode an image file -> uint8 (H, W, 3): upright, RGB, transparency on white.
 
     Raises:
-        InputError: it is empty, no image, truncated, or absurdly large.
+        InputError: the file is empty, not an image, truncated, or absurdly large.
     """
     return torch.from_numpy(np.array(decode_image(content, name)))
 
 
-def frame(
+def resize_and_crop_box(
     height: int, width: int, pre: Preprocessing, crop_mode: str
 ) -> tuple[tuple[int, int], int, int]:
-    """To what height and width an image is resized, and where the CNN's square begins in that:
-    from the top, from the left."""
+    """Return the (height, width) to resize an image to, and the crop's top and left edges."""
     if crop_mode == "squash":
         return (pre.size, pre.size), 0, 0
-    # As torchvision's Resize and CenterCrop: the longer side's fraction is cut off.
+    # As torchvision's Resize and CenterCrop: the longer side is rounded down.
     shorter = min(height, width)
     height, width = (int(pre.resize * side / shorter) for side in (height, width))
     return (height, width), round((height - pre.size) / 2), round((width - pre.size) / 2)
@@ -63,15 +60,9 @@ def frame(
 
 def _resize_and_crop(image: Tensor, pre: Preprocessing, crop_mode: str) -> Tensor:
     """(H, W, 3) -> (S, S, 3)."""
-    (height, width), top, left = frame(image.shape[0], image.shape[1], pre, crop_mode)
-    image = _resized(image, height, width, pre.interpolation)
+    size, top, left = resize_and_crop_box(image.shape[0], image.shape[1], pre, crop_mode)
+    if image.shape[:2] != size:
+        planes = image.permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W), a view: channels last
+        planes = F.interpolate(planes, size=size, mode=pre.interpolation, antialias=True)
+        image = planes.squeeze(0).permute(1, 2, 0)
     return image[top : top + pre.size, left : left + pre.size]
-
-
-def _resized(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """(H, W, 3) -> (height, width, 3)."""
-    if image.shape[:2] == (height, width):
-        return image
-    planes = image.permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W), a view: channels last
-    resized = F.interpolate(planes, size=(height, width), mode=interpolation, antialias=True)
-    return resized.squeeze(0).permute(1, 2, 0)

@@ -1,10 +1,10 @@
-"""Features of an archive's images, batch after batch, with all that the machine has at work.
+"""Extract features batch by batch, with all cores or the GPU busy.
 
-On a CPU each of the worker threads decodes a batch and runs the CNN on it with one thread of its
-own: no core ever waits for another at the end of a layer. Beside a GPU the workers decode, or hand
-it the JPEGs to decode, and while one batch is computed the one before it is fetched and summed up.
-Pillow, torch and zlib work outside Python's lock, so threads do, and nothing is copied between
-processes. (On 16 cores that lock limits Pillow all the same: docs/performance.md.)
+On a CPU each worker thread decodes a batch and runs the CNN on it with a single torch thread, so no
+core waits for another at the end of a layer. With a GPU the workers decode, or pass it the JPEGs to
+decode; while one batch is computed, the previous one is copied back and checksummed. Pillow, torch
+and zlib release Python's lock, so threads suffice and processes need not copy data. (On 16 cores
+the lock still limits Pillow: docs/performance.md.)
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.extraction.feature_extractor import FeatureExtractor
-from pipeline.extraction.nvjpeg import prepare_on_gpu
+from pipeline.extraction.nvjpeg import preprocess_on_gpu
 from pipeline.extraction.preprocess import PreprocessedViews, collate, preprocess
 from pipeline.features.feature_cache import checksums_of
 from pipeline.features.recipe import FeatureRecipe
@@ -29,12 +29,12 @@ from pipeline.images.archive import ImageArchive
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-GPU_DECODERS = 4  # threads that feed its JPEG decoder
+NVJPEG_THREADS = 4
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Features of some images as they are stored."""
+    """Features of a batch, as they are stored."""
 
     values: NDArray[Any]  # (n, …)
     finite: NDArray[np.bool_]  # (n,)
@@ -49,103 +49,108 @@ def iter_features(
     workers: int,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Rows]:
-    """Features, of `batch` images at a time, in the order of `ids`.
+    """Yield features batch by batch, in the order of `ids`.
 
     Args:
-        dtype: in which they are stored.
+        dtype: the dtype to store them in.
 
     Raises:
         InputError: an image cannot be used.
     """
-    parts = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
+    batches = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
     if cnn.device.type == "cpu":
 
-        def compute(part: Sequence[str]) -> Rows:
-            features = cnn(collate(load(archive, part, cnn.recipe)))
-            return _summed_up(*_stored(features, dtype))
+        def compute(batch_ids: Sequence[str]) -> Rows:
+            features = cnn(collate(load(archive, batch_ids, cnn.recipe)))
+            return _add_checksums(*_to_stored(features, dtype))
 
         with _workers(workers) as pool:
-            yield from ordered_map(pool, compute, parts, ahead=2 * workers)
+            yield from ordered_map(pool, compute, batches, ahead=2 * workers)
         return
     with (
-        ThreadPoolExecutor(2) as finishers,
-        closing(_loaded(archive, parts, cnn, workers)) as loaded,
+        ThreadPoolExecutor(2) as pool,
+        closing(_load_batches(archive, batches, cnn, workers)) as loaded,
     ):
-        fetched = _fetched((cnn(images) for images in loaded), dtype)
-        yield from ordered_map(finishers, lambda both: _summed_up(*both), fetched, ahead=2)
+        copied = _copy_to_cpu((cnn(images) for images in loaded), dtype)
+        yield from ordered_map(pool, lambda stored: _add_checksums(*stored), copied, ahead=2)
 
 
 def load(
     archive: ImageArchive, ids: Sequence[str], recipe: FeatureRecipe
 ) -> list[PreprocessedViews]:
-    """Prepared images of the archive.
+    """Read and preprocess images.
 
     Raises:
-        InputError: one of them cannot be used.
+        InputError: an image cannot be used.
     """
-    return [preprocess(archive.content(one), f"{one} in {archive.path}", recipe) for one in ids]
+    return [
+        preprocess(archive.read(image_id), f"{image_id} in {archive.path}", recipe)
+        for image_id in ids
+    ]
 
 
-def _loaded(
-    archive: ImageArchive, parts: Sequence[Sequence[str]], cnn: FeatureExtractor, workers: int
+def _load_batches(
+    archive: ImageArchive, batches: Sequence[Sequence[str]], cnn: FeatureExtractor, workers: int
 ) -> Generator[list[Tensor]]:
-    """For each view uint8 (B, S, S, 3), on the GPU or in memory that it reads."""
-    if cnn.recipe.jpeg_decoder == "nvjpeg":
+    """Yield per view uint8 (B, S, S, 3), on the GPU or in pinned memory."""
+    recipe = cnn.recipe
+    if recipe.jpeg_decoder == "nvjpeg":
 
-        def decode(part: Sequence[str]) -> list[Tensor]:
-            contents = [archive.content(one) for one in part]
-            names = [f"{one} in {archive.path}" for one in part]
-            return prepare_on_gpu(contents, names, cnn.recipe, cnn.device)
+        def load_batch(ids: Sequence[str]) -> list[Tensor]:
+            contents = [archive.read(image_id) for image_id in ids]
+            names = [f"{image_id} in {archive.path}" for image_id in ids]
+            return preprocess_on_gpu(contents, names, recipe, cnn.device)
 
-        with _workers(min(workers, GPU_DECODERS)) as pool:
-            yield from ordered_map(pool, decode, parts, ahead=GPU_DECODERS + 2)
+        workers, ahead = min(workers, NVJPEG_THREADS), NVJPEG_THREADS + 2
     else:
-        with _workers(workers) as pool:
-            yield from ordered_map(
-                pool,
-                lambda part: [one.pin_memory() for one in collate(load(archive, part, cnn.recipe))],
-                parts,
-                ahead=workers + 2,
-            )
+
+        def load_batch(ids: Sequence[str]) -> list[Tensor]:
+            return [view.pin_memory() for view in collate(load(archive, ids, recipe))]
+
+        ahead = workers + 2
+    with _workers(workers) as pool:
+        yield from ordered_map(pool, load_batch, batches, ahead)
 
 
-def _stored(features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As they are stored, and which of them are finite."""
+def _to_stored(features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the features in the stored dtype, and which rows are finite."""
     stored = features.to(dtype)
     return stored, torch.isfinite(stored).flatten(1).all(dim=1)
 
 
-def _summed_up(stored: Tensor, finite: Tensor) -> Rows:
+def _add_checksums(stored: Tensor, finite: Tensor) -> Rows:
     values = stored.numpy()
     return Rows(values, finite.numpy(), checksums_of(values))
 
 
-def _fetched(computed: Iterable[Tensor], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """What `_stored` gives, on the CPU; each batch is fetched while the next one is computed."""
-    underway: deque[tuple[tuple[Tensor, Tensor], torch.cuda.Event]] = deque()
-    for features in computed:  # enqueued, as are the copies behind it
-        stored, finite = (_copied(part) for part in _stored(features, dtype))
-        underway.append(((stored, finite), torch.cuda.Event()))
-        underway[-1][1].record()
-        if len(underway) > 1:
-            yield _wait_for_copy(*underway.popleft())
-    while underway:
-        yield _wait_for_copy(*underway.popleft())
+def _copy_to_cpu(computed: Iterable[Tensor], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the output of `_to_stored` on the CPU; copy each batch while the next is computed."""
+    pending: deque[tuple[tuple[Tensor, Tensor], torch.cuda.Event]] = deque()
+    for features in computed:  # the GPU's queue holds the batch and its copies
+        stored, finite = (_copy_to_pinned(tensor) for tensor in _to_stored(features, dtype))
+        pending.append(((stored, finite), torch.cuda.Event()))
+        pending[-1][1].record()
+        if len(pending) > 1:
+            yield _wait_for_copy(*pending.popleft())
+    while pending:
+        yield _wait_for_copy(*pending.popleft())
 
 
-def _copied(part: Tensor) -> Tensor:
-    copy = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
-    return copy.copy_(part, non_blocking=True)
+def _copy_to_pinned(tensor: Tensor) -> Tensor:
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)
 
 
-def _wait_for_copy(parts: tuple[Tensor, Tensor], copied: torch.cuda.Event) -> tuple[Tensor, Tensor]:
+def _wait_for_copy(
+    tensors: tuple[Tensor, Tensor], copied: torch.cuda.Event
+) -> tuple[Tensor, Tensor]:
     copied.synchronize()
-    return parts
+    return tensors
 
 
 @contextmanager
 def _workers(count: int) -> Iterator[Executor]:
-    """Threads that share the cores among themselves: inside torch, each has one."""
+    """Yield a pool of threads in which torch uses one thread each."""
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
@@ -157,15 +162,15 @@ def _workers(count: int) -> Iterator[Executor]:
 def ordered_map(
     pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """`pool.map` with a bounded window: memory does not grow with the number of items."""
-    waiting: deque[Future[Result]] = deque()
+    """Do `pool.map`, at most `ahead` items ahead: memory does not grow with their number."""
+    pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(work, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()

@@ -1,1 +1,1 @@
-"""The feature cache, and the recipe that says how its features were made."""
+"""The feature cache, and the recipe of its features."""

@@ -1,11 +1,10 @@
 """The feature cache: one HDF5 file that describes itself.
 
-Before HDF5's own part stands a seal (HDF5's user block): where rows and checksums lie, and a digest
-of all the rest. `ids` are the image ids, sorted; row i of `features` belongs to `ids[i]`, and
-`checksums[i]` is its CRC-32: a row that has rotted on the disk is noticed when it is read. The
-layout (default library version, no timestamps, preallocated contiguous datasets) gives the same
-bytes for the same values, in whatever order they were written, and can be memory-mapped: any number
-of readers, shuffled reads, no handle to share, no lock.
+HDF5's user block, before HDF5's own part, holds the offsets of rows and checksums and a digest of
+everything else. `ids` are the sorted image ids; row i of `features` belongs to `ids[i]`, and
+`checksums[i]` is its CRC-32, verified on every read. The layout (default library version, no
+timestamps, preallocated contiguous datasets) gives the same bytes for the same values in any order
+of writes. It can be memory-mapped, so any number of readers need no locks.
 """
 
 import hashlib
@@ -28,8 +27,8 @@ from pipeline.features.recipe import FeatureRecipe
 from pipeline.runtime.errors import ArtifactError, counted
 
 MAGIC = b"showtell features 4\n"
-USER_BLOCK = 512  # bytes before HDF5's part, which HDF5 passes over
-CHECKSUM = "<u4"
+USER_BLOCK = 512  # bytes
+CHECKSUM_DTYPE = "<u4"
 
 
 @dataclass(frozen=True)
@@ -39,152 +38,158 @@ class FeatureCache:
     path: Path
     ids: list[str]
     recipe: FeatureRecipe
-    array: NDArray[Any]  # (N, D) pooled or (N, H, W, D) grid, mapped, not loaded
-    checksums: NDArray[np.uint32]  # (N,), of the rows
+    array: NDArray[Any]  # (N, D) pooled or (N, H, W, D) grid, memory-mapped
+    checksums: NDArray[np.uint32]  # (N,)
 
     def row_indices(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """The rows of these images in `array`, in this order.
+        """Return the row indices of these images, in this order.
 
         Raises:
-            InputError: an image is not in the cache.
+            ArtifactError: an image is not in the cache.
         """
         row_of = {image_id: row for row, image_id in enumerate(self.ids)}
         missing = [image_id for image_id in ids if image_id not in row_of]
         if missing:
-            lacks = f"lacks {counted(len(missing), 'image')}, {missing[0]!r} among them"
-            raise ArtifactError(self.path, lacks)
+            number = counted(len(missing), "image")
+            raise ArtifactError(self.path, f"lacks {number}, {missing[0]!r} among them")
         return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
 
-    def checked(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """The features (n, …) of these rows, read.
+    def read_verified(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read the features (n, …) of these rows and verify their checksums.
 
         Raises:
-            InputError: they are not what was written.
+            ArtifactError: a row is damaged.
         """
-        read = np.ascontiguousarray(self.array[rows])
-        wrong = (checksums_of(read) != self.checksums[rows]).nonzero()[0]
-        if len(wrong):
-            image_id = self.ids[int(rows[wrong[0]])]
-            damage = f"is damaged: the features of {image_id!r} are not what was written"
-            raise ArtifactError(self.path, damage)
-        return read
+        features = np.ascontiguousarray(self.array[rows])
+        damaged = (checksums_of(features) != self.checksums[rows]).nonzero()[0]
+        if len(damaged):
+            image_id = self.ids[int(rows[damaged[0]])]
+            reason = f"is damaged: the features of {image_id!r} are not what was written"
+            raise ArtifactError(self.path, reason)
+        return features
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What is known of a cache before its rows are written."""
+
+    ids: Sequence[str]  # sorted and distinct, one per row
+    shape: Sequence[int]  # of a row
+    dtype: str  # float16 or float32
+    recipe: FeatureRecipe
+
+    @property
+    def row_size(self) -> int:
+        """The size of a row in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where in the file a cache's rows and their checksums belong, in bytes."""
+    """The offsets of a cache's rows and checksums in its file, in bytes."""
 
     count: int
     rows: int
     row_size: int
     checksums: int
 
-    def between(self, begin: int, end: int) -> list[tuple[int, int]]:
-        """What of that part of the file is neither rows nor checksums."""
-        kept = sorted(
+    def gaps(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Return the ranges between `begin` and `end` that are neither rows nor checksums."""
+        data = sorted(
             [
                 (self.rows, self.rows + self.count * self.row_size),
-                (self.checksums, self.checksums + self.count * np.dtype(CHECKSUM).itemsize),
+                (self.checksums, self.checksums + self.count * np.dtype(CHECKSUM_DTYPE).itemsize),
             ]
         )
         return [
-            part
-            for part in pairwise([begin, *chain.from_iterable(kept), end])
-            if part not in kept and part[0] < part[1]
+            gap
+            for gap in pairwise([begin, *chain.from_iterable(data), end])
+            if gap not in data and gap[0] < gap[1]
         ]
 
     def digest(self, file: BinaryIO) -> str:
-        """SHA-256 of all that HDF5 wrote around them."""
+        """Return the SHA-256 of the gaps, which HDF5 wrote."""
         digest = hashlib.sha256()
-        for begin, end in self.between(USER_BLOCK, os.fstat(file.fileno()).st_size):
+        for begin, end in self.gaps(USER_BLOCK, os.fstat(file.fileno()).st_size):
             file.seek(begin)
             while block := file.read(min(1 << 20, end - file.tell())):
                 digest.update(block)
         return digest.hexdigest()
 
 
-def allocate(
-    path: Path, ids: Sequence[str], shape: Sequence[int], dtype: str, recipe: FeatureRecipe
-) -> Layout:
-    """Write a cache whose rows, of shape `shape`, and their checksums are yet to come.
-
-    Args:
-        ids: sorted, distinct; one a row.
-        dtype: `float16` or `float32`.
+def allocate(path: Path, spec: CacheSpec) -> Layout:
+    """Write a cache without the values of its rows and checksums.
 
     Raises:
-        OSError: there is no room, or no right.
+        OSError: the disk is full, or not writable.
     """
     try:
-        layout = _lay_out(path, ids, shape, dtype, recipe)
-    except RuntimeError as error:  # HDF5 says which error it had among other words
+        layout = _allocate_hdf5(path, spec)
+    except RuntimeError as error:  # HDF5 puts the errno into its message
         if not (number := re.search(r"errno = (\d+)", str(error))):
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-    with path.open("r+b") as written:
-        seal = json.dumps({**asdict(layout), "sha256": layout.digest(written)})
-        written.seek(0)
-        written.write(MAGIC + seal.encode().ljust(USER_BLOCK - len(MAGIC), b"\0"))
+    with path.open("r+b") as file:
+        header = json.dumps({**asdict(layout), "sha256": layout.digest(file)})
+        file.seek(0)
+        file.write(MAGIC + header.encode().ljust(USER_BLOCK - len(MAGIC), b"\0"))
     return layout
 
 
-def _lay_out(
-    path: Path, ids: Sequence[str], shape: Sequence[int], dtype: str, recipe: FeatureRecipe
-) -> Layout:
+def _allocate_hdf5(path: Path, spec: CacheSpec) -> Layout:
+    count = len(spec.ids)
     with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
-        file.attrs["recipe"] = json.dumps(recipe.to_json(), ensure_ascii=False)
-        names = np.array([image_id.encode() for image_id in ids])
+        file.attrs["recipe"] = json.dumps(spec.recipe.to_json(), ensure_ascii=False)
+        names = np.array([image_id.encode() for image_id in spec.ids])
         file.create_dataset("ids", data=names, track_times=False)
         settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
 
-        def space(name: str, of: tuple[int, ...], kind: str) -> int:
-            dataset = file.create_dataset(name, of, kind, dcpl=settings, track_times=False)
+        def reserve(name: str, shape: tuple[int, ...], dtype: str) -> int:
+            dataset = file.create_dataset(name, shape, dtype, dcpl=settings, track_times=False)
             return int(dataset.id.get_offset())
 
-        checksums = space("checksums", (len(ids),), CHECKSUM)
-        rows = space("features", (len(ids), *shape), dtype)
-    return Layout(len(ids), rows, row_size(shape, dtype), checksums)
+        checksums = reserve("checksums", (count,), CHECKSUM_DTYPE)
+        rows = reserve("features", (count, *spec.shape), spec.dtype)
+    return Layout(count, rows, spec.row_size, checksums)
 
 
-def sealed_layout(file: BinaryIO) -> Layout | None:
-    """What `allocate` wrote before HDF5's part, if that is as it was: the HDF5 library does not
-    survive all that can happen to it."""
+def read_layout(file: BinaryIO) -> Layout | None:
+    """Read the user block; return None if it or HDF5's part is damaged.
+
+    Such damage can crash the HDF5 library.
+    """
     try:
-        seal = json.loads(file.read(USER_BLOCK).removeprefix(MAGIC).rstrip(b"\0"))
-        digest = seal.pop("sha256")
-        layout = Layout(**seal)
+        header = json.loads(file.read(USER_BLOCK).removeprefix(MAGIC).rstrip(b"\0"))
+        digest = header.pop("sha256")
+        layout = Layout(**header)
         return layout if layout.digest(file) == digest else None
     except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
         return None
 
 
-def row_size(shape: Sequence[int], dtype: str) -> int:
-    """Of one image's features, in bytes."""
-    return math.prod(shape) * np.dtype(dtype).itemsize
-
-
 def checksums_of(rows: NDArray[Any]) -> NDArray[np.uint32]:
-    """CRC-32 of the bytes of each row (n, …)."""
-    return np.array([zlib.crc32(np.ascontiguousarray(row).data) for row in rows], dtype=CHECKSUM)
+    """Return the CRC-32 of each row (n, …)."""
+    checksums = [zlib.crc32(np.ascontiguousarray(row).data) for row in rows]
+    return np.array(checksums, dtype=CHECKSUM_DTYPE)
 
 
 def read_features(path: Path) -> FeatureCache:
-    """Open a cache, checked for structure; values are checked as they are read.
+    """Open a cache and check its structure; rows are verified when they are read.
 
     Raises:
-        InputError: the file is absent, truncated, or no feature cache.
+        ArtifactError: the file is missing, damaged, or not a feature cache.
     """
     if not path.is_file():
         raise ArtifactError(path, "does not exist")
-    with path.open("rb") as content:  # one handle: another run may put a new file in its place
-        layout = sealed_layout(content)
+    with path.open("rb") as content:  # one handle: another run may replace the file
+        layout = read_layout(content)
         if layout is None:
             raise ArtifactError(path, "is damaged or not a feature cache of this version")
         try:
-            # By way of Python's file HDF5 takes no lock of its own: nobody writes to a file that
-            # came into place whole, and some file systems know no locks.
+            # With Python's file, HDF5 takes no lock: files are never changed in place, and some
+            # file systems have no locks.
             with h5py.File(content, "r") as file:
                 recipe = FeatureRecipe.from_json(json.loads(file.attrs["recipe"]), where=str(path))
                 ids = [name.decode() for name in file["ids"][:]]
@@ -195,8 +200,8 @@ def read_features(path: Path) -> FeatureCache:
             raise ArtifactError(path, f"is damaged or not a feature cache ({error})") from None
         size = math.prod(shape) * dtype.itemsize
         ordered = len(ids) == len(checksums) == shape[0] and ids == sorted(set(ids))
-        whole = offset is not None and os.fstat(content.fileno()).st_size >= offset + size
-        if not (ordered and whole and dtype.kind == "f" and offset == layout.rows):
+        complete = offset is not None and os.fstat(content.fileno()).st_size >= offset + size
+        if not (ordered and complete and dtype.kind == "f" and offset == layout.rows):
             raise ArtifactError(path, "is damaged: its rows and ids do not match")
         array = np.memmap(content, dtype=dtype, mode="r", offset=offset, shape=shape)
     return FeatureCache(path, ids, recipe, array, checksums)

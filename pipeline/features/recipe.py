@@ -1,4 +1,4 @@
-"""How features are made of an image: what must be the same wherever features meet a model."""
+"""The recipe of features: what must be the same in extraction, training and captioning."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,10 +8,10 @@ from pipeline.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a CNN's weights expect of an image; sizes in pixels."""
+    """The input that a CNN's weights expect; sizes in pixels."""
 
     resize: int  # the shorter side, before the centre crop
-    size: int  # a side of the square that the CNN sees
+    size: int  # the side of the square crop
     interpolation: str  # Pillow's name of the resampling filter: bilinear, bicubic, …
     mean: tuple[float, float, float]  # of RGB scaled to 0..1
     std: tuple[float, float, float]
@@ -23,16 +23,16 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class View:
-    """One frozen CNN, and what it is shown of an image."""
+    """One frozen CNN and the preprocessing of its input."""
 
     backbone: str
     weights: str  # a torchvision name, a file's name, or random:SEED
-    weights_digest: str  # of the trunk's tensors
+    weights_digest: str
     preprocessing: Preprocessing
 
     @property
     def label(self) -> str:
-        """For people, beside figures: untrained weights are called so."""
+        """A description for people; it marks untrained weights."""
         return f"{self.backbone} ({self.weights}{', UNTRAINED' if self.untrained else ''})"
 
     @property
@@ -42,14 +42,14 @@ class View:
 
 @dataclass(frozen=True)
 class FeatureRecipe:
-    """Everything that decides what a feature means."""
+    """Everything that determines what a feature means."""
 
     layer: str  # pooled or grid
-    crop_mode: str  # crop or squash
-    hflip: bool  # each view is the mean of what the CNN says of the image and its mirror image
-    grid_size: int | None  # a side of the grid; None: as many as the first view's CNN gives
-    views: tuple[View, ...]  # their features lie side by side
-    # Whose pixels the CNN saw. Told, not compared: `extract` has tried that they are as good.
+    crop_mode: str  # center or squash
+    hflip: bool  # whether features are averaged over the image and its mirror image
+    grid_size: int | None  # cells per side of the grid; None: as in the first view's CNN
+    views: tuple[View, ...]  # their features are concatenated
+    # For information, not compared: `extract` has checked that the features are equivalent.
     jpeg_decoder: str = "pillow"
 
     @property
@@ -58,7 +58,7 @@ class FeatureRecipe:
 
     @property
     def label(self) -> str:
-        """For people, beside figures."""
+        """A description for people."""
         several = len(self.views) > 1
         views = " + ".join(
             f"{view.label} at {view.preprocessing.size} px" if several else view.label
@@ -73,9 +73,10 @@ class FeatureRecipe:
 
     @classmethod
     def from_json(cls, content: Any, where: str) -> "FeatureRecipe":
-        """
+        """Parse the recipe of the file `where`.
+
         Raises:
-            InputError: `content` is no recipe; `where` says whose.
+            InputError: `content` is not a recipe.
         """
         try:
             views = tuple(
@@ -84,26 +85,27 @@ class FeatureRecipe:
             )
             return cls(**{**content, "views": views})
         except (TypeError, KeyError, AttributeError, ValueError):
-            raise InputError(f"{where} does not say how its features were made") from None
+            raise InputError(f"{where} has no valid recipe of its features") from None
 
 
 def require_same_recipe(features: FeatureRecipe, model: FeatureRecipe, where: str) -> None:
-    """
+    """Check that features, from the file `where`, are of the kind that a model was trained on.
+
     Raises:
-        InputError: the features of `where` were not made as those that the model learned from.
+        InputError: they differ.
     """
-    theirs, ours = _comparable_fields(features), _comparable_fields(model)
-    for name in ours | theirs:
-        if theirs.get(name) != ours.get(name):
+    given, expected = _comparable_fields(features), _comparable_fields(model)
+    for name in expected | given:
+        if given.get(name) != expected.get(name):
             raise InputError(
-                f"{where} does not fit the model: its {name} is {theirs.get(name)}, but the "
-                f"model was trained on {ours.get(name)}; use the same backbone and extract params"
+                f"{where} does not fit the model: its {name} is {given.get(name)}, but the model "
+                f"was trained on {expected.get(name)}; use the same backbone and extract params"
             )
 
 
 def _comparable_fields(recipe: FeatureRecipe) -> dict[str, Any]:
-    """What must agree, by name. The same weights under another file name are the same weights."""
-    facts: dict[str, Any] = {
+    """Return what must agree, by name: the weights by their digest, not by their file's name."""
+    fields: dict[str, Any] = {
         "layer": recipe.layer,
         "crop_mode": recipe.crop_mode,
         "hflip": recipe.hflip,
@@ -112,7 +114,7 @@ def _comparable_fields(recipe: FeatureRecipe) -> dict[str, Any]:
     }
     for number, view in enumerate(recipe.views, start=1):
         of = f" of view {number}" if len(recipe.views) > 1 else ""
-        facts[f"backbone{of}"] = view.backbone
-        facts[f"weights_digest{of}"] = view.weights_digest
-        facts[f"preprocessing{of}"] = asdict(view.preprocessing)
-    return facts
+        fields[f"backbone{of}"] = view.backbone
+        fields[f"weights_digest{of}"] = view.weights_digest
+        fields[f"preprocessing{of}"] = asdict(view.preprocessing)
+    return fields

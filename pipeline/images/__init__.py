@@ -1,1 +1,1 @@
-"""Image files, single and in zips: found, read and decoded."""
+"""Find, read and decode image files, single or in zips."""

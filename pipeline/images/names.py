@@ -1,4 +1,4 @@
-"""Image ids: what an image is called in an archive, in captions and in split lists, as one name.
+"""Image ids: one name for an image in archives, captions and split lists.
 
 An id is the file's name without its folders, in Unicode's composed form (NFC): macOS writes names
 decomposed, and the two look the same.
@@ -10,22 +10,21 @@ from pathlib import PurePosixPath
 
 from pipeline.runtime.errors import InputError
 
-# What is taken for an image.
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
-MAX_NAME = 255  # bytes, as file systems have it: the cache keeps room for the longest for each
-SHOWN = 5  # of a list of names, in a message
+MAX_NAME = 255  # bytes, file systems' limit: the feature cache stores ids at the longest one's size
+MAX_SHOWN = 5  # names in a message
 
 
-def slashes(path: str) -> str:
-    """A path with `/` between folders, wherever it was written: Windows writes a backslash."""
+def to_posix(path: str) -> str:
+    """Return a path with `/` between folders: zips made on Windows may have backslashes."""
     return path.replace("\\", "/")
 
 
 def to_image_id(path: str) -> str:
-    """The id of the image at this path."""
-    return unicodedata.normalize("NFC", PurePosixPath(slashes(path)).name)
+    """Return the id of the image at this path."""
+    return unicodedata.normalize("NFC", PurePosixPath(to_posix(path)).name)
 
 
 def is_image_name(name: str) -> bool:
@@ -33,44 +32,47 @@ def is_image_name(name: str) -> bool:
 
 
 def check_id(image_id: str, where: str) -> None:
-    """
+    """Check that an id is safe to display.
+
     Raises:
-        InputError: the id is empty, or would do something where it is shown: move a terminal's
-            cursor, say, or be computed by a spreadsheet.
+        InputError: the id is empty or too long, or could have an effect where it is displayed:
+            move a terminal's cursor, say, or run as a spreadsheet's formula.
     """
     if not image_id:
-        raise InputError(f"{where}: no image is named")
+        raise InputError(f"{where}: the image's name is missing")
     if len(image_id.encode("utf-8", "surrogatepass")) > MAX_NAME:
         raise InputError(
-            f"{where}: an image is called {image_id[:40]!r}… and on; {MAX_NAME} bytes may do"
+            f"{where}: the image name {image_id[:40]!r}… is longer than {MAX_NAME} bytes; rename it"
         )
     if not image_id.isprintable() or image_id.startswith(("=", "+", "-", "@")):
         raise InputError(
-            f"{where}: an image may not be called {image_id!r}; names are printable and do not "
-            "begin with = + - @"
+            f"{where}: the image name {image_id!r} is not allowed; names must be printable and "
+            "must not begin with = + - @"
         )
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few of them, quoted, and how many more there are."""
-    shown = ", ".join(map(repr, names[:SHOWN]))
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN:,} more"
+def first_few(names: Sequence[str]) -> str:
+    """Return the first few names, quoted, and the number of the others."""
+    shown = ", ".join(map(repr, names[:MAX_SHOWN]))
+    return shown if len(names) <= MAX_SHOWN else f"{shown} and {len(names) - MAX_SHOWN:,} more"
 
 
-def alike(names: Iterable[str], present: Iterable[str]) -> dict[str, str]:
-    """For a name that is not there, one that is and that may be meant: the same but for case,
-    suffix, blanks or the form of its letters."""
-    there: dict[str, str] = {}
-    for one in present:
-        there.setdefault(_folded(one), one)
-        there.setdefault(_folded(PurePosixPath(one).stem), one)
-    pairs = {}
-    for name in names:
+def similar_names(missing: Iterable[str], present: Iterable[str]) -> dict[str, str]:
+    """Map missing names to similar names that are present.
+
+    Similar names differ in case, suffix, spaces or the form of their letters only.
+    """
+    by_key: dict[str, str] = {}
+    for name in present:
+        by_key.setdefault(_comparison_key(name), name)
+        by_key.setdefault(_comparison_key(PurePosixPath(name).stem), name)
+    similar = {}
+    for name in missing:
         stem = PurePosixPath(name).stem if is_image_name(name) else name
-        if meant := there.get(_folded(name)) or there.get(_folded(stem)):
-            pairs[name] = meant
-    return pairs
+        if match := by_key.get(_comparison_key(name)) or by_key.get(_comparison_key(stem)):
+            similar[name] = match
+    return similar
 
 
-def _folded(name: str) -> str:
+def _comparison_key(name: str) -> str:
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())

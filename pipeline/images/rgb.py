@@ -1,4 +1,4 @@
-"""From any kind of pixels to red, green and blue in 8 bits each, transparency on white."""
+"""Convert any kind of pixels to 8-bit RGB, transparency on white."""
 
 import numpy as np
 from PIL import Image
@@ -7,12 +7,11 @@ from pipeline.runtime.errors import InputError
 
 
 def scale_transparent_level(image: Image.Image, content: bytes) -> None:
-    """A PNG names its transparent level in its own bits a channel, which Pillow scales to 8 in the
-    pixels and not there."""
+    """Scale a PNG's transparent level to 8 bits: Pillow scales the pixels only."""
     level = image.info.get("transparency")
     if image.format != "PNG" or image.mode not in ("L", "RGB"):
         return
-    bits = content[24]  # of the header, which comes first
+    bits = content[24]  # the header's bit depth
     if bits == 16 and isinstance(level, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in level)
     elif bits < 8 and isinstance(level, int):
@@ -20,30 +19,34 @@ def scale_transparent_level(image: Image.Image, content: bytes) -> None:
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Convert an image to RGB, without needless copies: each may take a gigabyte.
+
+    Raises:
+        InputError: the range of its pixel values is unknown.
+    """
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_8_bits(image, name)
     if image.has_transparency_data:
-        # No copy that is not needed: each may be a gigabyte.
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image)
         return white
-    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """A grey image of more than 8 bits a pixel, scaled: Pillow would clip.
+    """Scale a grey image of more than 8 bits per pixel: Pillow would clip.
 
     Raises:
-        InputError: nobody can tell which of its numbers is white.
+        InputError: the value of white is unknown.
     """
     values = np.asarray(image)  # (H, W)
     low, high = values.min(), values.max()
-    white = _white(image)
-    if not (low >= 0 and high <= white):  # as it is, too, where there is a NaN
+    white = _white_value(image)
+    if not (low >= 0 and high <= white):  # also if there is a NaN
         raise InputError(
-            f"the image {name} has numbers from {low:g} to {high:g} for its pixels, and nothing "
-            "says which of them is white; save it with 8 bits a channel"
+            f"the image {name} has pixel values from {low:g} to {high:g}, and the value of white "
+            "is unknown; save it with 8 bits per channel"
         )
     if image.mode == "F":
         grey = image.point(lambda value: value * 255 + 0.5).convert("L")
@@ -55,8 +58,8 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     return grey
 
 
-def _white(image: Image.Image) -> int:
-    """The number that is white; below 0 where nobody knows: in a TIFF of 32 bits, say."""
+def _white_value(image: Image.Image) -> int:
+    """Return the pixel value of white, or -1 if it is unknown, as in a TIFF of 32-bit integers."""
     if image.mode == "F":
-        return 1  # by TIFF's and PFM's custom
+        return 1  # the convention of TIFF and PFM
     return 65535 if image.mode.startswith("I;16") or image.format == "PPM" else -1

@@ -1,4 +1,4 @@
-"""Zips: opened, told from what is none, and read member by member, never unpacked."""
+"""Open zips and read their members one by one, without unpacking the archive."""
 
 import os
 import struct
@@ -7,20 +7,20 @@ import zlib
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from pipeline.images.names import slashes
+from pipeline.images.names import to_posix
 from pipeline.runtime.errors import ArtifactError, InputError
 
 OTHER_ARCHIVES = (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!")  # in lower case
-ENCRYPTED, UTF8 = 0x1, 0x800  # of a member's flags; UTF8: its name is
+ENCRYPTED, UTF8_NAME = 0x1, 0x800  # member flags
 LOCAL_HEADER = 30  # bytes before a member's name
-_PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_DIRECT_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip, saying what it is where it is none.
+    """Open a zip; for any other file, the error says what the file looks like.
 
     Raises:
-        InputError: the file is absent, a web page, or no whole zip.
+        InputError: the file is missing, a web page, or not a complete zip.
     """
     try:
         return zipfile.ZipFile(path)
@@ -33,47 +33,49 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             what = "a web page, not a zip: the address leads to a page about the file"
         elif begin.startswith(OTHER_ARCHIVES):
             raise InputError(
-                f"{path} is an archive, but no zip; pack what it holds as one"
+                f"{path} is an archive but not a zip; pack its files into a zip"
             ) from None
         elif not begin:
             what = "empty"
         elif begin.startswith(b"pk"):
             what = "a truncated or damaged zip"
         else:
-            what = "no zip"
+            what = "not a zip"
         raise InputError(f"{path} is {what}; check the address and fetch it again") from None
 
 
 def path_of(member: zipfile.ZipInfo) -> str:
-    """A member's path, with `/` between folders.
+    """Return a member's path, with `/` between folders.
 
-    macOS's Finder writes UTF-8 and does not say so; then Python takes it for DOS's letters.
+    macOS's Finder writes UTF-8 without its flag, and Python then decodes it as cp437.
     """
     name = member.filename
-    if not member.flag_bits & UTF8:
-        with suppress(UnicodeError):  # DOS's letters they are
+    if not member.flag_bits & UTF8_NAME:
+        with suppress(UnicodeError):  # it is cp437
             name = name.encode("cp437").decode("utf-8")
-    return slashes(name)
+    return to_posix(name)
 
 
 def is_junk(path: str) -> bool:
-    """Folders and what macOS adds to a zip."""
+    """Whether a member is a folder or one of the files that macOS adds to a zip."""
     parts = PurePosixPath(path).parts
     return not parts or path.endswith("/") or "__MACOSX" in parts or parts[-1].startswith("._")
 
 
-def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> bytes:
-    """A file of a zip, its checksum verified.
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int) -> bytes:
+    """Return the content of a zip's member; verify its checksum.
 
     Args:
-        most: bytes that it may have; zipfile unpacks no more than the zip says that it has.
+        max_bytes: the limit of its size; zipfile unpacks no more than the size in the directory.
 
     Raises:
-        InputError: it is damaged, encrypted, or larger.
+        InputError: the member is damaged, encrypted, or larger.
     """
     where = f"{archive.filename}: {member.filename!r}"
-    if member.file_size > most:
-        raise InputError(f"{where} has {member.file_size} bytes, more than {most}; is it a bomb?")
+    if member.file_size > max_bytes:
+        raise InputError(
+            f"{where} has {member.file_size} bytes, more than {max_bytes}; is it a bomb?"
+        )
     content = _read_directly(archive, member)
     if content is not None:
         return content
@@ -86,9 +88,12 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) ->
 
 
 def _read_directly(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | None:
-    """A whole, plain member's content, read without Python's lock and without a place in the file,
-    so that any number of threads share the archive; None for what zipfile has to look at."""
-    if member.flag_bits & ENCRYPTED or member.compress_type not in _PLAIN or archive.fp is None:
+    """Read a plain, intact member by `pread`; return None if zipfile has to read it.
+
+    That releases Python's lock and needs no file position, so that threads share the archive.
+    """
+    direct = member.compress_type in _DIRECT_METHODS and not member.flag_bits & ENCRYPTED
+    if not direct or archive.fp is None:
         return None
     try:
         file = archive.fp.fileno()
@@ -99,9 +104,9 @@ def _read_directly(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes |
         begin = member.header_offset + LOCAL_HEADER + name + extra
         content = os.pread(file, member.compress_size, begin)
         if member.compress_type == zipfile.ZIP_DEFLATED:
-            # One byte more than it has: for 0 zlib would unpack all there is.
+            # One byte more than its size: a limit of 0 would mean no limit.
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, member.file_size + 1)
     except (OSError, struct.error, zlib.error):
         return None
-    whole = len(content) == member.file_size and zlib.crc32(content) == member.CRC
-    return content if whole else None
+    intact = len(content) == member.file_size and zlib.crc32(content) == member.CRC
+    return content if intact else None

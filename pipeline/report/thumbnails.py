@@ -35,7 +35,7 @@ def thumbnails(
     """
     with ImageArchive(archive) as images:
         for image_id in progress_bar(image_ids, label="thumbnails", unit="image"):
-            image = decode_image(images.content(image_id), image_id)
+            image = decode_image(images.read(image_id), image_id)
             image.thumbnail((size, size), Image.Resampling.LANCZOS)
             jpeg = io.BytesIO()
             # Pixels only: this drops EXIF data, ICC profiles and comments.

@@ -1,1 +1,1 @@
-"""What every stage needs of the machine: errors, files, devices, checkpoints."""
+"""What every stage needs: errors, files, locks, signals, devices, checkpoints."""

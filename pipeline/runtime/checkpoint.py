@@ -10,15 +10,11 @@ reads the output, discards it (`discard_if_complete`): DVC may be killed before 
 the stage finished, and then a rerun takes the output from the complete checkpoint.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +27,8 @@ from torch import Tensor
 from pipeline.runtime.code import code_digest
 from pipeline.runtime.errors import ArtifactError, InputError
 from pipeline.runtime.files import copy_file, file_digest
+from pipeline.runtime.locks import try_lock
+from pipeline.runtime.signals import handle_stop_signals
 from pipeline.runtime.tensors import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -59,7 +57,8 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def __enter__(self) -> Self:
-        """
+        """Lock the output.
+
         Raises:
             InputError: another process writes the same output, or its path is a folder.
         """
@@ -67,17 +66,13 @@ class Checkpoint:
             raise InputError(f"{self.out} is a folder; name a file to write")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = self.lock.open("a+", encoding="utf-8")
-        try:  # a lock that ends with this process, however it ends
-            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return self  # the file system has no locks
+        if not try_lock(self._lock_file):
             self._lock_file.close()
             other = self.lock.read_text(encoding="utf-8")
             raise InputError(
                 f"process {other} is already writing {self.out}; stop it (kill {other}) and "
                 "rerun: the run resumes from its last checkpoint"
-            ) from None
+            )
         self._lock_file.truncate(0)
         self._lock_file.write(str(os.getpid()))
         self._lock_file.flush()
@@ -87,9 +82,9 @@ class Checkpoint:
         self._lock_file.close()
 
     def restore(self) -> State | None:
-        """The state that was saved last, or None if there is none of this very run.
+        """Return the last saved state of this run, or None.
 
-        A state of another run is deleted, and the log says so.
+        The state of another run is deleted, with a log message.
         """
         if not self.state.exists():
             self._clear()
@@ -111,6 +106,7 @@ class Checkpoint:
         return None
 
     def log_complete(self) -> None:
+        """Log that the restored run had finished."""
         log.info(
             "this exact run already finished; restoring its output (delete %s to rerun)",
             self.folder,
@@ -136,7 +132,7 @@ class Checkpoint:
         return time.monotonic() - self._saved >= self._interval
 
     def save(self, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
-        """Save the state atomically; the best models that it does not name are deleted."""
+        """Save the state atomically; delete best models that it does not name."""
         own = {"fingerprint": self._fingerprint, "best": self._best}
         write_tensors(self.state, tensors, {**header, **own})
         for path in self.folder.glob("best-*.safetensors"):
@@ -163,20 +159,22 @@ class Checkpoint:
             if interrupted:
                 raise KeyboardInterrupt
 
-        with _handling(on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        with handle_stop_signals(on_signal):
             yield after_step
         save()
         if interrupted:
             raise KeyboardInterrupt
 
     def save_best(self, model: Path) -> None:
-        """Copy the best model: DVC deletes a stage's outputs before it runs again. The copy before
-        it stays until a saved state names this one."""
+        """Copy the best model: DVC deletes a stage's outputs before it reruns the stage.
+
+        The previous copy stays until a saved state names this one.
+        """
         self._best = file_digest(model)
         copy_file(model, self._best_path(self._best))
 
     def restore_best(self, model: Path) -> None:
-        """Copy the best model back, over whatever is at `model`: it need not be this run's."""
+        """Copy the best model back, over any file at `model`: it may be another run's."""
         if self._best is not None:
             copy_file(self._best_path(self._best), model)
 
@@ -184,21 +182,24 @@ class Checkpoint:
         """Record that the run has finished and its output is in place."""
         try:
             self.save({}, {**header, "complete": True})
-        except OSError:  # the disk is full; the output is there all the same
+        except OSError:  # the disk is full, but the output is in place
             self.delete()
 
     def delete(self) -> None:
+        """Delete the checkpoint."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def discard_if_complete(out: Path) -> None:
-    """Delete the checkpoint of a finished run. Called by the stage that reads `out`: if that stage
-    runs, DVC has recorded that the producer finished."""
+    """Delete the checkpoint of a finished run.
+
+    Called by the stage that reads `out`: if that stage runs, DVC has recorded that the producer
+    finished.
+    """
     folder = _folder(out)
     # If there is none, or another process holds it, there is nothing to do.
     with suppress(InputError, OSError), (folder / "lock").open("a") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if read_tensors(folder / "state.safetensors")[1].get("complete"):
+        if try_lock(lock) and read_tensors(folder / "state.safetensors")[1].get("complete"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -206,23 +207,8 @@ def _folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.resume")
 
 
-@contextmanager
-def _handling(handler: Callable[..., None], *signals: signal.Signals) -> Iterator[None]:
-    """Handle these signals, except ignored ones (nohup); only a main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handled = [one for one in signals if signal.getsignal(one) != signal.SIG_IGN]
-    before = {one: signal.signal(one, handler) for one in handled}
-    try:
-        yield
-    finally:
-        for one, previous in before.items():
-            signal.signal(one, previous)
-
-
 def run_fingerprint(stage: str, params: Any, inputs: Sequence[Path], device: str) -> str:
-    """A fingerprint of params, the inputs' bytes, the stage's code, torch, and the device type."""
+    """Return a fingerprint of params, inputs' bytes, the stage's code, torch and device type."""
     content = json.dumps([params, device, torch.__version__, code_digest(stage)])
     digest = hashlib.sha256(content.encode())
     for path in inputs:

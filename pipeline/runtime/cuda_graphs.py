@@ -1,7 +1,7 @@
-"""A function of tensors as CUDA graphs: the GPU is told once what to do, not kernel by kernel.
+"""Run a function of tensors as CUDA graphs.
 
-A decoder's step is some hundred kernels of a few microseconds each. Launched one by one from
-Python they leave the GPU waiting; a graph launches them together.
+A decoder's step is about a hundred kernels of a few microseconds each. Launched one by one from
+Python they leave the GPU idle; a graph launches them together.
 """
 
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 Tensors = tuple[Tensor, ...]
 Key = tuple[tuple[torch.Size, torch.dtype], ...]
 
-MAX_GRAPHS = 64  # each holds its launches in memory; shapes past that run as they are
+MAX_GRAPHS = 64  # each needs memory; further shapes run without a graph
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,13 @@ class _Captured:
 
 
 class CudaGraphs:
-    """Calls a function, on a GPU as one graph for each shape of its inputs.
+    """Calls a function, on a GPU as one CUDA graph per shape of its inputs.
 
-    The function must not wait for the device, must do the same whatever the values of its inputs,
-    and must be told everything that changes between calls by tensors. A shape runs as it is when it
-    comes first, which also warms up, and is captured when it comes again. On a CPU the function is
-    called.
+    The function must not wait for the device, must run the same kernels for any input values, and
+    must get everything that changes between calls as tensors. The first call with a shape runs
+    without a graph, as a warm-up; the second one is captured. On a CPU the function runs as it is.
 
-    The outputs of a call are overwritten by the next one of the same shape.
+    The next call with the same shape overwrites the outputs.
     """
 
     def __init__(
@@ -44,8 +43,8 @@ class CudaGraphs:
     ) -> None:
         """
         Args:
-            function: of tensors on one device, to a tuple of tensors.
-            generators: what it draws from besides torch's own generator, on that device.
+            function: takes tensors on one device, returns a tuple of tensors.
+            generators: the generators on that device that it uses, besides torch's default one.
         """
         self._function, self._generators = function, generators
         self._graphs: dict[Key, _Captured] = {}
@@ -72,18 +71,18 @@ class CudaGraphs:
         return captured.outputs
 
     def _capture(self, inputs: Tensors) -> _Captured | None:
-        """The function's graph for inputs like these; nothing is computed yet."""
+        """Capture the function for inputs of these shapes; nothing is computed yet."""
         device = inputs[0].device
         static = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in inputs)
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        # Not by `torch.cuda.graph`, which collects garbage and empties the allocator each time.
+        # `torch.cuda.graph` would collect garbage and empty the allocator's cache each time.
         stream = torch.cuda.Stream(device)
         torch.cuda.synchronize(device)
         try:
             with torch.cuda.stream(stream):
-                # Graphs of one function never run at once, so they share their memory.
+                # Graphs of one function never run at the same time, so they share memory.
                 graph.capture_begin(self._pool, "thread_local")
                 try:
                     outputs = self._function(*static)
@@ -92,7 +91,7 @@ class CudaGraphs:
         except RuntimeError as error:
             self._failed = True
             reason = str(error).splitlines()[0]
-            log.warning("no CUDA graph, which costs speed and nothing else: %s", reason)
+            log.warning("running without CUDA graphs, which only costs speed: %s", reason)
             torch.cuda.synchronize(device)
             return None
         self._pool = graph.pool()

@@ -1,4 +1,4 @@
-"""Where tensors live, what precision pays there, and how a run is made repeatable."""
+"""Choose the device and its fast dtypes, and make runs repeatable."""
 
 import os
 from typing import Literal
@@ -11,14 +11,14 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 def resolve_device(name: DeviceName) -> torch.device:
-    """The device that a param asks for; `auto` takes a GPU when there is one.
+    """Return the device of a param; `auto` uses a GPU if there is one.
 
     Raises:
-        InputError: `cuda` is asked for and there is none.
+        InputError: the device is `cuda`, but there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "params ask for device 'cuda' and no CUDA device is visible; "
+            "params set device: cuda, but no CUDA device is visible; "
             "check nvidia-smi and CUDA_VISIBLE_DEVICES, or set device: auto"
         )
     if name == "auto":
@@ -27,10 +27,9 @@ def resolve_device(name: DeviceName) -> torch.device:
 
 
 def fast_dtypes(device: torch.device) -> list[torch.dtype]:
-    """What the device multiplies faster than float32, the one that loses least first.
+    """Return the dtypes that the device multiplies faster than float32, the most precise first.
 
-    Decided by what the processor says it has, never by a timing: two runs on one machine must
-    choose alike.
+    The hardware's capabilities decide, not a timing: two runs on one machine must agree.
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -46,16 +45,17 @@ def fast_dtypes(device: torch.device) -> list[torch.dtype]:
 def resolve_dtype(
     name: Literal["auto", "float32", "bfloat16"], device: torch.device
 ) -> torch.dtype:
-    """The dtype of the heavy arithmetic; `auto` takes bfloat16 where the hardware multiplies it:
-    unlike float16 it has float32's range, which gradients need.
+    """Return the dtype for training; `auto` uses bfloat16 if the hardware supports it.
+
+    Unlike float16, bfloat16 has float32's range, which gradients need.
 
     Raises:
-        InputError: bfloat16 is asked for on a CPU without it.
+        InputError: the name is bfloat16, and the CPU does not support it.
     """
     fast = torch.bfloat16 in fast_dtypes(device)
     if name == "bfloat16" and not fast and device.type == "cpu":
-        raise InputError(  # its recurrent layers refuse it, and it would be slower
-            "params ask for precision 'bfloat16', which this processor does not multiply; "
+        raise InputError(  # recurrent layers fail there, and emulation is slower
+            "params set precision: bfloat16, which this processor does not support; "
             "set precision: auto"
         )
     if name != "auto":
@@ -66,24 +66,25 @@ def resolve_dtype(
 def seed_everything(seed: int, deterministic: bool = True) -> None:
     """Seed torch and allow only deterministic kernels.
 
-    On a CPU the same inputs then give the same bytes; in float32 most decoders' do not depend on
-    the number of threads (docs/reliability.md), if no matrices were multiplied before. On a GPU
-    most of it repeats on one machine with one release of torch and CUDA; kernels that have no
-    repeatable form warn.
+    On a CPU the same inputs then give the same bytes. In float32, most decoders' results do not
+    depend on the number of threads either (docs/reliability.md), if no matrices were multiplied
+    before. On a GPU most results repeat on one machine with one release of torch and CUDA; kernels
+    without a deterministic form warn.
 
     Args:
-        deterministic: where False, a GPU multiplies float32 in TF32, cuDNN takes what it times to
-            be fastest, and kernels that do not repeat are allowed. A CPU does as ever.
+        deterministic: if False, a GPU multiplies float32 in TF32, cuDNN chooses the fastest kernels
+            by timing, and nondeterministic kernels are allowed. A CPU stays deterministic.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # MKL's conditional numerical reproducibility: how it adds must not go by the threads it has.
+    # MKL's conditional numerical reproducibility: results must not depend on the threads.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Finds reads of memory that nobody wrote; is dear (docs/performance.md), and we have none.
+    # This finds reads of uninitialised memory, which we do not have, and is slow
+    # (docs/performance.md).
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.allow_tf32 = not deterministic  # float32 means float32
+    torch.backends.cudnn.allow_tf32 = not deterministic
     torch.backends.cuda.matmul.allow_tf32 = not deterministic
     if torch.cuda.is_available() and not deterministic:
         torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""Errors whose one-line message is for the user."""
+"""Errors with a one-line message for the user."""
 
 
 class InputError(Exception):
@@ -6,21 +6,20 @@ class InputError(Exception):
 
 
 class ArtifactError(InputError):
-    """A file that a stage makes is missing, damaged, or of another version or run."""
+    """A stage's output is missing, damaged, or of another version or run."""
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"{path} {reason}; run 'dvc repro' to make it again")
 
 
 def sanitize(text: str) -> str:
-    """The text without what would move a terminal's cursor, end its line, hide or reorder its
-    letters.
+    """Replace characters that move a terminal's cursor, break lines, or hide or reorder letters.
 
-    Names and captions come from strangers.
+    Names and captions are untrusted input.
     """
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 image`, `2,000 images`."""
+    """Return `1 image`, `2,000 images`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and telling them apart."""
+"""Write files atomically, read JSON, compute digests."""
 
 import hashlib
 import json
@@ -13,42 +13,41 @@ from pipeline.runtime.errors import ArtifactError, InputError
 
 
 def named_file(text: str, key: str) -> Path:
-    """The file that the param `key` names.
+    """Return the path of the file that the param `key` names.
 
     Raises:
-        InputError: there is none; the line says where it was looked for.
+        InputError: it is not a file; the message has the absolute path.
     """
-    path = Path(os.path.expanduser(text))  # noqa: PTH111  Path's own raises of unknown users
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  Path.expanduser raises for unknown users
     if path.is_file():
         return path
     if path.is_dir():
         raise InputError(f"{key} names {text}, which is a folder; name a file")
     if path.is_absolute():
         raise InputError(f"{key} names {text}, which is not a file; check the path")
-    why = "check the path"
+    hint = "check the path"
     if in_experiment():
-        why = "experiments of --temp and the queue run in a copy of the repository, so give a path "
-        why += "that begins with /"
-    raise InputError(f"{key} names {text}, but {path.absolute()} is not a file; {why}")
+        hint = "--temp and queued experiments run in a copy of the repository; use an absolute path"
+    raise InputError(f"{key} names {text}, but {path.absolute()} is not a file; {hint}")
 
 
 def in_experiment() -> bool:
-    """Whether this runs in one of the folders that DVC makes for experiments and removes again."""
+    """Whether this runs in a temporary folder of a DVC experiment."""
     return ".dvc/tmp/exps" in Path.cwd().as_posix()
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to, moved to `path` once it is whole and on the disk.
+    """Yield a path to write to, and move it to `path` once it is on the disk.
 
-    A crash or an error leaves whatever was at `path` as it was.
+    A crash or an error leaves any file at `path` unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield scratch
-        with scratch.open("rb") as written:
-            os.fsync(written.fileno())
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
         replace_durably(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -61,7 +60,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def replace_durably(source: Path, target: Path) -> None:
-    """Put a file in another's place, and the new name on the disk as well."""
+    """Replace a file by another, and put the new folder entry on the disk."""
     source.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
@@ -71,7 +70,7 @@ def replace_durably(source: Path, target: Path) -> None:
 
 
 def file_digest(path: Path, algorithm: str = "md5") -> str:
-    """Hexadecimal digest of a file's bytes."""
+    """Return the hexadecimal digest of a file."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, algorithm).hexdigest()
 
@@ -84,20 +83,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def json_digest(content: Any) -> str:
-    """A fingerprint of JSON's content, however it is laid out; 16 hexadecimal digits."""
+    """Return a fingerprint of JSON's content in any layout, 16 hexadecimal digits."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_checked_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object with a digest of itself, by which `read_checked_json` knows it."""
+    """Write a JSON object with a digest of itself, for `read_checked_json`."""
     write_json(path, {**content, "digest": json_digest(content)})
 
 
 def read_checked_json(path: Path) -> dict[str, Any]:
-    """
+    """Read what `write_checked_json` wrote.
+
     Raises:
-        InputError: the file is absent, no JSON object, or not what was written.
+        ArtifactError: the file is missing, not a JSON object, or not what was written.
     """
     content = read_json(path)
     if not isinstance(content, dict) or "digest" not in content:

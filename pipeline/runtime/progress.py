@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, nothing in a log file."""
+"""Progress bars, on a terminal only."""
 
 import sys
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def progress_bar(
     unit: str = "it",
     initial: int = 0,
 ) -> "tqdm[Item]":
-    """A tqdm bar on stderr that shows only where a person is watching."""
+    """Return a tqdm bar on stderr, hidden if stderr is not a terminal."""
     return tqdm(
         items,
         desc=label,

@@ -1,4 +1,4 @@
-"""Tensors with a JSON header in one safetensors file: no pickle, always the same bytes."""
+"""Tensors with a JSON header in one safetensors file, without pickle and with stable bytes."""
 
 import hashlib
 import json
@@ -13,26 +13,26 @@ from torch import Tensor
 from pipeline.runtime.errors import ArtifactError, InputError
 from pipeline.runtime.files import atomic_write, json_digest
 
-# One key only: with several, safetensors writes them in a random order.
+# A single key: safetensors writes several in a random order.
 HEADER = "showtell"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write tensors (moved to the CPU), a header and a digest of it all."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    sealed = {**header, "digest": _digest(whole, header)}
-    text = json.dumps(sealed, ensure_ascii=False, allow_nan=False)
+    """Write tensors, a header, and a digest of both."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {**header, "digest": _digest(tensors, header)}
+    text = json.dumps(header, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as scratch:
-        # save_file would leave the file readable by its owner alone.
-        scratch.write_bytes(save(whole, metadata={HEADER: text}))
+        # save_file would make the file readable by its owner only.
+        scratch.write_bytes(save(tensors, metadata={HEADER: text}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote.
 
     Raises:
-        InputError: the file is absent, damaged, or not of this project, or holds a number that is
-            not finite.
+        InputError: the file is missing, damaged, not of this project, or has values that are not
+            finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -50,7 +50,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ArtifactError(path, "is damaged: it is not what was written")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ArtifactError(path, f"has numbers in {name} that are not finite")
+            raise ArtifactError(path, f"has values in {name} that are not finite")
     return tensors, header
 
 
@@ -59,7 +59,7 @@ def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """A fingerprint of names, types, shapes and values; 16 hexadecimal digits."""
+    """Return a fingerprint of names, dtypes, shapes and values, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

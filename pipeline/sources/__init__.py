@@ -1,1 +1,1 @@
-"""Where a data set comes from: downloads, and the formats of captions."""
+"""Download a data set, and parse the formats of its captions."""

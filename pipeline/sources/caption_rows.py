@@ -1,4 +1,4 @@
-"""Captions as a table, as Kaggle's data sets have them: a header, then a row a caption."""
+"""Parse captions from a table as Kaggle's data sets have them: a header, then one row each."""
 
 import csv
 import logging
@@ -10,91 +10,89 @@ from pipeline.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# What the two columns are called, the surest names first.
-IMAGE = "image image_name file_name filename image_path path image_id file id".split()
-CAPTION = "caption comment captions comments text sentence description".split()
-EXPECTED = "image,caption"
-QUOTES = {",": csv.QUOTE_MINIMAL, ";": csv.QUOTE_MINIMAL, "\t": csv.QUOTE_MINIMAL}
-QUOTES["|"] = csv.QUOTE_NONE  # as Flickr30k has it, where a quotation mark is one
+# Known names of the two columns, the least ambiguous first.
+IMAGE_NAMES = "image image_name file_name filename image_path path image_id file id".split()
+CAPTION_NAMES = "caption comment captions comments text sentence description".split()
+EXPECTED_HEADER = "image,caption"
+# Quoting by delimiter. Flickr30k has `|`, and its quotation marks are part of the caption.
+QUOTING = dict.fromkeys(",;\t", csv.QUOTE_MINIMAL) | {"|": csv.QUOTE_NONE}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where in a row the image's name and the caption stand."""
+    """The layout of a row."""
 
     delimiter: str
-    blanks: bool  # one follows each delimiter
+    spaces: bool  # whether a space follows each delimiter
     count: int
-    image: int
+    image: int  # the column of the image's name
     caption: int
 
 
 def read_rows(lines: Iterator[str], where: str) -> Iterator[tuple[str, str, str]]:
-    """Each row's image, its caption, and where it stands.
+    """Yield each row's image name, caption, and location for error messages.
 
     Raises:
-        InputError: the header names no such columns, or a row does not fit it.
+        InputError: the header has no such columns, or a row does not match the header.
     """
     numbered = enumerate(lines, start=1)
     header = next((line for _, line in numbered if line.strip()), "")
     columns = _columns(header, where)
     for number, line in numbered:
-        place = f"{where}, line {number}"
-        cells = _cells(line, columns, place)
+        line_where = f"{where}, line {number}"
+        cells = _cells(line, columns, line_where)
         if not cells:
             continue
         if columns.caption == columns.count - 1 < len(cells):
-            # An unquoted comma belongs to the caption.
-            after = columns.delimiter + " " * columns.blanks
-            cells = [*cells[: columns.caption], after.join(cells[columns.caption :])]
+            # An unquoted delimiter is part of the caption.
+            delimiter = columns.delimiter + " " * columns.spaces
+            cells = [*cells[: columns.caption], delimiter.join(cells[columns.caption :])]
         if len(cells) != columns.count or not cells[columns.caption] + cells[columns.image]:
             raise InputError(
-                f"{place}: expected the {columns.count} columns '{header.strip()}', found "
-                f"{len(cells)}; a caption with a '{columns.delimiter}' in it needs quotation marks"
+                f"{line_where}: expected the {columns.count} columns '{header.strip()}', found "
+                f"{len(cells)}; quote captions that contain '{columns.delimiter}'"
             )
-        yield cells[columns.image].strip(), cells[columns.caption], place
+        yield cells[columns.image].strip(), cells[columns.caption], line_where
 
 
 def _columns(header: str, where: str) -> Columns:
-    for delimiter in QUOTES:
+    for delimiter in QUOTING:
         parts = header.split(delimiter)
         names = [part.strip().strip('"').strip().lower() for part in parts]
-        image, caption = (_first(known, names) for known in (IMAGE, CAPTION))
+        image, caption = (_first_known(known, names) for known in (IMAGE_NAMES, CAPTION_NAMES))
         if image is not None and caption is not None:
             if (names[image], names[caption]) != ("image", "caption"):
-                log.info(
-                    "%s: images are taken from the column '%s', captions from '%s'",
-                    *(where, names[image], names[caption]),
-                )
-            blanks = all(part.startswith(" ") for part in parts[1:])
-            return Columns(delimiter, blanks, len(names), image, caption)
+                message = "%s: reading images from the column '%s', captions from '%s'"
+                log.info(message, where, names[image], names[caption])
+            spaces = all(part.startswith(" ") for part in parts[1:])
+            return Columns(delimiter, spaces, len(names), image, caption)
     if is_image_name(header.split(",")[0].strip()):
         raise InputError(
-            f"{where} has no header, it begins with {header[:60]!r}; put the line '{EXPECTED}' "
-            "above that"
+            f"{where} has no header, it begins with {header[:60]!r}; add the line "
+            f"'{EXPECTED_HEADER}' above that"
         )
     raise InputError(
-        f"{where}: expected the header '{EXPECTED}', found {header[:60]!r}; call the column of the "
-        "images 'image' and that of the captions 'caption', a row a caption"
+        f"{where}: expected the header '{EXPECTED_HEADER}', found {header[:60]!r}; name the column "
+        "of the images 'image' and that of the captions 'caption', with one row per caption"
     )
 
 
-def _first(known: Sequence[str], names: Sequence[str]) -> int | None:
+def _first_known(known: Sequence[str], names: Sequence[str]) -> int | None:
     return next((names.index(name) for name in known if name in names), None)
 
 
-def _cells(line: str, columns: Columns, place: str) -> list[str]:
-    """A line's cells; none of an empty line.
+def _cells(line: str, columns: Columns, where: str) -> list[str]:
+    """Return a line's cells, [] for an empty line.
 
     Raises:
         InputError: its quotation marks do not match.
     """
-    # To csv a carriage return inside a line would end the row.
+    # The csv module would end the row at a carriage return inside a line.
     rows = csv.reader(
         [line.replace("\r", " ").rstrip()],
         delimiter=columns.delimiter,
-        quoting=QUOTES[columns.delimiter],  # type: ignore[arg-type]
-        skipinitialspace=columns.blanks,
+        quoting=QUOTING[columns.delimiter],  # type: ignore[arg-type]
+        skipinitialspace=columns.spaces,
         strict=True,
     )
     try:
@@ -102,9 +100,9 @@ def _cells(line: str, columns: Columns, place: str) -> list[str]:
     except csv.Error as error:
         if "unexpected end" in str(error):
             raise InputError(
-                f"{place}: a quotation mark opens and does not close on this line; close it, and "
-                "write a caption on one line"
+                f"{where}: a quotation mark is not closed on this line; close it, and write each "
+                "caption on one line"
             ) from None
         raise InputError(
-            f'{place}: {error}; inside quotation marks write "" for a quotation mark'
+            f'{where}: {error}; inside quotation marks write "" for a quotation mark'
         ) from None

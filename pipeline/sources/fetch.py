@@ -1,7 +1,6 @@
-"""Fetching a large file over HTTP: streamed, resumed, retried, checked, moved into place whole."""
+"""Download a large zip over HTTP: resume, retry, verify, then move it into place."""
 
 import errno
-import fcntl
 import http.client
 import logging
 import os
@@ -10,8 +9,9 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,17 +19,18 @@ from pipeline.images.archive import MAX_BYTES
 from pipeline.images.zip_files import open_zip, read_member
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import file_digest, replace_durably
+from pipeline.runtime.locks import try_lock
 from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-BLOCK = 1 << 20
-MAX_BACKOFF = 60.0
+BLOCK = 1 << 20  # bytes
+MAX_BACKOFF = 60.0  # seconds
 _NETWORK = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.EHOSTDOWN)
 
 
 class RetryableError(Exception):
-    """The connection failed in a way that another try may mend."""
+    """A failure that may pass."""
 
 
 def fetch(
@@ -41,59 +42,56 @@ def fetch(
     timeout: float,
     first_pause: float = 1.0,
 ) -> None:
-    """Fetch a zip to `out`.
+    """Download a zip to `out`.
 
-    What has come is kept beside `out` in a `.part` file, so that a broken run goes on where it
-    stopped, if the server can (HTTP Range, RFC 9110 §14) and still has the same file (If-Range).
+    A `.part` file beside `out` holds what has arrived. An interrupted download resumes from it if
+    the server supports that (HTTP Range, RFC 9110 §14) and still has the same file (If-Range).
 
     Args:
-        md5: the digest that the file must have; None to check only that it is a whole zip.
-        retries: how often to try again after a failure that may pass.
-        timeout: seconds without any data before a try counts as failed.
-        first_pause: seconds before the first retry, doubled with each.
+        md5: the digest that the file must have; None only checks that it is a complete zip.
+        retries: retries after failures that may pass.
+        timeout: seconds without data after which an attempt fails.
+        first_pause: seconds before the first retry; doubled for each further one.
 
     Raises:
-        InputError: the server refuses, the tries are used up, or the file is another.
+        InputError: the server refuses, all attempts fail, or the file has another digest.
     """
-    # The name tells addresses apart: a mirror's half must not be continued from another.
+    # The URL is part of the name: one mirror's partial file must not be continued from another.
     part = out.with_name(f"{out.name}.{sha256(url.encode()).hexdigest()[:8]}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive(part, out):
-        _fetch_whole(url, part, md5, retries, timeout, first_pause)
+        _fetch_whole(url, part, md5, partial(_retry, url, part, retries, timeout, first_pause))
         try:
             open_zip(part).close()
         except InputError as error:
             _discard(part)
             raise InputError(f"fetched {url}, but {str(error).replace(str(part), 'it')}") from None
-        if md5 is not None and (found := file_digest(part)) != md5:
-            raise InputError(  # the part is kept: with that MD5 it is what was wanted
-                f"fetched {url}: it has MD5 {found}, but {md5} is expected; set the params to "
-                "match, or run again to fetch it anew"
+        if md5 is not None and (digest := file_digest(part)) != md5:
+            raise InputError(  # keeps the part, for the case that the params are wrong
+                f"fetched {url}: it has MD5 {digest}, but {md5} is expected; set the params to "
+                "match, or rerun to fetch it again"
             )
-        with part.open("rb") as whole:
-            os.fsync(whole.fileno())
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         replace_durably(part, out)
-        _tag(part).unlink(missing_ok=True)
+        _etag_path(part).unlink(missing_ok=True)
 
 
 @contextmanager
 def _exclusive(part: Path, out: Path) -> Iterator[None]:
-    """
+    """Lock the part file.
+
     Raises:
-        InputError: another process is at it.
+        InputError: another process is fetching, or has just fetched, the file.
     """
-    with part.open("ab") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with part.open("ab") as file:
+        if not try_lock(file):
             raise InputError(
-                f"another process is already fetching {out}; wait for it, or end it, and what it "
-                "has fetched is gone on with"
-            ) from None
-        except OSError:
-            log.debug("a file system that knows no locks")
-        if not part.exists() or not os.path.samestat(part.stat(), os.fstat(held.fileno())):
-            raise InputError(f"another process has just fetched {out}; run again")
+                f"another process is already fetching {out}; wait for it, or stop it: the next "
+                "run resumes its download"
+            )
+        if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
+            raise InputError(f"another process has just fetched {out}; rerun")
         try:
             yield
         finally:
@@ -101,20 +99,18 @@ def _exclusive(part: Path, out: Path) -> Iterator[None]:
                 _discard(part)
 
 
-def _fetch_whole(
-    url: str, part: Path, md5: str | None, retries: int, timeout: float, first_pause: float
-) -> None:
+def _fetch_whole(url: str, part: Path, md5: str | None, fetch_rest: Callable[[], None]) -> None:
     resumed = part.stat().st_size > 0
-    if resumed and _is_zip(part):  # all of it: an earlier run found another digest, or was killed
+    if resumed and _is_zip(part):  # complete: an earlier run was killed or found another digest
         if md5 is not None and file_digest(part) == md5:
             return
-        _restart(part)
+        _truncate(part)
         resumed = False
-    _fetch_with_retries(url, part, retries, timeout, first_pause)
-    if resumed and not _is_expected(part, md5):
-        log.warning("%s: what was resumed is not whole; fetching it from the start", url)
-        _restart(part)
-        _fetch_with_retries(url, part, retries, timeout, first_pause)
+    fetch_rest()
+    if resumed and not _is_intact(part, md5):
+        log.warning("%s: the resumed download is damaged; starting over", url)
+        _truncate(part)
+        fetch_rest()
 
 
 def _is_zip(part: Path) -> bool:
@@ -125,8 +121,8 @@ def _is_zip(part: Path) -> bool:
     return True
 
 
-def _is_expected(part: Path, md5: str | None) -> bool:
-    """Whether two runs' halves are one file: what a lost power leaves may be blank in between."""
+def _is_intact(part: Path, md5: str | None) -> bool:
+    """Whether a resumed download is one file: after a power loss, a gap may hold zeros."""
     if md5 is not None:
         return file_digest(part) == md5
     try:
@@ -138,38 +134,35 @@ def _is_expected(part: Path, md5: str | None) -> bool:
     return True
 
 
-def _fetch_with_retries(
-    url: str, part: Path, retries: int, timeout: float, first_pause: float
-) -> None:
+def _retry(url: str, part: Path, retries: int, timeout: float, first_pause: float) -> None:
     for attempt in range(retries + 1):
         try:
             return _fetch_once(url, part, timeout)
         except RetryableError as error:
             if attempt == retries:
-                have = part.stat().st_size if part.exists() else 0
-                kept = f"; {have} bytes are kept, run again to go on" if have else ""
+                received = part.stat().st_size if part.exists() else 0
+                hint = f"; {received} bytes are kept, rerun to resume" if received else ""
                 raise InputError(
-                    f"cannot fetch {url}: {error} ({retries + 1} tries){kept}"
+                    f"cannot fetch {url}: {error} ({retries + 1} attempts){hint}"
                 ) from None
             pause = min(first_pause * 2**attempt, MAX_BACKOFF)
-            log.warning("%s: %s; trying again in %.0f s", url, error, pause)
+            log.warning("%s: %s; retrying in %.0f s", url, error, pause)
             time.sleep(pause)
 
 
 def _fetch_once(url: str, part: Path, timeout: float) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    tag = _tag(part)
+    received = part.stat().st_size if part.exists() else 0
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "showtell"})
-        if have and (known := _known(tag)):
-            request.add_header("Range", f"bytes={have}-")
-            request.add_header("If-Range", known)
+        if received and (etag := _read_etag(part)):
+            request.add_header("Range", f"bytes={received}-")
+            request.add_header("If-Range", etag)
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            _receive(response, part, have)
+            _receive(response, part, received)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # what we have is no beginning of what they have
-            _restart(part)
-            raise RetryableError("the server has another file than the part here") from None
+        if error.code == 416:  # our part is not the beginning of the server's file
+            _truncate(part)
+            raise RetryableError("the server has a different file than the part here") from None
         if error.code in (408, 429) or error.code >= 500:
             raise RetryableError(f"HTTP {error.code} {error.reason}") from None
         raise InputError(
@@ -183,61 +176,59 @@ def _fetch_once(url: str, part: Path, timeout: float) -> None:
         if error.errno not in _NETWORK:
             raise
         raise RetryableError(error.strerror) from None
-    except ValueError as error:  # urllib's of an address that is none, here or in a redirect
+    except ValueError as error:  # urllib's answer to an invalid URL, here or in a redirect
         raise InputError(f"cannot fetch {url}: {error}; check the address in params") from None
 
 
-def _receive(response: http.client.HTTPResponse, part: Path, have: int) -> None:
-    """Append to the part where the server continues, else write it anew."""
-    continues = response.status == 206 and (
-        response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+def _receive(response: http.client.HTTPResponse, part: Path, received: int) -> None:
+    """Append to the part if the server resumes, else overwrite it."""
+    resumes = response.status == 206 and (
+        response.headers.get("Content-Range", "").startswith(f"bytes {received}-")
     )
-    if not continues:
-        have = 0
-        _remember(part, response)
+    if not resumes:
+        received = 0
+        _write_etag(part, response)
     length = response.headers.get("Content-Length", "")
-    total = have + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    total = received + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+    label = part.name.split(".")[0]
     with (
-        part.open("ab" if continues else "wb") as out,
-        progress_bar(
-            label=part.name.split(".")[0], total=total, unit="B", initial=have
-        ) as progress,
+        part.open("ab" if resumes else "wb") as out,
+        progress_bar(label=label, total=total, unit="B", initial=received) as progress,
     ):
-        while block := response.read1(BLOCK):  # what has come, however slowly, is kept
+        while block := response.read1(BLOCK):  # read1: keeps what has arrived, however slowly
             out.write(block)
             progress.update(len(block))
-            have += len(block)
-    if total is not None and have < total:
-        raise RetryableError(f"the connection broke at {have} of {total} bytes")
+            received += len(block)
+    if total is not None and received < total:
+        raise RetryableError(f"the connection broke at {received} of {total} bytes")
 
 
-def _remember(part: Path, response: http.client.HTTPResponse) -> None:
-    """Keep what tells this version of the file from a later one; a weak tag cannot (RFC 9110)."""
-    tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-    if tag and not tag.startswith("W/"):
-        _tag(part).write_text(tag, encoding="latin-1")  # as headers are
+def _write_etag(part: Path, response: http.client.HTTPResponse) -> None:
+    """Keep what identifies this version of the file; a weak ETag does not (RFC 9110)."""
+    etag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    if etag and not etag.startswith("W/"):
+        _etag_path(part).write_text(etag, encoding="latin-1")  # the encoding of headers
     else:
-        _tag(part).unlink(missing_ok=True)
+        _etag_path(part).unlink(missing_ok=True)
 
 
-def _known(tag: Path) -> str:
-    """What was remembered, if it is what a server could have said."""
-    if not tag.exists():
-        return ""
-    known = tag.read_text(encoding="latin-1")
-    return known if known.isprintable() else ""
+def _read_etag(part: Path) -> str:
+    """Return the kept ETag, or "" if there is none or its file is damaged."""
+    path = _etag_path(part)
+    etag = path.read_text(encoding="latin-1") if path.exists() else ""
+    return etag if etag.isprintable() else ""
 
 
-def _restart(part: Path) -> None:
-    """In the same file, which is held."""
+def _truncate(part: Path) -> None:
+    """Empty the part file, which stays locked."""
     os.truncate(part, 0)
-    _tag(part).unlink(missing_ok=True)
+    _etag_path(part).unlink(missing_ok=True)
 
 
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _tag(part).unlink(missing_ok=True)
+    _etag_path(part).unlink(missing_ok=True)
 
 
-def _tag(part: Path) -> Path:
+def _etag_path(part: Path) -> Path:
     return part.with_name(part.name + ".etag")

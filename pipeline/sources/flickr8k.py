@@ -1,4 +1,4 @@
-"""The text archive: captions and split lists, as Flickr8k or as Kaggle lays them out."""
+"""Read the text archive, captions and split lists, in Flickr8k's or Kaggle's layout."""
 
 import codecs
 import io
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.images.names import check_id, slashes, some, to_image_id
+from pipeline.images.names import check_id, first_few, to_image_id, to_posix
 from pipeline.images.zip_files import is_junk, open_zip, path_of, read_member
 from pipeline.runtime.errors import InputError
 from pipeline.sources.caption_rows import read_rows
@@ -20,27 +20,26 @@ SPLITS = {
     "test": "Flickr_8k.testImages.txt",
 }
 KAGGLE = "captions.txt"
-TABLES = (KAGGLE, "captions.csv", "results.csv")  # Flickr8k, Flickr30k, and other people's
-# Of a text file, each more than COCO's 600,000 captions need. A line costs many times its length
-# once it is read, so their number has a limit of its own.
+TABLES = (KAGGLE, "captions.csv", "results.csv")  # of Flickr8k, users' own data, Flickr30k
+# Limits per text file, above what COCO's 600,000 captions need. In memory a line takes many times
+# its length, so the number of lines has its own limit.
 MAX_BYTES = 64 << 20
 MAX_LINES = 1_000_000
 MAX_LINE = 64 << 10  # bytes
 MAX_CAPTION = 10_000  # characters
 
-# Control characters but the tab, and Unicode's own line ends: not all that read a table agree that
-# a row goes on after one.
+# Control characters except the tab, and Unicode's line ends: some CSV readers end a row there.
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 TEXT = re.compile(r"(?i)\.(txt|csv|tsv|json)$")
 
-# In Flickr8k's own caption file, without an image anywhere.
+# Images that Flickr8k's caption file names but the data set does not have.
 ORPHAN_CAPTIONS = frozenset({"2258277193_586949ec62.jpg.1"})
 
 
 @dataclass(frozen=True)
 class TextArchive:
-    """Raw captions by image id, in the file's order, and the split lists if there are any."""
+    """Raw captions by image id, in the file's order, and the image ids of each split, if listed."""
 
     captions: dict[str, list[str]]
     splits: dict[str, list[str]] | None
@@ -50,7 +49,7 @@ def read_text_archive(path: Path) -> TextArchive:
     """Read `Flickr8k.token.txt` and its three lists, or a table (`pipeline.sources.caption_rows`).
 
     Raises:
-        InputError: the zip, a file in it or a line of one is not what it should be.
+        InputError: the zip, a file in it or a line of one is invalid.
     """
     with open_zip(path) as archive:
         members = _members(archive)
@@ -61,7 +60,7 @@ def read_text_archive(path: Path) -> TextArchive:
             if len(missing) == len(SPLITS):
                 return TextArchive(captions, None)
             if missing:
-                raise InputError(f"{path} lacks {missing[0]}; give all three split lists or none")
+                raise InputError(f"{path} lacks {missing[0]}; add all three split lists or none")
             splits = {}
             for split, name in SPLITS.items():
                 where = f"{path}: {name}"
@@ -72,12 +71,12 @@ def read_text_archive(path: Path) -> TextArchive:
             where = f"{path}: {table}"
             return TextArchive(_parse_table(_lines(archive, members[table], where), where), None)
         texts = [name for member in archive.infolist() if TEXT.search(name := path_of(member))]
-    found = f"; it has {some(texts)}" if texts else ""
-    raise InputError(f"{path} holds no captions: expected {TOKENS} or {' or '.join(TABLES)}{found}")
+    found = f", found {first_few(texts)}" if texts else ""
+    raise InputError(f"{path} has no captions; expected {TOKENS} or {' or '.join(TABLES)}{found}")
 
 
-def kaggle_member(path: Path) -> bytes | None:
-    """The bytes of a Kaggle zip's `captions.txt`, however it is called, or None without one."""
+def read_kaggle_table(path: Path) -> bytes | None:
+    """Return the captions table (one of `TABLES`) of a Kaggle zip, or None if it has none."""
     with open_zip(path) as archive:
         members = _members(archive)
         table = _table(members, path)
@@ -87,44 +86,45 @@ def kaggle_member(path: Path) -> bytes | None:
 def _table(members: dict[str, zipfile.ZipInfo], path: Path) -> str | None:
     tables = [name for name in TABLES if name in members]
     if len(tables) > 1:
-        raise InputError(f"{path} holds captions twice, {some(tables)}; keep one")
+        raise InputError(f"{path} has two captions files, {first_few(tables)}; keep one")
     return tables[0] if tables else None
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The files that are read, by name, in whatever folders they lie.
+    """Map the names of caption files and split lists to their members, in any folder.
 
     Raises:
         InputError: two have the same name.
     """
-    found: dict[str, zipfile.ZipInfo] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
-        place = path_of(member)
-        name = PurePosixPath(place).name
+        path = path_of(member)
+        name = PurePosixPath(path).name
         name = name.lower() if name.lower() in TABLES else name
-        if name not in (TOKENS, *TABLES, *SPLITS.values()) or is_junk(place):
+        if name not in (TOKENS, *TABLES, *SPLITS.values()) or is_junk(path):
             continue
-        if name in found:
+        if name in members:
             raise InputError(
-                f"{archive.filename} holds two files {name} "
-                f"({path_of(found[name])!r} and {place!r}); keep one"
+                f"{archive.filename} has two files {name} "
+                f"({path_of(members[name])!r} and {path!r}); keep one"
             )
-        found[name] = member
-    return found
+        members[name] = member
+    return members
 
 
 def _lines(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Iterator[str]:
-    """A text file's lines, without their ends; decoded one at a time, so that memory stays near
-    the file's size.
+    """Yield a text file's lines, decoded one at a time: memory stays near the file's size.
 
     Raises:
-        InputError: a line is no UTF-8 or too long, or there are too many.
+        InputError: a line is not UTF-8 or too long, or there are too many.
     """
-    whole = read_member(archive, member, MAX_BYTES).removeprefix(codecs.BOM_UTF8)
-    content = io.BytesIO(whole if b"\n" in whole else whole.replace(b"\r", b"\n"))  # an old Mac's
-    for number, line in enumerate(iter(lambda: content.readline(MAX_LINE + 1), b""), start=1):
+    content = read_member(archive, member, MAX_BYTES).removeprefix(codecs.BOM_UTF8)
+    if b"\n" not in content:  # classic Mac OS
+        content = content.replace(b"\r", b"\n")
+    file = io.BytesIO(content)
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
         if number > MAX_LINES:
-            raise InputError(f"{where} has more than {MAX_LINES} lines; give a part of it")
+            raise InputError(f"{where} has more than {MAX_LINES} lines; use a part of it")
         if len(line) > MAX_LINE:
             raise InputError(f"{where}, line {number}: more than {MAX_LINE} bytes; shorten it")
         try:
@@ -137,7 +137,7 @@ def _lines(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Ite
 
 
 def _parse_tokens(lines: Iterator[str], where: str) -> dict[str, list[str]]:
-    """Lines `name.jpg#0<TAB>caption`; the caption is all that follows the first tab."""
+    """Parse lines `name.jpg#0<TAB>caption`; the caption is what follows the first tab."""
     captions = _Captions()
     keys = set[str]()
     for number, line in enumerate(lines, start=1):
@@ -148,7 +148,7 @@ def _parse_tokens(lines: Iterator[str], where: str) -> dict[str, list[str]]:
         if not (tab and mark and name and index.isdigit()):
             raise InputError(f"{where}, line {number}: expected 'name.jpg#0<TAB>caption'")
         if key in keys:
-            raise InputError(f"{where}, line {number}: {key!r} is there already; keep one of them")
+            raise InputError(f"{where}, line {number}: {key!r} appears twice; keep one of them")
         keys.add(key)
         captions.add(name, caption, f"{where}, line {number}")
     return captions.by_id
@@ -156,33 +156,33 @@ def _parse_tokens(lines: Iterator[str], where: str) -> dict[str, list[str]]:
 
 def _parse_table(lines: Iterator[str], where: str) -> dict[str, list[str]]:
     captions = _Captions()
-    for name, caption, place in read_rows(lines, where):
-        captions.add(name, caption, place)
+    for name, caption, line_where in read_rows(lines, where):
+        captions.add(name, caption, line_where)
     if not captions.by_id:
-        raise InputError(f"{where} has a header and no captions; add a line for each caption")
+        raise InputError(f"{where} has a header but no captions; add one line per caption")
     return captions.by_id
 
 
 class _Captions:
-    """Captions by image id, while they are read."""
+    """Collect and check captions by image id."""
 
     def __init__(self) -> None:
         self.by_id: dict[str, list[str]] = {}
-        self._folders: dict[str, str] = {}  # of the images that are named with one
+        self._folders: dict[str, str] = {}  # of images that are named with their folder
 
     def add(self, name: str, caption: str, where: str) -> None:
         image_id = to_image_id(name)
         if image_id not in self.by_id:
             check_id(image_id, where)
-        folder = slashes(name).rpartition("/")[0]
+        folder = to_posix(name).rpartition("/")[0]
         if folder and self._folders.setdefault(image_id, folder) != folder:
             raise InputError(
-                f"{where}: {name!r} is another image than {image_id!r} in "
-                f"{self._folders[image_id]!r}, but folders do not count; rename one of the two"
+                f"{where}: {name!r} and {image_id!r} in {self._folders[image_id]!r} have the same "
+                "name, and folders are ignored; rename one of the two"
             )
         if len(caption) > MAX_CAPTION:
             raise InputError(
-                f"{where}: a caption of {len(caption)} characters, more than {MAX_CAPTION}; "
+                f"{where}: the caption has {len(caption)} characters, more than {MAX_CAPTION}; "
                 "shorten it"
             )
         self.by_id.setdefault(image_id, []).append(CONTROL.sub(" ", caption))
@@ -193,16 +193,16 @@ def _parse_list(lines: Iterator[str], where: str) -> list[str]:
     if not ids:
         raise InputError(f"{where} is empty")
     if len(set(ids)) != len(ids):
-        raise InputError(f"{where} names {_first_twice(ids)!r} twice")
+        raise InputError(f"{where} names {_first_duplicate(ids)!r} twice")
     return ids
 
 
 def _check_disjoint(splits: dict[str, list[str]], path: Path) -> None:
-    everything = [image_id for ids in splits.values() for image_id in ids]
-    if len(set(everything)) != len(everything):
-        raise InputError(f"{path}: {_first_twice(everything)!r} is in two split lists")
+    all_ids = [image_id for ids in splits.values() for image_id in ids]
+    if len(set(all_ids)) != len(all_ids):
+        raise InputError(f"{path}: {_first_duplicate(all_ids)!r} is in two split lists")
 
 
-def _first_twice(ids: list[str]) -> str:
+def _first_duplicate(ids: list[str]) -> str:
     seen: set[str] = set()
-    return next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+    return next(image_id for image_id in ids if image_id in seen or seen.add(image_id))  # type: ignore[func-returns-value]

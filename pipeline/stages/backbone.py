@@ -1,14 +1,14 @@
-"""Stage 3: the frozen CNN's weights, as an artifact of their own."""
+"""Stage 3: get the frozen CNN's weights."""
 
-import http.client
 import logging
-import ssl
 import sys
-import urllib.error
 import warnings
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import Annotated, Any
+from urllib.error import URLError
 
 import torch
 import torchvision
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.backbones.backbone import build_trunk, check_name
+from pipeline.backbones.backbone import build_backbone, check_name
 from pipeline.backbones.weights import BackboneWeights, write_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import BackboneConfig
@@ -29,25 +29,25 @@ log = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 
-# What can become a trunk's numbers: no complex, quantised or packed type can.
+# Complex, quantised and packed types cannot be used.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
-# With their own weights these renormalise their input from ImageNet's mean and deviation to
-# (x - 0.5) / 0.5 (torchvision's `transform_input`); said here as preprocessing instead.
+# With torchvision's weights these models renormalise their input from ImageNet's mean and std to
+# (x - 0.5) / 0.5 (torchvision's `transform_input`); here that is part of the preprocessing.
 TRANSFORM_INPUT_MODELS = ("googlenet", "inception_v3")
 
 
 def make_backbone(out: Path, config: BackboneConfig) -> None:
-    """Write the trunks' weights to `out`.
+    """Write the backbones' weights to `out`.
 
     Raises:
-        InputError: a model or its weights are unknown, cannot be had, or do not fit together.
+        InputError: a model or its weights are unknown, unavailable, or do not fit together.
     """
-    for name in config.name:  # before anything is fetched
+    for name in config.name:  # before any download
         check_name(name)
     backbones = [
-        _backbone(name, weights, config.seed)
+        _get_backbone(name, weights, config.seed)
         for name, weights in zip(config.name, config.weights, strict=True)
     ]
     write_backbones(out, backbones)
@@ -56,36 +56,36 @@ def make_backbone(out: Path, config: BackboneConfig) -> None:
         log.info("%s (%s): %.1f M weights", backbone.name, backbone.weights, size / 1e6)
 
 
-def _backbone(name: str, weights: str, seed: int) -> BackboneWeights:
+def _get_backbone(name: str, weights: str, seed: int) -> BackboneWeights:
     if weights == "random":
         torch.manual_seed(seed)
         label, given = f"random:{seed}", None
     elif weights.lower().endswith(WEIGHT_SUFFIXES):
         label, given = Path(weights).name, _load_state_dict_file(weights)
     else:
-        label, given = _from_torchvision(name, weights)
-    expected = build_trunk(name).state_dict()
-    what = f"the weights {weights} are not of {name}"
-    tensors = expected if given is None else _match_state_dict(given, expected, what)
+        label, given = _fetch_from_torchvision(name, weights)
+    expected = build_backbone(name).state_dict()
+    mismatch = f"the weights {weights} are not of {name}"
+    tensors = expected if given is None else _match_state_dict(given, expected, mismatch)
     return BackboneWeights(name, label, preprocessing_of(name, label), tensors)
 
 
 def preprocessing_of(name: str, weights: str) -> Preprocessing:
-    """What the named weights expect; for others, what the model's default weights do."""
+    """Return the preprocessing of torchvision's named weights, or of the model's default ones."""
     known = torchvision.models.get_model_weights(name)
-    named = known[weights] if weights in known.__members__ else known.DEFAULT
-    transforms: Any = named.transforms()
-    half = name in TRANSFORM_INPUT_MODELS
+    entry = known[weights] if weights in known.__members__ else known.DEFAULT
+    transforms: Any = entry.transforms()
+    transforms_input = name in TRANSFORM_INPUT_MODELS
     return Preprocessing(
         resize=transforms.resize_size[0],
         size=transforms.crop_size[0],
         interpolation=transforms.interpolation.value,
-        mean=(0.5,) * 3 if half else tuple(transforms.mean),
-        std=(0.5,) * 3 if half else tuple(transforms.std),
+        mean=(0.5,) * 3 if transforms_input else tuple(transforms.mean),
+        std=(0.5,) * 3 if transforms_input else tuple(transforms.std),
     )
 
 
-def _from_torchvision(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
+def _fetch_from_torchvision(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
     known = torchvision.models.get_model_weights(name)
     allowed = ["DEFAULT", *known.__members__]
     if weights not in allowed:
@@ -95,17 +95,14 @@ def _from_torchvision(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
         )
     chosen = known.DEFAULT if weights == "DEFAULT" else known[weights]
     try:
-        # check_hash: the address carries the beginning of the file's SHA-256.
+        # check_hash: the URL contains the beginning of the file's SHA-256.
         return chosen.name, chosen.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
-    except (
-        *(urllib.error.URLError, TimeoutError, ConnectionError),
-        *(ssl.SSLError, http.client.HTTPException),
-    ) as error:
+    except (URLError, TimeoutError, ConnectionError, SSLError, HTTPException) as error:
         raise InputError(
             f"cannot fetch {chosen.url} ({getattr(error, 'reason', error)}); "
-            "give backbone.weights the path of a state dict instead"
+            "set backbone.weights to the path of a state dict instead"
         ) from None
     except RuntimeError as error:
         raise InputError(
@@ -120,14 +117,14 @@ def _load_state_dict_file(weights: str) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             _reject_zip_bomb(path)
-            with warnings.catch_warnings():  # of kinds of tensors that are refused below
+            with warnings.catch_warnings():  # about kinds of tensors that are refused below
                 warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except SafetensorError as error:
-        raise InputError(f"{path} is damaged or no safetensors file ({error})") from None
-    except Exception:  # torch.load raises its readers' own kinds, and advises to trust the file
+        raise InputError(f"{path} is damaged or not a safetensors file ({error})") from None
+    except Exception:  # torch.load raises many types, and its messages advise to trust the file
         raise InputError(
             f"{path} cannot be read as a state dict of plain tensors; save model.state_dict() alone"
         ) from None
@@ -136,29 +133,29 @@ def _load_state_dict_file(weights: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
-        raise InputError(f"{path} is no state dict; save model.state_dict() alone")
+        raise InputError(f"{path} is not a state dict; save model.state_dict() alone")
     for name, tensor in content.items():
         if not _is_plain(tensor):
             raise InputError(
-                f"{path}: {name} is no plain tensor ({tensor.dtype}, {tensor.layout}, on "
+                f"{path}: {name} is not a plain tensor ({tensor.dtype}, {tensor.layout}, on "
                 f"{tensor.device}); save dense real numbers, on the CPU"
             )
     return content
 
 
 def _reject_zip_bomb(path: Path) -> None:
-    """torch.save compresses nothing: no file of its own unpacks to more than it has itself."""
-    with path.open("rb") as content:
-        if content.read(2) != b"PK":
-            return  # torch's older format, no zip
+    """Reject a file that unpacks to more than its own size: torch.save does not compress."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return  # torch's older format is not a zip
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
-    except Exception:  # zipfile and struct raise their own kinds
+    except Exception:  # zipfile and struct raise their own types
         raise InputError(f"{path} is truncated or damaged; fetch it again") from None
     if unpacked > path.stat().st_size:
         raise InputError(
-            f"{path} unpacks to {unpacked} bytes, more than it has itself; is it a bomb? "
+            f"{path} unpacks to {unpacked} bytes, more than its size; is it a bomb? "
             "Save model.state_dict() with torch.save"
         )
 
@@ -169,32 +166,31 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _match_state_dict(
-    given: dict[str, Tensor], expected: dict[str, Tensor], what: str
+    given: dict[str, Tensor], expected: dict[str, Tensor], mismatch: str
 ) -> dict[str, Tensor]:
-    """The trunk's tensors out of a state dict; only what the trunk does not use may differ.
+    """Return the backbone's tensors of a classifier's state dict.
 
     Args:
-        what: how a complaint begins.
+        mismatch: the beginning of error messages.
     """
-    fitted = {}
-    for name, like in expected.items():
+    matched = {}
+    for name, reference in expected.items():
         if name not in given and name.endswith("num_batches_tracked"):
-            fitted[name] = like  # counts training steps; nothing reads it here
+            matched[name] = reference  # counts training steps; not used here
         elif name not in given:
-            raise InputError(f"{what}: they lack {name}")
-        elif given[name].shape != like.shape:
-            raise InputError(
-                f"{what}: {name} has shape {tuple(given[name].shape)}, not {tuple(like.shape)}"
-            )
+            raise InputError(f"{mismatch}: they lack {name}")
+        elif given[name].shape != reference.shape:
+            shape, expected_shape = tuple(given[name].shape), tuple(reference.shape)
+            raise InputError(f"{mismatch}: {name} has shape {shape}, not {expected_shape}")
         else:
-            fitted[name] = given[name].to(like.dtype)
-            if like.is_floating_point() and not torch.isfinite(fitted[name]).all():
-                raise InputError(f"{what}: {name} holds numbers that are not finite")
+            matched[name] = given[name].to(reference.dtype)
+            if reference.is_floating_point() and not torch.isfinite(matched[name]).all():
+                raise InputError(f"{mismatch}: {name} has values that are not finite")
     children = {name.split(".")[0] for name in expected}
     extra = [name for name in given if name not in expected and name.split(".")[0] in children]
     if extra:
-        raise InputError(f"{what}: they have {extra[0]}, which it has not")
-    return fitted
+        raise InputError(f"{mismatch}: they have {extra[0]}, which the model lacks")
+    return matched
 
 
 def main(

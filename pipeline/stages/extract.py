@@ -1,4 +1,4 @@
-"""Stage 4: the frozen CNN over every image, once, into one HDF5 file."""
+"""Stage 4: extract the frozen CNN's features of every image, once, into one HDF5 file."""
 
 import logging
 import os
@@ -21,6 +21,7 @@ from pipeline.extraction.feature_writer import resume_features
 from pipeline.extraction.precision import keeps_direction, select_dtype
 from pipeline.extraction.preprocess import PreprocessedViews, collate
 from pipeline.extraction.stream import Rows, iter_features, load
+from pipeline.features.feature_cache import CacheSpec
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.checkpoint import Checkpoint, run_fingerprint
@@ -31,14 +32,14 @@ from pipeline.runtime.progress import progress_bar
 log = logging.getLogger(__name__)
 
 MAX_DECODE_THREADS = 16
-NUM_PROBE_IMAGES = 64  # images that tell which precision will do
+NUM_PROBE_IMAGES = 64  # for the choice of precision and JPEG decoder
 
 
 def extract(images: Path, backbone: Path, out: Path, config: ExtractConfig) -> None:
     """Write the features of every image in the archive `images` to `out`.
 
-    A run that was killed goes on where it stood, and ends with the same bytes; where images have
-    changed since, before the first of them.
+    A killed run resumes, with the same bytes in the end. If images have changed since, it resumes
+    before the first of them.
 
     Raises:
         InputError: an image or the weights cannot be used, or a feature is not finite.
@@ -48,17 +49,12 @@ def extract(images: Path, backbone: Path, out: Path, config: ExtractConfig) -> N
     backbones = read_backbones(backbone)
     recipe = make_recipe(backbones, config)
     batch = default_batch_size(recipe, device) if config.batch_size == "auto" else config.batch_size
+    workers = default_num_workers(device) if config.num_workers == "auto" else config.num_workers
     with ImageArchive(images) as archive:
-        ids, contents = archive.ids, archive.contents
-        cnn = _frozen_cnn(backbones, recipe, device, config.precision, batch, archive)
-        recipe = cnn.recipe = _with_jpeg_decoder(cnn, config.jpeg_decoder, batch, archive)
-        shape = cnn.feature_shape
-        workers = (
-            default_num_workers(device) if config.num_workers == "auto" else config.num_workers
-        )
-
-        # In another precision, of other batches, or by another decoder of images, a feature may
-        # differ in its last bits.
+        ids = archive.ids
+        cnn = _build_extractor(backbones, recipe, device, config.precision, batch, archive)
+        recipe = cnn.recipe = _choose_jpeg_decoder(cnn, config.jpeg_decoder, batch, archive)
+        # Precision, batch size and JPEG decoder may change a feature's last bits.
         versions = [version(name) for name in ("pillow", "torchvision")]
         fingerprint = run_fingerprint(
             "extract",
@@ -66,33 +62,37 @@ def extract(images: Path, backbone: Path, out: Path, config: ExtractConfig) -> N
             [backbone],
             device.type,
         )
-        made_of = (ids, shape, config.dtype, recipe)
+        spec = CacheSpec(ids, cnn.feature_shape, config.dtype, recipe)
         with (
             Checkpoint(out, fingerprint, config.checkpoint_seconds) as checkpoint,
-            resume_features(out, *made_of, checkpoint, contents, batch) as rows,
+            resume_features(out, spec, checkpoint, archive.fingerprints, batch) as writer,
         ):
-            began, left = time.monotonic(), ids[rows.done :]
+            began, left = time.monotonic(), ids[writer.rows_written :]
             with progress_bar(
-                label="extract", total=len(ids), unit="image", initial=rows.done
+                label="extract", total=len(ids), unit="image", initial=writer.rows_written
             ) as progress:
                 dtype = getattr(torch, config.dtype)
-                for made in iter_features(archive, left, cnn, batch, workers, dtype):
-                    _check_finite(made, ids[rows.done : rows.done + len(made.values)], config)
-                    rows.append(made.values, made.checksums)
-                    progress.update(len(made.values))
+                for rows in iter_features(archive, left, cnn, batch, workers, dtype):
+                    begin = writer.rows_written
+                    _check_finite(rows, ids[begin : begin + len(rows.values)], config)
+                    writer.append(rows.values, rows.checksums)
+                    progress.update(len(rows.values))
                     if checkpoint.is_due():
-                        rows.save(checkpoint)
-    if not left:
-        return  # it was there already
-    seconds = time.monotonic() - began
-    log.info(
-        "%s in %.0f s, %.1f a second: %s, %s on %s",
-        *(counted(len(left), "image"), seconds, len(left) / seconds),
-        *(recipe.label, cnn.precision, device),
-    )
+                        writer.save(checkpoint)
+    if left:  # else an earlier run had finished
+        seconds = time.monotonic() - began
+        log.info(
+            "%s in %.0f s, %.1f images/s: %s, %s on %s",
+            counted(len(left), "image"),
+            seconds,
+            len(left) / seconds,
+            recipe.label,
+            cnn.precision,
+            device,
+        )
 
 
-def _frozen_cnn(
+def _build_extractor(
     backbones: Sequence[BackboneWeights],
     recipe: FeatureRecipe,
     device: torch.device,
@@ -100,7 +100,7 @@ def _frozen_cnn(
     batch: int,
     archive: ImageArchive,
 ) -> FeatureExtractor:
-    """The CNN in the precision that the params name, or that a probe of the archive chooses."""
+    """Build the CNN in the precision of the params; for `auto`, choose it on some images."""
 
     def build(dtype: torch.dtype) -> FeatureExtractor:
         return FeatureExtractor(backbones, recipe, device, dtype, batch)
@@ -113,35 +113,32 @@ def _frozen_cnn(
     return select_dtype(build, fast_dtypes(device), sample, batch)
 
 
-def _with_jpeg_decoder(
-    cnn: FeatureExtractor, wanted: str, batch: int, archive: ImageArchive
+def _choose_jpeg_decoder(
+    cnn: FeatureExtractor, choice: str, batch: int, archive: ImageArchive
 ) -> FeatureRecipe:
-    """The recipe with the decoder that the params name, or with nvJPEG where there is one and a
-    probe of the archive finds the features unharmed.
+    """Return the recipe with the params' JPEG decoder; `auto` tries nvJPEG on some images.
 
     Raises:
-        InputError: nvJPEG is asked for and there is none.
+        InputError: nvJPEG is chosen but not available.
     """
-    if wanted == "pillow" or (wanted == "auto" and cnn.device.type == "cpu"):
+    if choice == "pillow" or (choice == "auto" and cnn.device.type == "cpu"):
         return cnn.recipe
-    there = nvjpeg.works_on(cnn.device)
-    if wanted == "nvjpeg" and not there:
+    usable = nvjpeg.is_available(cnn.device)
+    if choice == "nvjpeg" and not usable:
         raise InputError(
-            "params ask for extract.jpeg_decoder 'nvjpeg', which this machine's torchvision "
-            "does not have; set it to auto"
+            "extract.jpeg_decoder is 'nvjpeg', which this machine's torchvision does not have; "
+            "set it to auto"
         )
-    if there and wanted == "auto":
+    if usable and choice == "auto":
         ids = archive.ids[:NUM_PROBE_IMAGES]
-        contents, names = [archive.content(one) for one in ids], [str(one) for one in ids]
-        usual = collate(load(archive, ids, cnn.recipe))
-        there = keeps_direction(
-            cnn, nvjpeg.prepare_on_gpu(contents, names, cnn.recipe, cnn.device), usual, batch
-        )
-    return replace(cnn.recipe, jpeg_decoder="nvjpeg") if there else cnn.recipe
+        contents = [archive.read(image_id) for image_id in ids]
+        views = nvjpeg.preprocess_on_gpu(contents, ids, cnn.recipe, cnn.device)
+        usable = keeps_direction(cnn, views, collate(load(archive, ids, cnn.recipe)), batch)
+    return replace(cnn.recipe, jpeg_decoder="nvjpeg") if usable else cnn.recipe
 
 
 def make_recipe(backbones: Sequence[BackboneWeights], config: ExtractConfig) -> FeatureRecipe:
-    """How features are made with these weights and params: every backbone sees every size."""
+    """Return the recipe of these weights and params: one view per backbone and image size."""
     return FeatureRecipe(
         layer=config.layer,
         crop_mode=config.crop_mode,
@@ -152,7 +149,7 @@ def make_recipe(backbones: Sequence[BackboneWeights], config: ExtractConfig) -> 
                 backbone=backbone.name,
                 weights=backbone.weights,
                 weights_digest=backbone.digest,
-                preprocessing=_sized(backbone.preprocessing, size),
+                preprocessing=_rescale(backbone.preprocessing, size),
             )
             for backbone in backbones
             for size in config.image_size
@@ -160,23 +157,25 @@ def make_recipe(backbones: Sequence[BackboneWeights], config: ExtractConfig) -> 
     )
 
 
-def _sized(pre: Preprocessing, size: int | None) -> Preprocessing:
-    """The same margin around the crop, at another size."""
+def _rescale(pre: Preprocessing, size: int | None) -> Preprocessing:
+    """Change the crop's size; keep its proportion to the resized image."""
     if size is None:
         return pre
     return replace(pre, resize=round(pre.resize * size / pre.size), size=size)
 
 
-def _check_finite(made: Rows, ids: Sequence[str], config: ExtractConfig) -> None:
-    if not made.finite.all():
-        image_id = ids[int((~made.finite).nonzero()[0][0])]
+def _check_finite(rows: Rows, ids: Sequence[str], config: ExtractConfig) -> None:
+    if not rows.finite.all():
+        image_id = ids[int((~rows.finite).nonzero()[0][0])]
         hint = "; set extract.dtype: float32" if config.dtype == "float16" else ""
         raise InputError(f"the features of {image_id} are not finite{hint}")
 
 
 def default_batch_size(recipe: FeatureRecipe, device: torch.device) -> int:
-    """A GPU wants work for all its cores; on a CPU a small batch keeps activations in its cache,
-    and below the size from which glibc asks the system for fresh memory every time."""
+    """Return a batch size that keeps all cores of a GPU busy, or that suits a CPU's cache.
+
+    Small batches also stay below the size at which glibc maps fresh memory for every allocation.
+    """
     if device.type != "cpu":
         return 128
     largest = max(view.preprocessing.size for view in recipe.views)
@@ -184,8 +183,8 @@ def default_batch_size(recipe: FeatureRecipe, device: torch.device) -> int:
 
 
 def default_num_workers(device: torch.device) -> int:
-    """A thread a core; beside a GPU, no more than can feed it."""
-    # Of a shared machine's cores, a cluster's job may use some only; macOS cannot say which.
+    """Return one thread per core; with a GPU, not more than it can use."""
+    # A cluster job may only use some of the machine's cores; macOS does not tell which.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (cores or 1) if device.type == "cpu" else min(cores or 1, MAX_DECODE_THREADS)
 

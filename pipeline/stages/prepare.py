@@ -1,4 +1,4 @@
-"""Stage 2: one table of every caption of a split, with its tokens."""
+"""Stage 2: tokenise the captions of all splits into one table."""
 
 import hashlib
 import logging
@@ -26,16 +26,15 @@ from pipeline.sources.flickr8k import ORPHAN_CAPTIONS, TextArchive, read_text_ar
 
 log = logging.getLogger(__name__)
 
-# Letters of scripts that write no spaces between words: Thai, Lao, Burmese, Khmer, Japanese,
-# Chinese.
+# Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+"
 )
-LONGEST_MEAN = 6.0  # letters a word, in those; a sentence has more, words of any of them fewer
+MAX_MEAN_LETTERS = 6.0  # per token of these scripts: words have fewer letters, sentences more
 
 
 def prepare(text: Path, captions: Path, config: PrepareConfig) -> None:
-    """Write the captions table, and beside it the info on where it came from.
+    """Write the captions table, and beside it its info.
 
     Raises:
         InputError: a split has no images, or an image of one has no words in its captions.
@@ -43,45 +42,44 @@ def prepare(text: Path, captions: Path, config: PrepareConfig) -> None:
     archive = read_text_archive(text)
     split_of = assign_splits(archive, config)
     written = empty = 0
-    unspaced = letters = 0  # words of such scripts
+    unspaced = letters = 0  # tokens of such scripts, and their letters
 
-    def rows() -> Iterator[tuple[str, str, str, list[str]]]:  # one at a time: tokens are large
+    def rows() -> Iterator[tuple[str, str, str, list[str]]]:  # a generator: tokens need memory
         nonlocal written, empty, unspaced, letters
         for image_id in sorted(split_of):
             before = written
             for caption in archive.captions.get(image_id, []):
                 tokens = tokenize(caption)
-                for found in filter(None, map(UNSPACED.findall, tokens)):
-                    unspaced, letters = unspaced + 1, letters + len("".join(found))
+                for parts in filter(None, map(UNSPACED.findall, tokens)):
+                    unspaced, letters = unspaced + 1, letters + len("".join(parts))
                 if tokens:
                     yield image_id, split_of[image_id], caption, tokens
                     written += 1
                 else:
-                    log.warning("skipped: a caption of %s without words", image_id)
+                    log.warning("skipped a caption of %s without words", image_id)
                     empty += 1
             if written == before:
                 raise InputError(f"{text}: no caption of {image_id!r} has any words")
 
     table_digest = write_rows(captions, rows())
     images = {name: list(split_of.values()).count(name) for name in SPLIT_NAMES}
-    log.info(
-        "%d captions of %d images: %d to learn from, %d in val, %d in test",
-        *(written, len(split_of), *images.values()),
-    )
+    sizes = ", ".join(f"{number} in {name}" for name, number in images.items())
+    log.info("%d captions of %d images: %s", written, len(split_of), sizes)
     for name in ("val", "test"):
         warn_small(name, images[name])
-    if letters > LONGEST_MEAN * unspaced:
+    if letters > MAX_MEAN_LETTERS * unspaced:
         log.warning(
-            "%d words of scripts without spaces have %.1f letters on average: whole sentences are "
-            "taken for words; put spaces between the words first (docs/params.md says how)",
-            *(unspaced, letters / unspaced),
+            "%d words of scripts without spaces have %.1f letters on average, so they are whole "
+            "sentences; put spaces between the words first (see docs/params.md)",
+            unspaced,
+            letters / unspaced,
         )
     digest = split_digest(split_of)
-    origin = "hash, not official" if archive.splits is None else "lists"
+    split_source = "hash, not official" if archive.splits is None else "lists"
     write_info(
         captions,
         TableInfo(
-            split="official" if digest == FLICKR8K_SPLIT_DIGEST else origin,
+            split="official" if digest == FLICKR8K_SPLIT_DIGEST else split_source,
             split_digest=digest,
             tokenizer=TOKENIZER,
             table_digest=table_digest,
@@ -93,19 +91,21 @@ def prepare(text: Path, captions: Path, config: PrepareConfig) -> None:
 
 
 def assign_splits(archive: TextArchive, config: PrepareConfig) -> dict[str, str]:
-    """The split of every image: by the archive's lists, else by a hash of the id.
+    """Assign every image to a split: by the archive's lists, else by a hash of its id.
 
-    A hash keeps each image where it is when others are added or the order changes.
+    A hash keeps each image in its split when others are added or the order changes.
     """
     if archive.splits is not None:
-        way_out = "put some on its list in the text archive"
-        split_of = {one: split for split, ids in archive.splits.items() for one in ids}
+        hint = "add some to its list in the text archive"
+        split_of = {image_id: split for split, ids in archive.splits.items() for image_id in ids}
     else:
-        way_out = (
+        hint = (
             f"change prepare.val_fraction ({config.val_fraction:g}) or prepare.test_fraction "
-            f"({config.test_fraction:g}), or bring more images"
+            f"({config.test_fraction:g}), or add images"
         )
-        log.warning("no split lists: the split is made from a hash of the ids, not the official")
+        log.warning(
+            "no split lists: splitting by a hash of the ids; this is not the official split"
+        )
         split_of = {
             image_id: _split_by_hash(image_id, config)
             for image_id in archive.captions
@@ -113,15 +113,15 @@ def assign_splits(archive: TextArchive, config: PrepareConfig) -> dict[str, str]
         }
     for name in SPLIT_NAMES:
         if name not in split_of.values():
-            raise InputError(f"none of {len(split_of)} images is in the split '{name}'; {way_out}")
+            raise InputError(f"none of {len(split_of)} images is in the split '{name}'; {hint}")
     return split_of
 
 
 def _split_by_hash(image_id: str, config: PrepareConfig) -> str:
-    place = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8]) / 2**64
-    if place < config.test_fraction:
+    fraction = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8]) / 2**64
+    if fraction < config.test_fraction:
         return "test"
-    return "val" if place < config.test_fraction + config.val_fraction else "train"
+    return "val" if fraction < config.test_fraction + config.val_fraction else "train"
 
 
 def main(

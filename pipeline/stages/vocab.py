@@ -1,4 +1,4 @@
-"""Stage 5: the words that the decoder may say, from the training captions alone."""
+"""Stage 5: build the vocabulary from the training captions."""
 
 import logging
 from pathlib import Path
@@ -22,14 +22,14 @@ def make_vocabulary(captions: Path, out: Path, config: VocabConfig) -> None:
         InputError: the table cannot be used, or no word is frequent enough.
     """
     table = read_table(captions)
-    training = table.split("train").captions
-    vocabulary = build_vocabulary(training, config.min_count)
+    train_captions = table.split("train").captions
+    vocabulary = build_vocabulary(train_captions, config.min_count)
     if len(vocabulary) == len(SPECIAL):
-        raise InputError(f"no word is seen {config.min_count} times; lower vocab.min_count")
+        raise InputError(f"no word occurs {config.min_count} times; lower vocab.min_count")
     write_vocabulary(out, vocabulary, config.min_count, table.info.table_digest)
-    unknown = sum(token not in vocabulary.ids for caption in training for token in caption)
-    share = 100 * unknown / sum(len(caption) for caption in training)
-    log.info("%d words; %.1f %% of the training tokens are <unk>", len(vocabulary), share)
+    tokens = [token for caption in train_captions for token in caption]
+    unknown = sum(token not in vocabulary.ids for token in tokens) / len(tokens)
+    log.info("%d words; %.1f %% of the training tokens are <unk>", len(vocabulary), 100 * unknown)
 
 
 def main(
