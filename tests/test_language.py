@@ -14,7 +14,7 @@ PHRASES = {
     r"passed over|pass(?:es)? .{0,12} over": "skipped",
     r"learnt": "learned",
     r"at the most": "at most",
-    r"\bis none\b|\bare none\b": "is not one, is missing",
+    r"(?<!here )\b(?:is|are) none\b": "is not one, is missing",
     r"said of every": "for every",
     r"so many (?!as)": "a number",
     r"[Yy]ardstick": "baseline",
@@ -27,6 +27,7 @@ FILES = sorted(
     for pattern in ("pipeline/**/*", "docs/*.md", "README.md", "params.yaml", "dvc.yaml", "*.py")
     for path in ROOT.glob(pattern)
     if path.suffix in (".py", ".md", ".html", ".js", ".css", ".yaml")
+    and path.name != "renamed.py"  # it has the old keys
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipeline import caption
+from pipeline.commands import caption
 from pipeline.images.archive import ImageArchive
 from tests.conftest import Artifacts
 from tests.repository import OUTS, Checkout, Repository
