@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.metrics.csv_file import to_number
 from pipeline.metrics.registry import METRICS, SCORE_NAMES
-from pipeline.runtime.csv_file import to_number
 from pipeline.runtime.errors import ArtifactError
 from pipeline.runtime.files import json_digest, parse_json, read_bytes, write_json
 

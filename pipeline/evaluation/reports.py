@@ -16,8 +16,8 @@ import pandas as pd
 from pipeline.evaluation.bootstrap import corpus_scores
 from pipeline.evaluation.metrics_file import DECIMALS, Metrics, parse_metrics, require_intact
 from pipeline.metrics.bleu import COUNT_NAMES
+from pipeline.metrics.csv_file import parse_csv, read_numbers, to_numbers, write_csv
 from pipeline.metrics.registry import MEAN_NAMES, METRICS, SCORE_NAMES
-from pipeline.runtime.csv_file import parse_csv, read_numbers, to_numbers, write_csv
 from pipeline.runtime.errors import ArtifactError
 from pipeline.runtime.files import parse_json, read_bytes, write_json
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from pipeline.evaluation.reports import read_lengths
+from pipeline.metrics.csv_file import parse_csv, read_numbers, to_numbers
 from pipeline.metrics.registry import METRICS
 from pipeline.report.charts import Chart, Series, bar_chart, format_number, line_chart, nice_ticks
 from pipeline.report.gallery import CaptionedImage
-from pipeline.runtime.csv_file import parse_csv, read_numbers, to_numbers
 from pipeline.runtime.errors import ArtifactError
 from pipeline.runtime.files import read_bytes
 

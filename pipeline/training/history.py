@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.runtime.csv_file import write_csv
+from pipeline.metrics.csv_file import write_csv
 
 Row = Mapping[str, float | None]  # by column; `epoch` is one
 
