@@ -28,7 +28,7 @@ def run(workspace: Path, cores: Collection[int], threads: int, precision: str = 
     path = workspace / "params.yaml"
     params = yaml.safe_load(path.read_text())
     params["train"].update(precision=precision, ema_decay=0.9, word_dropout=0.1)
-    params["scst"].update(precision=precision, epochs=1, images=20)
+    params["scst"].update(precision=precision, epochs=1, batch_size=20)
     path.write_text(yaml.safe_dump(params))
     with _confined(cores, threads):
         dvc(workspace, "repro", "--quiet")

@@ -124,7 +124,7 @@ def test_their_folders_hold_links_to_the_archive_and_the_features(
         pytest.skip("DVC clones files on this file system, which takes no room, but an inode")
     digest = file_digest(folder / name)
     cached = (folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).stat()
-    assert {one.inode for one in found} == {(cached.st_val, cached.st_ino)}
+    assert {one.inode for one in found} == {(cached.st_dev, cached.st_ino)}
 
 
 def clones_files(folder: Path) -> bool:
