@@ -97,22 +97,16 @@ def pretrain(out: Path, images: int, epochs: int, seed: int) -> float:
             optimizer.step()
             schedule.step()
         held_out = (examples[train_images:], presence[train_images:], halves[train_images:])
-        kinds_right, halves_right = _evaluate(model, *held_out)
-        log.info(
-            "epoch %d/%d: loss %.3f, kinds %.3f, halves %.3f",
-            epoch,
-            epochs,
-            kind_loss.detach() / BATCH,
-            kinds_right,
-            halves_right,
-        )
+        accuracy = _evaluate(model, *held_out)
+        message = "epoch %d/%d: loss %.3f, kinds %.3f, halves %.3f"
+        log.info(message, epoch, epochs, kind_loss.detach() / BATCH, *accuracy)
     tensors = {
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in model.backbone.state_dict().items()
     }
     with atomic_write(out) as scratch:
         scratch.write_bytes(save(tensors))
-    return kinds_right
+    return accuracy[0]
 
 
 @torch.inference_mode()

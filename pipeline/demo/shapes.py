@@ -65,7 +65,7 @@ def render(scene: list[Shape], rng: random.Random) -> Image.Image:
         colour = tuple(
             max(0, min(255, value + rng.randint(-20, 20))) for value in COLOURS[shape.colour]
         )
-        _draw_shape(canvas, shape, side, colour, rng)
+        _draw_shape(canvas, shape, colour, rng)
     image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     noise = Image.frombytes("L", (SIDE, SIDE), rng.randbytes(SIDE * SIDE))
     noise = noise.filter(ImageFilter.GaussianBlur(2)).convert("RGB")
@@ -73,12 +73,9 @@ def render(scene: list[Shape], rng: random.Random) -> Image.Image:
 
 
 def _draw_shape(
-    canvas: ImageDraw.ImageDraw,
-    shape: Shape,
-    side: int,
-    colour: tuple[int, ...],
-    rng: random.Random,
+    canvas: ImageDraw.ImageDraw, shape: Shape, colour: tuple[int, ...], rng: random.Random
 ) -> None:
+    side = SIDE * _SUPERSAMPLING
     x, y, radius = shape.x * side, shape.y * side, shape.radius * side
     if shape.shape == "circle":
         canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)

@@ -19,16 +19,13 @@ def select_dtype(
     sample: Callable[[], Sequence[PreprocessedViews]],
     batch: int,
 ) -> FeatureExtractor:
-    """Return the CNN in the first candidate precision whose features keep float32's direction.
+    """Return the CNN in the first candidate precision that keeps float32's direction, or float32.
 
     Args:
         build: builds the CNN in a precision.
         candidates: the device's fast precisions, the most precise first.
         sample: returns preprocessed images of the data set; not called without candidates.
         batch: the batch size.
-
-    Returns:
-        The CNN in float32 if no candidate keeps the direction.
     """
     reference = build(torch.float32)
     if not candidates:

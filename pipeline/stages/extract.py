@@ -81,15 +81,9 @@ def extract(images: Path, backbone: Path, out: Path, config: ExtractConfig) -> N
                         writer.save(checkpoint)
     if left:  # else an earlier run had finished
         seconds = time.monotonic() - began
-        log.info(
-            "%s in %.0f s, %.1f images/s: %s, %s on %s",
-            counted(len(left), "image"),
-            seconds,
-            len(left) / seconds,
-            recipe.label,
-            cnn.precision,
-            device,
-        )
+        number, setup = counted(len(left), "image"), f"{recipe.label}, {cnn.precision} on {device}"
+        message = "%s in %.0f s, %.1f images/s: %s"
+        log.info(message, number, seconds, len(left) / seconds, setup)
 
 
 def _build_extractor(

@@ -68,12 +68,9 @@ def prepare(text: Path, captions: Path, config: PrepareConfig) -> None:
     for name in ("val", "test"):
         warn_small(name, images[name])
     if letters > MAX_MEAN_LETTERS * unspaced:
-        log.warning(
-            "%d words of scripts without spaces have %.1f letters on average, so they are whole "
-            "sentences; put spaces between the words first (see docs/params.md)",
-            unspaced,
-            letters / unspaced,
-        )
+        message = "%d words without spaces have %.1f letters on average, so they are whole "
+        message += "sentences; put spaces between the words first (see docs/params.md)"
+        log.warning(message, unspaced, letters / unspaced)
     digest = split_digest(split_of)
     split_source = "hash, not official" if archive.splits is None else "lists"
     write_info(
