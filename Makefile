@@ -24,13 +24,13 @@ newest-test:
 	$(PYTEST) --ignore tests/test_install.py
 
 kills: $(VENV)/installed  ## kill runs at random moments, resume them, compare the bytes; KILLS='--count 40 --seed 0'
-	$(BIN)/python -m tests.kills $(KILLS)
+	$(BIN)/python -m tests.campaigns.kills $(KILLS)
 
 fuzz: $(VENV)/installed  ## mutated files for every parser; FUZZ='--seconds 600 --seed 7'
-	$(BIN)/python -m tests.fuzz $(FUZZ)
+	$(BIN)/python -m tests.campaigns.fuzz $(FUZZ)
 
 reproducible: $(VENV)/installed  ## runs from scratch, on other cores and threads: the same bytes?
-	$(BIN)/python -m tests.reproducible
+	$(BIN)/python -m tests.campaigns.reproducible
 
 bench: $(VENV)/installed  ## the speed of the hot paths beside their limits; BENCH='--images images.zip'
 	$(BIN)/python -m benchmarks $(BENCH)

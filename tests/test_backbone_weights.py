@@ -18,7 +18,7 @@ from pipeline.config.schema import BackboneConfig
 from pipeline.runtime.errors import InputError
 from pipeline.stages.backbone import make_backbone
 from tests.conftest import SHARED
-from tests.server import serving
+from tests.helpers.server import serving
 
 SMALL = "shufflenet_v2_x0_5"
 

@@ -17,7 +17,7 @@ from pipeline.evaluation.bootstrap import resample_counts, score_intervals
 from pipeline.metrics.registry import TESTED_NAMES
 from pipeline.metrics.scores import bleu
 from tests.conftest import one_line
-from tests.runs import BOTH_RULES, Runs, history_of_runs, metric_of
+from tests.helpers.runs import BOTH_RULES, Runs, history_of_runs, metric_of
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.repository import Checkout
-from tests.runs import FILES, Runs
+from tests.helpers.repository import Checkout
+from tests.helpers.runs import FILES, Runs
 
 WORKFLOWS = {
     path.stem: path.read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import command, one_line
-from tests.runs import Runs, history_of_runs
+from tests.helpers.runs import Runs, history_of_runs
 
 
 @pytest.fixture(scope="module")

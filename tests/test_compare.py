@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import one_line
-from tests.runs import BOTH_RULES, Runs, history_of_runs, metric_of
+from tests.helpers.runs import BOTH_RULES, Runs, history_of_runs, metric_of
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import torch
 
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.features.feature_cache import checksums_of, read_features
+from tests.campaigns.kills import FORKS, Job, start
 from tests.conftest import Artifacts, command, one_line, write_params
-from tests.kills import FORKS, Job, start
-from tests.repository import Repository
+from tests.helpers.repository import Repository
 
 READERS = 8
 

@@ -12,7 +12,7 @@ from pipeline.config.schema import DownloadConfig
 from pipeline.runtime.errors import InputError
 from pipeline.stages.download import download
 from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
-from tests.server import serving
+from tests.helpers.server import serving
 
 PPM = "P6 1 1 255\nred"  # an image of one pixel, as text
 

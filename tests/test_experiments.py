@@ -1,6 +1,7 @@
 """Experiments as users run them: sweeps, queues, temporary runs, tables, images, sharing.
 
-One repository for the whole file, and one sweep in it. What its stages note: tests/laboratory.py.
+One repository for the whole file, and one sweep in it. Its stages record what they do
+(tests/helpers/laboratory.py).
 """
 
 import fcntl
@@ -21,11 +22,11 @@ from dvc.utils.hydra import get_hydra_sweeps
 from pipeline.features.feature_cache import read_features
 from pipeline.runtime.files import file_digest
 from pipeline.sources.fetch import fetch
-from tests.browser import draw
 from tests.conftest import ROOT, Artifacts
-from tests.laboratory import DEAR, STAND_IN, Found, Laboratory, finish, start_workers
-from tests.repository import Checkout, Repository
-from tests.server import serving
+from tests.helpers.browser import draw
+from tests.helpers.laboratory import DEAR, STAND_IN, Found, Laboratory, finish, start_workers
+from tests.helpers.repository import Checkout, Repository
+from tests.helpers.server import serving
 
 DOCS = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
 

@@ -24,7 +24,7 @@ from pipeline.runtime.errors import InputError
 from pipeline.stages.backbone import preprocessing_of
 from pipeline.stages.extract import extract, make_recipe
 from tests.conftest import Artifacts, command, make_zip, one_line, write_params
-from tests.images import jpeg, scene
+from tests.helpers.images import jpeg, scene
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.runtime.errors import InputError
 from pipeline.sources.fetch import fetch
-from tests.server import Behaviour, serving
+from tests.helpers.server import Behaviour, serving
 
 
 def random_zip(seed: int = 0) -> bytes:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns.fuzz import attempt, parsers
 from tests.conftest import Artifacts
-from tests.fuzz import attempt, parsers
 
 NAMES = (
     *("image archive", "text archive", "captions table", "table info", "vocabulary", "params"),

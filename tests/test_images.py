@@ -11,9 +11,9 @@ from PIL import Image
 from pipeline.extraction.preprocess import decode
 from pipeline.runtime.errors import InputError
 from tests.conftest import SHARED
-from tests.images import jpeg, scene
+from tests.helpers.images import jpeg, scene
 
-CASES = SHARED / "cases/images"
+CASES = SHARED / "cases/pictures"
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1", "LA", "YCbCr", "I;16"])
@@ -119,7 +119,7 @@ def test_pixel_values_of_an_unknown_range_are_rejected_not_clipped(
         decode(content, "x")
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases/images")
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases/pictures")
 @pytest.mark.parametrize("name", ["float01.tif", "grey16_trns.png", "badexif.jpg", "noeoi.jpg"])
 def test_odd_images_of_the_cases_are_decoded(name: str) -> None:
     shades = decode((CASES / name).read_bytes(), name).float()

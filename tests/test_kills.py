@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns.kills import AFTER, finish, jobs, kill, leftovers, reference
 from tests.conftest import Artifacts
-from tests.kills import AFTER, finish, jobs, kill, leftovers, reference
 
 STAGES = ("download", "extract", "train", "scst", "evaluate")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Artifacts, command, one_line, write_params
-from tests.repository import Repository
+from tests.helpers.repository import Repository
 
 
 @pytest.mark.parametrize(

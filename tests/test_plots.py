@@ -7,8 +7,8 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-from tests.browser import draw
 from tests.conftest import ROOT
+from tests.helpers.browser import draw
 
 PLOTS = ROOT / ".dvc/plots"
 

@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.commands import caption
 from pipeline.images.archive import ImageArchive
 from tests.conftest import Artifacts
-from tests.repository import OUTS, Checkout, Repository
+from tests.helpers.repository import OUTS, Checkout, Repository
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from pipeline.report.render import json_for_script
 from pipeline.runtime.errors import InputError
 from pipeline.stages.report import PARAM_GROUPS
 from tests.conftest import ROOT, Artifacts, command, params, write_params
-from tests.reports import Inputs, some_images, write_inputs, write_report
+from tests.helpers.reports import Inputs, some_images, write_inputs, write_report
 
 
 def gallery_of(page: str) -> list[list[Any]]:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.runtime.errors import InputError
 from tests.conftest import command, make_zip, one_line, write_params
-from tests.reports import Inputs, some_images, write_inputs, write_report
+from tests.helpers.reports import Inputs, some_images, write_inputs, write_report
 from tests.test_report import options
 
 

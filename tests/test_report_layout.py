@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-pytest_plugins = ["tests.report_page"]
+pytest_plugins = ["tests.helpers.report_page"]
 
 
 def test_the_keyboard_suffices(page: Page) -> None:

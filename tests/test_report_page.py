@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Error, Page, expect
 
-from tests.reports import HOSTILE, page_of
+from tests.helpers.reports import HOSTILE, page_of
 
-pytest_plugins = ["tests.report_page"]
+pytest_plugins = ["tests.helpers.report_page"]
 
 
 def values_of(page: Page, measure: str) -> list[float]:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.cli import STAGES
 from tests.conftest import Artifacts
-from tests.repository import Repository
+from tests.helpers.repository import Repository
 
 
 @pytest.fixture(scope="module")

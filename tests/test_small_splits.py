@@ -11,8 +11,8 @@ from pipeline.config.schema import EvaluateConfig, PrepareConfig
 from pipeline.runtime.errors import InputError
 from pipeline.stages.prepare import prepare
 from tests.conftest import Artifacts, make_zip, one_line
-from tests.reports import Captioned, write_inputs, write_report
-from tests.runs import Runs
+from tests.helpers.reports import Captioned, write_inputs, write_report
+from tests.helpers.runs import Runs
 from tests.test_captions import LISTS, table_of
 from tests.test_train import run
 

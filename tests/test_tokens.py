@@ -7,7 +7,7 @@ import pytest
 from pipeline.captions.tokenizer import tokenize
 from pipeline.sources.flickr8k import read_text_archive
 from tests.conftest import SHARED
-from tests.hard_captions import DIFFERENT, digest, hard_captions, read_table
+from tests.helpers.hard_captions import DIFFERENT, digest, hard_captions, read_table
 
 FLICKR8K = "278b1e8d543cea15cbf4d81c3c8d357ebb1b3e9cc60395daefa61bbd08b1aaa7"
 
@@ -65,7 +65,7 @@ def test_unicode_is_composed() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Flickr8k in ../shared")
 def test_all_of_flickr8k_has_the_tokens_of_coco_caption() -> None:
-    """`python -m tests.hard_captions Flickr8k_text.zip` prints the digest, from Java."""
+    """`python -m tests.helpers.hard_captions Flickr8k_text.zip` prints the digest, from Java."""
     archive = read_text_archive(SHARED / "flickr8k/Flickr8k_text.zip")
     captions = [caption for captions in archive.captions.values() for caption in captions]
     assert digest(map(tokenize, captions)) == FLICKR8K

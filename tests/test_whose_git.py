@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, command, one_line
-from tests.runs import BOTH_RULES, FILES, Runs
+from tests.helpers.runs import BOTH_RULES, FILES, Runs
 from tests.test_ci import PREPARED_DEMO, record, run_script
 
 

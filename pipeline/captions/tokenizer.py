@@ -3,7 +3,7 @@
 coco-caption splits captions by the Penn Treebank's rules as implemented in Stanford's PTBTokenizer
 3.4.1 (`man's` -> `man 's`, `T-shirt` stays whole), lower-cases the tokens and drops punctuation.
 The rules here were derived from that program's output. The tokens are the same for all of
-Flickr8k's 40,460 captions and for nearly all of the hard ones in `tests/hard_captions.py`;
+Flickr8k's 40,460 captions and for nearly all of the hard ones in `tests/helpers/hard_captions.py`;
 docs/metrics.md lists the differences.
 """
 

@@ -1,7 +1,7 @@
 """Valid files, changed at random, to the parsers that read them: each says one line or reads on.
 
-`python -m tests.fuzz --seconds 300` tries as many as fit; anything but an `InputError`, a crash, a
-long wait or a great deal of memory is a find, and is kept with the seed that makes it again.
+`python -m tests.campaigns.fuzz --seconds 300` tries as many as fit. Anything but an `InputError` is a
+find, as is a crash, a long wait or much memory; it is kept with the seed that reproduces it.
 """
 
 import argparse
@@ -38,7 +38,13 @@ from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.runtime.errors import InputError
 from pipeline.sources.flickr8k import read_text_archive
 from tests.conftest import Artifacts, make_tiny, make_world
-from tests.mutations import mutated, mutated_header, mutated_json, mutated_zip, replace_value
+from tests.helpers.mutations import (
+    mutated,
+    mutated_header,
+    mutated_json,
+    mutated_zip,
+    replace_value,
+)
 
 CPU = torch.device("cpu")
 SECONDS, MEMORY = 20, 6 << 30  # a try may take; of address space, torch's gigabytes included

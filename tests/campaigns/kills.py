@@ -1,6 +1,6 @@
 """Real processes, killed at random moments, and what a rerun makes of what they left.
 
-`python -m tests.kills --count 40 --seed 1` does it by the dozen; the suite runs a few.
+`python -m tests.campaigns.kills --count 40 --seed 1` does it by the dozen; the suite runs a few.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipeline.runtime.checkpoint import discard_if_complete
 from tests.conftest import Artifacts, make_tiny, make_world, write_params
-from tests.server import serving
+from tests.helpers.server import serving
 
 AFTER = "outputs lost after the end"
 REPORTS = ("captions.json", "references.json", "scores.csv", "lengths.csv", "metrics.json")

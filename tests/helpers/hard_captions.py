@@ -1,6 +1,6 @@
 """Generated captions that are hard to tokenise, with the tokens of coco-caption's own tokeniser.
 
-    python -m tests.hard_captions [Flickr8k_text.zip]
+    python -m tests.helpers.hard_captions [Flickr8k_text.zip]
 
 runs Stanford's PTBTokenizer 3.4.1 from pycocoevalcap (only this needs Java), writes
 `hard_captions.tsv` beside this file, and prints the digest of the tokens of a text archive.

@@ -18,7 +18,7 @@ from pipeline.metrics.bleu import COUNT_NAMES
 from pipeline.metrics.registry import SCORE_NAMES
 from pipeline.metrics.scores import bleu_counts, cider, compute_scores, rouge_l
 from tests.conftest import ROOT, command, params
-from tests.reports import meta
+from tests.helpers.reports import meta
 
 WORDS = "a man cat runs red ball on the grass in water two children play with snow".split()
 FILES = ("captions.json", "metrics.json", "references.json", "scores.csv")

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from tests.repository import Checkout, Repository
-from tests.server import Behaviour
+from tests.helpers.repository import Checkout, Repository
+from tests.helpers.server import Behaviour
 
 DEAR = ("data/images.zip", "features/features.h5")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.reports import page_of
+from tests.helpers.reports import page_of
 
 TIMEOUT = 20_000  # ms: a busy machine must not fail a test
 
