@@ -1,7 +1,7 @@
 """Valid files, changed at random, to the parsers that read them: each says one line or reads on.
 
-`python -m tests.campaigns.fuzz --seconds 300` tries as many as fit. Anything but an `InputError` is a
-find, as is a crash, a long wait or much memory; it is kept with the seed that reproduces it.
+`python -m tests.campaigns.fuzz --seconds 300` tries as many as fit. Anything but an `InputError`, a
+crash, a long wait or much memory is a find; it is kept with the seed that reproduces it.
 """
 
 import argparse
