@@ -207,6 +207,10 @@ def test_unused_text_files_are_listed(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "x.zip", {"a.jpg": jpeg(), "annotations.json": "{}"})
     with pytest.raises(InputError, match=r"has no captions; .*, found 'annotations\.json'"):
         run_download(tmp_path, archive, archive)
+    packed = make_zip(tmp_path / "y.zip", {"a.jpg": jpeg(), "in/captions.zip": b"PK"})
+    said = r"download\.text is null, but .*expected captions\.txt .*found 'in/captions\.zip'"
+    with pytest.raises(InputError, match=said):
+        run_download(tmp_path, packed)
 
 
 def test_an_archive_that_is_not_a_zip_is_reported_as_such(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import codecs
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,7 +31,8 @@ MAX_CAPTION = 10_000  # characters
 # Control characters except the tab, and Unicode's line ends: some CSV readers end a row there.
 CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
-TEXT = re.compile(r"(?i)\.(txt|csv|tsv|json)$")
+# Other files that may hold captions, to name in a message.
+OTHER_CAPTIONS = re.compile(r"(?i)\.(txt|csv|tsv|json|jsonl|xlsx|parquet|zip)$")
 
 # Images that Flickr8k's caption file names but the data set does not have.
 ORPHAN_CAPTIONS = frozenset({"2258277193_586949ec62.jpg.1"})
@@ -70,17 +71,30 @@ def read_text_archive(path: Path) -> TextArchive:
         if table := _table(members, path):
             where = f"{path}: {table}"
             return TextArchive(_parse_table(_lines(archive, members[table], where), where), None)
-        texts = [name for member in archive.infolist() if TEXT.search(name := path_of(member))]
-    found = f", found {first_few(texts)}" if texts else ""
-    raise InputError(f"{path} has no captions; expected {TOKENS} or {' or '.join(TABLES)}{found}")
+        raise InputError(f"{path} {_no_captions(archive, (TOKENS, *TABLES))}")
 
 
-def read_kaggle_table(path: Path) -> bytes | None:
-    """Return the captions table (one of `TABLES`) of a Kaggle zip, or None if it has none."""
+def read_kaggle_table(path: Path) -> bytes:
+    """Return the captions table (one of `TABLES`) of a Kaggle zip.
+
+    Raises:
+        InputError: it has none.
+    """
     with open_zip(path) as archive:
         members = _members(archive)
-        table = _table(members, path)
-        return None if table is None else read_member(archive, members[table], MAX_BYTES)
+        if table := _table(members, path):
+            return read_member(archive, members[table], MAX_BYTES)
+        raise InputError(
+            f"download.text is null, but {path} {_no_captions(archive, TABLES)}; "
+            "add one, or set download.text to the text archive"
+        )
+
+
+def _no_captions(archive: zipfile.ZipFile, expected: Sequence[str]) -> str:
+    names = map(path_of, archive.infolist())
+    others = [name for name in names if OTHER_CAPTIONS.search(name) and not is_junk(name)]
+    found = f", found {first_few(others)}, which is not read" if others else ""
+    return f"has no captions; expected {' or '.join(expected)}{found}"
 
 
 def _table(members: dict[str, zipfile.ZipInfo], path: Path) -> str | None:
