@@ -1,7 +1,7 @@
 """Checkpoints that let a killed stage resume.
 
 A checkpoint is a folder beside the stage's output, and not an output of DVC's: a run resumes from
-it only if params, inputs, code and versions are the same. It has four states:
+it only if params, inputs, code and versions are the same. Its states:
 
     absent → running → complete → absent
 
