@@ -1,4 +1,4 @@
-"""Keys of params.yaml that were renamed in version 0.2, for the error about an old key."""
+"""Keys of params.yaml that have been renamed: an old key is answered with the new one."""
 
 RENAMED = {
     "captions": "prepare",
