@@ -59,7 +59,7 @@ class Captioner:
 
         Args:
             images: one, or a list.
-            config: the search; without one, as `default_search`.
+            config: the search; `default_search()` if omitted.
 
         Raises:
             InputError: an image cannot be read.
@@ -74,7 +74,7 @@ class Captioner:
         return captions
 
     def default_search(self) -> BeamSearchConfig:
-        """The search of the committed params, with this model's maximum length."""
+        """Beam 5 without repeated bigrams: fixed, whatever `params.yaml` says."""
         return BeamSearchConfig(
             beam_size=5, length_penalty=1.0, max_length=self.max_length, no_repeat_ngram_size=2
         )

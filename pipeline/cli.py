@@ -22,7 +22,7 @@ STAGES = {
     "train": "Train the decoder on the cached features.",
     "scst": "Train the decoder on its own captions' scores.",
     "evaluate": "Caption a split and score the captions.",
-    "report": "Write the run's page: scores, curves, images, provenance.",
+    "report": "Write the run's page: scores, curves, images and provenance.",
 }
 USER_COMMANDS = {
     "compare": "Compare two runs: is one better, and is the difference real?",

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.comparison.paired_bootstrap import TestResult, compare_scores
+from pipeline.comparison.paired_bootstrap import SignificanceResult, compare_scores
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.bootstrap import resample_counts, score_intervals
 from pipeline.metrics.registry import TESTED_NAMES
@@ -58,7 +58,7 @@ def reports_of(runs: Runs, tag: str) -> tuple[list[list[str]], pd.DataFrame]:
     return [row["caption"].split() for row in captions], scores
 
 
-def differences(runs: Runs, *tags: str) -> dict[str, TestResult]:
+def differences(runs: Runs, *tags: str) -> dict[str, SignificanceResult]:
     base, head = (reports_of(runs, tag)[1] for tag in tags)
     return compare_scores(base, head, resamples=20_000, confidence=0.95, seed=3)
 

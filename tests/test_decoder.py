@@ -225,7 +225,7 @@ def test_additive_attention_in_pieces_is_the_formula(monkeypatch: pytest.MonkeyP
     """So are its gradients: pieces of two images, and one that is left over."""
     torch.manual_seed(0)
     P, C, N, H = 5, 3, 4, 8
-    monkeypatch.setattr("pipeline.decoders.attention.PIECE", 2 * C * N * H)
+    monkeypatch.setattr("pipeline.decoders.attention.CHUNK_ELEMENTS", 2 * C * N * H)
     attention = AdditiveAttention(H)
     asking, keys, cells = torch.randn(P * C, H), torch.randn(P, N, H), torch.randn(P, N, H)
     keys.requires_grad_()

@@ -60,7 +60,7 @@ def test_validation_lets_captions_be_as_long_as_those_learnt_from(long: Long) ->
     """Cut off at 20 words, the best of them would have a BLEU-4 of 39."""
     assert read_model(long.model, CPU).max_length == WORDS
     assert long.history["bleu_4"].max() > 60
-    assert "captions of at most 39 words; 0 training captions are longer" in long.log
+    assert "captions of at most 39 tokens; 0 training captions are longer" in long.log
 
 
 def test_so_do_draws(tiny: Artifacts, long: Long, tmp_path: Path, monkeypatch: Any) -> None:

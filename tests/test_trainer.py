@@ -109,9 +109,9 @@ def test_batches_of_few_shapes_have_the_same_captions_and_the_same_loss(by_image
     learns = decoder(vocabulary_size=5)
     features = features_for(learns, 17)
     losses, said = [], []
-    for few_shapes in (False, True):
-        cut = list(iter_batches(captions, 20, CPU, None, by_image, few_shapes))
-        if few_shapes:
+    for static_shapes in (False, True):
+        cut = list(iter_batches(captions, 20, CPU, None, by_image, static_shapes))
+        if static_shapes:
             assert {len(batch.inputs) for batch in cut} == {20}
             assert {batch.inputs.shape[1] % 2 for batch in cut} == {0}
         losses.append(

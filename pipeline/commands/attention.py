@@ -53,7 +53,7 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     beam_size: Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")] = 5,
     length_penalty: Annotated[
-        float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
+        float, typer.Option(min=0, max=5, help="0: total log-probability; 1: mean per token.")
     ] = 1.0,
 ) -> None:
     """Draw where an attention decoder attends, token by token."""

@@ -16,7 +16,7 @@ from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.generation.sampling import SamplingConfig
 from pipeline.images.names import EXTENSIONS, first_few, is_image_name
 from pipeline.runtime.device import DeviceName, resolve_device, seed_everything
-from pipeline.runtime.errors import InputError, counted, sanitize
+from pipeline.runtime.errors import InputError, pluralize, sanitize
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def collect_images(photos: Sequence[str]) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """In it and in the folders in it, except hidden ones."""
+    """Images in the folder and its subfolders, except hidden ones."""
     files = [
         path
         for path in sorted(folder.rglob("*"))
@@ -62,7 +62,7 @@ def _images_in(folder: Path) -> list[Path]:
     ]
     images = [path for path in files if is_image_name(path.name)]
     if others := [str(path.relative_to(folder)) for path in files if not is_image_name(path.name)]:
-        skipped = counted(len(others), "file")
+        skipped = pluralize(len(others), "file")
         log.warning(
             "skipped in %s: %s of unsupported formats: %s", folder, skipped, first_few(others)
         )
@@ -106,7 +106,7 @@ def main(
     ),
     beam_size: Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")] = 5,
     length_penalty: Annotated[
-        float, typer.Option(min=0, max=5, help="0 favours short captions, 1 long ones.")
+        float, typer.Option(min=0, max=5, help="0: total log-probability; 1: mean per token.")
     ] = 1.0,
     max_length: Annotated[
         int | None,

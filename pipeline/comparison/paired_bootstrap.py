@@ -16,10 +16,8 @@ TESTED = [SCORE_NAMES.index(name) for name in TESTED_NAMES]
 
 
 @dataclass(frozen=True)
-class TestResult:
+class SignificanceResult:
     """Head minus base, x100."""
-
-    __test__ = False  # pytest: not a test class
 
     change: float
     low: float  # of the interval
@@ -34,7 +32,7 @@ def tested_scores(scores: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
 
 def compare_scores(
     base: pd.DataFrame, head: pd.DataFrame, resamples: int, confidence: float, seed: int
-) -> dict[str, TestResult]:
+) -> dict[str, SignificanceResult]:
     """Test scores for a difference.
 
     Args:
@@ -55,6 +53,6 @@ def compare_scores(
     smaller_side = np.minimum((changes <= 0).sum(axis=0), (changes >= 0).sum(axis=0))
     p = np.minimum(1.0, 2 * (smaller_side + 1) / (resamples + 1))  # never 0: the data counts too
     return {
-        name: TestResult(float(change[i]), float(low[i]), float(high[i]), float(p[i]))
+        name: SignificanceResult(float(change[i]), float(low[i]), float(high[i]), float(p[i]))
         for i, name in enumerate(TESTED_NAMES)
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pipeline.comparison.paired_bootstrap import TestResult, compare_scores
+from pipeline.comparison.paired_bootstrap import SignificanceResult, compare_scores
 from pipeline.comparison.run_reports import RunReports
 from pipeline.config.schema import CompareConfig
 from pipeline.evaluation.reports import Evaluation
@@ -31,7 +31,7 @@ class MetricChange:
     metric: str
     base: float | None
     head: float | None
-    difference: TestResult | None  # None if it is not tested
+    difference: SignificanceResult | None  # None if it is not tested
     spread: tuple[float | None, float | None] = (None, None)  # standard deviations over seeds
 
     @property
@@ -112,7 +112,7 @@ def compare(base: RunReports, head: RunReports, config: CompareConfig, examples:
     require_comparable([base, head])
     before, after = base.evaluation, head.evaluation
     scores, new_scores = before.scores, after.scores.loc[before.scores.index]
-    tested: dict[str, TestResult] = {}
+    tested: dict[str, SignificanceResult] = {}
     notes = collect_notes([base], [head])
     if len(scores) < MIN_IMAGES:
         notes.append(f"{len(scores)} images are too few to tell a difference from chance")
@@ -194,7 +194,7 @@ def _param(runs: Sequence[RunReports], key: str) -> Any:
 
 
 def _changes(
-    base: Mapping[str, float], head: Mapping[str, float], tested: Mapping[str, TestResult]
+    base: Mapping[str, float], head: Mapping[str, float], tested: Mapping[str, SignificanceResult]
 ) -> list[MetricChange]:
     names = [*base, *(name for name in head if name not in base)]
     return [MetricChange(name, base.get(name), head.get(name), tested.get(name)) for name in names]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mpmath import betainc
 
-from pipeline.comparison.paired_bootstrap import TestResult
+from pipeline.comparison.paired_bootstrap import SignificanceResult
 from pipeline.comparison.run_reports import RunReports
 from pipeline.comparison.verdict import (
     Comparison,
@@ -77,19 +77,21 @@ def _values(name: str, runs: Sequence[RunReports]) -> list[float]:
     return values if len(values) == len(runs) else []
 
 
-def _welch(base: Sequence[float], head: Sequence[float], confidence: float) -> TestResult | None:
+def _welch(
+    base: Sequence[float], head: Sequence[float], confidence: float
+) -> SignificanceResult | None:
     """Return None if there is a change but no variance: t is not defined."""
     change = statistics.fmean(head) - statistics.fmean(base)
     parts = [statistics.variance(side) / len(side) for side in (base, head)]
     error = math.sqrt(sum(parts))
     if error == 0:
-        return TestResult(change, change, change, 1.0) if change == 0 else None
+        return SignificanceResult(change, change, change, 1.0) if change == 0 else None
     dof = sum(parts) ** 2 / sum(
         part**2 / (len(side) - 1) for part, side in zip(parts, (base, head), strict=True)
     )
     margin = error * _student_t(1 - confidence, dof)
     p = _two_tailed(abs(change) / error, dof)
-    return TestResult(change, change - margin, change + margin, p)
+    return SignificanceResult(change, change - margin, change + margin, p)
 
 
 def _two_tailed(t: float, dof: float) -> float:

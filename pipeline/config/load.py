@@ -3,6 +3,7 @@
 import difflib
 import re
 import reprlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -30,10 +31,7 @@ def load_params(path: Path, config: type[AnyConfig]) -> AnyConfig:
     groups = _load_yaml(path)
     for name in groups:
         if name not in GROUPS:
-            hint = f"it is now '{RENAMED[name]}'; " if name in RENAMED else ""
-            raise InputError(
-                f"{path}: unknown group '{name}'; {hint}allowed are {', '.join(GROUPS)}"
-            )
+            raise InputError(f"{path}: unknown group '{name}'; {_hint(name, name, GROUPS)}")
     configs = {name: _validate(path, groups, schema) for name, schema in GROUPS.items()}
     if any(getattr(group, "device", None) == "cuda" for group in configs.values()):
         # Fail before any work, not when the first stage needs the GPU.
@@ -62,7 +60,9 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; name the file with --params") from None
+        raise InputError(
+            f"{path} does not exist; run this in the project's folder, or pass --params"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, bad date
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
@@ -93,14 +93,9 @@ def _explain(config: type[Config], error: ValidationError) -> str:
     key = str(first["loc"][0])
     where = f"{config.group()}.{key}"
     if first["type"] == "extra_forbidden":
-        similar = difflib.get_close_matches(key, config.model_fields, n=1)
-        if where in RENAMED:
-            hint = f"it is now {RENAMED[where]}; "
-        else:
-            hint = f"did you mean '{similar[0]}'? " if similar else ""
-        return f"unknown key '{where}'; {hint}allowed are {_keys(config)}"
+        return f"unknown key '{where}'; {_hint(where, key, config.model_fields)}"
     if first["type"] == "missing":
-        return f"'{where}' is missing; {_keys(config)} are all required"
+        return f"'{where}' is missing; every key is required (docs/params.md)"
     # A union (`int | 'auto'`) has one error per member: list all allowed values.
     allowed = [
         detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
@@ -109,6 +104,14 @@ def _explain(config: type[Config], error: ValidationError) -> str:
     ]
     value = "null" if first["input"] is None else _short_repr(first["input"])
     return f"{where} is {value}, but must be {' or '.join(dict.fromkeys(allowed))}"
+
+
+def _hint(name: str, key: str, allowed: Collection[str]) -> str:
+    """The new name of a renamed key, a similar one, or all that are allowed."""
+    if name in RENAMED:
+        return f"it was renamed to {RENAMED[name]}"
+    similar = difflib.get_close_matches(key, allowed, n=1)
+    return f"did you mean '{similar[0]}'?" if similar else f"allowed are {', '.join(allowed)}"
 
 
 def _short_repr(value: Any) -> str:

@@ -27,6 +27,4 @@ RENAMED = {
     "report.pictures": "report.max_images",
     "report.thumbnail": "report.thumbnail_size",
     "report.quality": "report.jpeg_quality",
-    "compare.tolerance.distinct": "compare.tolerance.unique_captions",
-    "compare.tolerance.dangling": "compare.tolerance.bad_endings",
 }

@@ -1,5 +1,6 @@
 """Types of params: a Python type with the range that pydantic checks."""
 
+import difflib
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,7 +30,9 @@ def _as_md5(text: str) -> str:
 
 def _known_decoder(name: str) -> str:
     if name not in DECODERS:
-        raise ValueError(" or ".join(map(repr, DECODERS)))
+        similar = difflib.get_close_matches(name, DECODERS, n=1)
+        hint = f" (did you mean {similar[0]!r}?)" if similar else ""
+        raise ValueError(" or ".join(map(repr, DECODERS)) + hint)
     return name
 
 

@@ -16,11 +16,11 @@ LENGTH_MULTIPLE = 2  # on a GPU
 
 @dataclass(frozen=True)
 class EncodedCaptions:
-    """N captions on the CPU, each from <start> to <end>."""
+    """All captions of a split on the CPU, each from <start> to <end>."""
 
-    token_ids: Tensor  # (N, L), <pad> after <end>
-    lengths: Tensor  # (N,), <start> and <end> counted
-    images: Tensor  # (N,), each caption's row among the images' features
+    token_ids: Tensor  # (num_captions, T), <pad> after <end>
+    lengths: Tensor  # (num_captions,), <start> and <end> counted
+    images: Tensor  # (num_captions,), each caption's row among the images' features
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -32,10 +32,10 @@ class Batch:
 
     inputs: Tensor  # (B, T), from <start> to the last token
     targets: Tensor  # (B, T), from the first token to <end>
-    images: Tensor  # (P,), on the CPU, or for a GPU on the GPU
+    images: Tensor  # (P,)
     tokens: int  # the number of targets that are not <pad>
     # (tokens,), the positions among the flattened targets that are not <pad>. None on a GPU, which
-    # computes every position: to find these it would have to be waited for.
+    # computes every position: finding these would synchronise with it.
     token_index: Tensor | None = None
 
     @property
@@ -66,7 +66,7 @@ def iter_batches(
     device: torch.device,
     shuffle: torch.Generator | None,
     by_image: bool = False,
-    few_shapes: bool | None = None,
+    static_shapes: bool | None = None,
 ) -> Iterator[Batch]:
     """Iterate over every caption once, in batches of similar length, with little <pad>.
 
@@ -88,8 +88,8 @@ def iter_batches(
     if shuffle is not None:
         order = torch.randperm(len(groups), generator=shuffle)
         groups = [groups[i] for i in order.tolist()]
-    if device.type != "cpu" if few_shapes is None else few_shapes:
-        yield from _of_few_shapes(captions, groups, size, device)
+    if device.type != "cpu" if static_shapes is None else static_shapes:
+        yield from _static_shape_batches(captions, groups, size, device)
         return
     for images, rows in groups:  # (P,), (P, C)
         max_length = int(captions.lengths[rows].max())
@@ -102,7 +102,7 @@ def _on_cpu(token_ids: Tensor, images: Tensor) -> Batch:
     return Batch(inputs, targets, images, len(token_index), token_index)
 
 
-def _of_few_shapes(
+def _static_shape_batches(
     captions: EncodedCaptions,
     groups: Sequence[tuple[Tensor, Tensor]],
     size: int,
@@ -114,8 +114,11 @@ def _of_few_shapes(
     empty = len(captions)
     padded: list[Tensor] = []  # images and rows of each batch in turn, padded to its size
     for images, rows in groups:
-        lack = max(1, size // rows.shape[1]) - len(rows)
-        padded += [F.pad(images, (0, lack)), F.pad(rows, (0, 0, 0, lack), value=empty).flatten()]
+        num_pad = max(1, size // rows.shape[1]) - len(rows)
+        padded += [
+            F.pad(images, (0, num_pad)),
+            F.pad(rows, (0, 0, 0, num_pad), value=empty).flatten(),
+        ]
     on_device = torch.cat(padded).to(device).split([len(part) for part in padded])  # one copy
     for number, (_, rows) in enumerate(groups):
         lengths = captions.lengths[rows]
@@ -139,15 +142,15 @@ def sample_captions(
 ) -> Batch:
     """A batch with one random caption of each of these images (P,)."""
     counts = torch.bincount(captions.images)
-    begins = counts.cumsum(0) - counts
+    offsets = counts.cumsum(0) - counts
     choice = (torch.rand(len(images), generator=rng) * counts[images]).long()
-    rows = begins[images] + choice
+    rows = offsets[images] + choice
     token_ids = captions.token_ids[rows, : int(captions.lengths[rows].max())]
     if device.type == "cpu":
         return _on_cpu(token_ids, images)
     tokens = int((token_ids[:, 1:] != PAD).sum())
-    lack = (1 - token_ids.shape[1]) % LENGTH_MULTIPLE
-    token_ids = F.pad(token_ids, (0, lack), value=PAD).to(device)
+    num_pad = (1 - token_ids.shape[1]) % LENGTH_MULTIPLE
+    token_ids = F.pad(token_ids, (0, num_pad), value=PAD).to(device)
     return Batch(token_ids[:, :-1], token_ids[:, 1:], images, tokens)
 
 
@@ -175,12 +178,12 @@ def _group_by_image(
 ) -> list[tuple[Tensor, Tensor]]:
     """Groups of images (P,) with the same number of captions, and these captions' rows (P, C)."""
     images, counts = captions.images.unique_consecutive(return_counts=True)
-    begins = counts.cumsum(0) - counts
+    offsets = counts.cumsum(0) - counts
     longest = torch.stack([part.max() for part in captions.lengths.split(counts.tolist())])
     groups = []
     for count in counts.unique().tolist():
         same = (counts == count).nonzero().squeeze(1)
         for group in _bucket_by_length(same, longest[same], max(1, size // count), shuffle):
-            rows = begins[group].unsqueeze(1) + torch.arange(count)  # (P, C)
+            rows = offsets[group].unsqueeze(1) + torch.arange(count)  # (P, C)
             groups.append((images[group], rows))
     return groups

@@ -11,7 +11,7 @@ from pipeline.dataset.batching import EncodedCaptions, encode
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import MAX_LENGTH
 from pipeline.features.feature_cache import FeatureCache
-from pipeline.runtime.errors import counted
+from pipeline.runtime.errors import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -49,5 +49,5 @@ def load_split(
     own = table.split(name)
     features = FeatureDataset(cache, own.ids, device)
     captions = encode(own.references, vocabulary)
-    log.info("%s: %d captions of %s", name, len(captions), counted(len(features), "image"))
+    log.info("%s: %d captions of %s", name, len(captions), pluralize(len(features), "image"))
     return Split(features, own.references, captions)

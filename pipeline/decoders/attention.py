@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PIECE = 1 << 18  # numbers that a piece holds: a megabyte
+CHUNK_ELEMENTS = 1 << 18  # of float32: one MiB
 
 
 class MultiHeadAttention(nn.Module):
@@ -78,7 +78,7 @@ class AdditiveAttention(nn.Module):
         """
         query = self.query(query).unflatten(0, (len(cells), -1))  # (P, C, H)
         if query.device.type == "cpu" and keys.dtype == query.dtype == torch.float32:
-            scores = _Scores.apply(query, keys, self.score.weight)
+            scores = _AdditiveScores.apply(query, keys, self.score.weight)
         else:
             activations = torch.tanh(query.unsqueeze(2) + keys.unsqueeze(1))  # (P, C, N, H)
             scores = self.score(activations).squeeze(-1)
@@ -86,10 +86,10 @@ class AdditiveAttention(nn.Module):
         return (weights @ cells).flatten(0, 1), weights.flatten(0, 1)
 
 
-class _Scores(torch.autograd.Function):
+class _AdditiveScores(torch.autograd.Function):
     """tanh(query + key) . weight for each cell, a few images at a time.
 
-    For a whole batch the activations are tens of megabytes, and a CPU waits for memory. In pieces
+    For a whole batch the activations are tens of megabytes, and a CPU waits for memory. In chunks
     they stay in its cache, and the backward pass recomputes them rather than read them.
     """
 
@@ -98,8 +98,8 @@ class _Scores(torch.autograd.Function):
         """(P, C, H), (P, N, H) and (1, H) -> (P, C, N)."""
         ctx.save_for_backward(query, keys, weight)
         scores = query.new_empty(*query.shape[:2], keys.shape[1])
-        for piece in _pieces(query, keys):
-            torch.matmul(_activations(query, keys, piece), weight[0], out=scores[piece])
+        for chunk in _chunks(query, keys):
+            torch.matmul(_activations(query, keys, chunk), weight[0], out=scores[chunk])
         return scores
 
     @staticmethod
@@ -108,24 +108,24 @@ class _Scores(torch.autograd.Function):
         (grad_scores,) = gradients  # (P, C, N)
         grad_query, grad_keys = torch.empty_like(query), torch.empty_like(keys)
         grad_weight = torch.zeros_like(weight)
-        for piece in _pieces(query, keys):
-            activations = _activations(query, keys, piece)
-            grad = grad_scores[piece].contiguous()
+        for chunk in _chunks(query, keys):
+            activations = _activations(query, keys, chunk)
+            grad = grad_scores[chunk].contiguous()
             grad_weight[0] += grad.flatten() @ activations.flatten(0, 2)
             inner = activations.square_().neg_().add_(1).mul_(weight[0]).mul_(grad.unsqueeze(-1))
-            torch.sum(inner, dim=2, out=grad_query[piece])
-            torch.sum(inner, dim=1, out=grad_keys[piece])
+            torch.sum(inner, dim=2, out=grad_query[chunk])
+            torch.sum(inner, dim=1, out=grad_keys[chunk])
         return grad_query, grad_keys, grad_weight
 
 
-def _activations(query: Tensor, keys: Tensor, piece: slice) -> Tensor:
-    return (query[piece].unsqueeze(2) + keys[piece].unsqueeze(1)).tanh_()  # (p, C, N, H)
+def _activations(query: Tensor, keys: Tensor, chunk: slice) -> Tensor:
+    return (query[chunk].unsqueeze(2) + keys[chunk].unsqueeze(1)).tanh_()  # (p, C, N, H)
 
 
-def _pieces(query: Tensor, keys: Tensor) -> list[slice]:
+def _chunks(query: Tensor, keys: Tensor) -> list[slice]:
     """Slices of the images whose activations stay in a core's cache."""
     per_image = query.shape[1] * keys.shape[1] * keys.shape[2]
-    size = max(1, PIECE // per_image)
+    size = max(1, CHUNK_ELEMENTS // per_image)
     return [slice(begin, begin + size) for begin in range(0, len(query), size)]
 
 

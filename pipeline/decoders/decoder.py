@@ -1,4 +1,4 @@
-"""The base class of all decoders: embedding, output layer, and three ways to run what is between.
+"""The base class of all decoders: embedding, output layer, and the methods that subclasses define.
 
 Shapes, here and wherever decoders are used:
     P images, C captions (or beams) per image, B = P * C captions, T tokens, V vocabulary size,
@@ -49,8 +49,8 @@ class StepDecoder(Protocol):
 class DecoderConfig:
     """What is needed, besides the weights, to build a decoder.
 
-    The model file stores it. A new key has no default: `FORMAT` in `captioner_file` goes up, and
-    older files are refused.
+    The model file stores it. A new field gets no default: increment `FORMAT` in `captioner_file`,
+    and older files are refused.
     """
 
     decoder: str  # a name in `pipeline.decoders.registry`
@@ -163,11 +163,11 @@ class Decoder(nn.Module, ABC):
 def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(…, H) and (V, H) -> (…, V). With an odd vocabulary size a GPU multiplies at a fraction of
     its speed, so there the weights are padded and the surplus columns dropped."""
-    lack = -len(weight) % VOCABULARY_MULTIPLE
-    if hidden.device.type == "cpu" or not lack:
+    num_pad = -len(weight) % VOCABULARY_MULTIPLE
+    if hidden.device.type == "cpu" or not num_pad:
         return F.linear(hidden, weight, bias)
     assert bias is not None
-    padded = F.linear(hidden, F.pad(weight, (0, 0, 0, lack)), F.pad(bias, (0, lack)))
+    padded = F.linear(hidden, F.pad(weight, (0, 0, 0, num_pad)), F.pad(bias, (0, num_pad)))
     return padded[..., : len(weight)]
 
 

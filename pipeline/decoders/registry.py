@@ -15,7 +15,7 @@ FeatureKind = Literal["pooled", "grid"]  # vectors (P, D), or grids (P, height, 
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """Where a decoder is defined, and which params it has a use for."""
+    """Where a decoder is defined, and which params it uses."""
 
     module: str  # in this package
     class_name: str

@@ -1,4 +1,4 @@
-"""A small transformer decoder, the reference for what the recurrent decoders achieve.
+"""A small transformer decoder, a baseline for the recurrent decoders.
 
 Vaswani et al., NeurIPS 2017; layer norm first, as Xiong et al., ICML 2020. Shapes as in
 `pipeline.decoders.decoder`.

@@ -17,8 +17,8 @@ class Ensemble:
     """A decoder for every search, made of members that share a vocabulary.
 
     Members can be of any kind. If the features are grids, members that take vectors get the grids'
-    means, which is what pooling computes. An instance serves one search at a time: `start` stores
-    how the members' states are merged.
+    means, which is what pooling computes. An instance serves one search at a time: `init_state`
+    stores how the members' states are merged.
     """
 
     def __init__(self, members: Sequence[Decoder]) -> None:
@@ -30,14 +30,14 @@ class Ensemble:
         self._sizes = [(len(state.memory), len(state.hidden)) for state in states]
         return _merge_states(states)
 
-    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Return log-probabilities (B, V), which are valid logits, and the next state."""
         memory, hidden = list(state.memory), list(state.hidden)
         probs, next_states = [], []
         for member, (num_memory, num_hidden) in zip(self.members, self._sizes, strict=True):
             own = DecoderState(tuple(memory[:num_memory]), tuple(hidden[:num_hidden]))
             del memory[:num_memory], hidden[:num_hidden]
-            logits, own = member.step(words, own)
+            logits, own = member.step(token_ids, own)
             probs.append(logits.float().softmax(dim=-1))
             next_states.append(own)
         return torch.stack(probs).mean(dim=0).log(), _merge_states(next_states)

@@ -35,12 +35,12 @@ def select_dtype(
     expected = _pooled_features(reference, batches)
     for precision in candidates:
         cnn = build(precision)
-        if _same_direction(_pooled_features(cnn, batches), expected):
+        if _features_match(_pooled_features(cnn, batches), expected):
             return cnn
     return reference
 
 
-def keeps_direction(
+def features_match(
     cnn: FeatureExtractor, images: Sequence[Tensor], reference: Sequence[Tensor], batch: int
 ) -> bool:
     """Whether two ways to preprocess the same images give features of the same direction.
@@ -53,10 +53,10 @@ def keeps_direction(
         _pooled_features(cnn, list(zip(*(view.split(batch) for view in views), strict=True)))
         for views in (images, reference)
     )
-    return _same_direction(features, expected)
+    return _features_match(features, expected)
 
 
-def _same_direction(features: Tensor, expected: Tensor) -> bool:
+def _features_match(features: Tensor, expected: Tensor) -> bool:
     # False for the NaN of an overflow.
     return bool(torch.cosine_similarity(features, expected).min() >= MIN_COSINE)
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.recipe import FeatureRecipe
-from pipeline.runtime.errors import ArtifactError, counted
+from pipeline.runtime.errors import ArtifactError, pluralize
 
 MAGIC = b"showtell features 4\n"
 USER_BLOCK = 512  # bytes
@@ -50,7 +50,7 @@ class FeatureCache:
         row_of = {image_id: row for row, image_id in enumerate(self.ids)}
         missing = [image_id for image_id in ids if image_id not in row_of]
         if missing:
-            number = counted(len(missing), "image")
+            number = pluralize(len(missing), "image")
             raise ArtifactError(self.path, f"lacks {number}, {missing[0]!r} among them")
         return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
 

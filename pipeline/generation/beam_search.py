@@ -43,8 +43,8 @@ class Hypothesis:
 
 
 class BeamSearch:
-    """The search with one decoder, for repeated calls: on a GPU it becomes a CUDA graph for each
-    number of images, when that number comes for the second time."""
+    """The search with one decoder, for repeated calls: on a GPU a CUDA graph per batch size,
+    captured on that size's second use."""
 
     def __init__(self, decoder: StepDecoder, config: BeamSearchConfig) -> None:
         self._config = config

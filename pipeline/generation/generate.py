@@ -34,7 +34,7 @@ def generate_captions(
 class GreedyValidator:
     """BLEU-4 and CIDEr, x100, of a decoder's greedy captions of a split.
 
-    The best epoch by them is the best by beam search too, or next to it, at a fifth of the time.
+    They select the same epoch as beam search, or nearly, in a fifth of the time.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class GreedyValidator:
         return {"bleu_4": bleu_4, "cider": cider}
 
 
-def warn_below_constant(score: float, train: Split, val: Split) -> None:
+def warn_if_below_constant(score: float, train: Split, val: Split) -> None:
     """Warn if this CIDEr on `val` is below that of the best constant caption."""
     captions = (caption for captions in train.references for caption in captions)
     constant = best_constant_caption(captions, val.references)

@@ -78,8 +78,8 @@ def sample_tokens(probs: Tensor, rng: torch.Generator | None = None) -> Tensor:
     exponential variates, of which the smallest wins: a sum there would not be repeatable.
     """
     if probs.device.type != "cpu":
-        waits = torch.empty_like(probs).exponential_(generator=rng)
-        return (probs / waits).argmax(dim=-1)
+        noise = torch.empty_like(probs).exponential_(generator=rng)
+        return (probs / noise).argmax(dim=-1)
     sums = probs.double().cumsum(dim=-1)
     height = torch.rand(len(probs), 1, generator=rng, device=probs.device).double()
     # The first whose sum is above: never one with a probability of 0.
@@ -116,8 +116,8 @@ def log_probabilities(
     logits = decoder.logits(hidden.flatten(0, 1)[rows]).float()  # (rows, V)
     logits = mask_special_tokens(logits, first=False)
     # As in sampling, the first token is not <end>.
-    firsts = (token_index % captions.shape[1] == 0).nonzero().squeeze(1)
-    logits[firsts, END] = NEG_INF
+    first_rows = (token_index % captions.shape[1] == 0).nonzero().squeeze(1)
+    logits[first_rows, END] = NEG_INF
     tokens = captions.flatten()[rows]
     log_probs = torch.log_softmax(logits / temperature, dim=-1).gather(1, tokens.unsqueeze(1))
     filled = torch.zeros(captions.numel(), device=captions.device)

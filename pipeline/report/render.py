@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.runtime.errors import counted
+from pipeline.runtime.errors import pluralize
 
 HERE = Path(__file__).parent
 
@@ -43,7 +43,7 @@ def render_page(images_json: str, **content: Any) -> bytes:
         policy=policy,
         style=Markup(style),  # files of this package
         script=Markup(script),
-        counted=counted,
+        pluralize=pluralize,
         images_json=Markup(images_json),  # escaped by `json_for_script`
         **content,
     )

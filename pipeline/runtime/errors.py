@@ -9,7 +9,7 @@ class ArtifactError(InputError):
     """A stage's output is missing, damaged, or of another version or run."""
 
     def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"{path} {reason}; run 'dvc repro' to make it again")
+        super().__init__(f"{path} {reason}; run 'dvc repro' to create it")
 
 
 def sanitize(text: str) -> str:
@@ -20,6 +20,6 @@ def sanitize(text: str) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Return `1 image`, `2,000 images`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -24,7 +24,7 @@ from pipeline.runtime.errors import InputError
 from pipeline.runtime.progress import progress_bar
 from pipeline.training.ema import ModelEma
 from pipeline.training.history import Row
-from pipeline.training.optimizer import adamw, clipped_step, load_optimizer, save_optimizer
+from pipeline.training.optimizer import adamw, backward_and_step, load_optimizer, save_optimizer
 from pipeline.training.trainer import caption_loss
 from pipeline.training.trainer_state import (
     load_module,
@@ -33,7 +33,7 @@ from pipeline.training.trainer_state import (
     save_module,
 )
 
-CHECK_EVERY = 20  # steps on a GPU, where every check waits for the device
+CHECK_EVERY = 20  # steps on a GPU, where each check synchronises with the device
 
 
 class SelfCriticalTrainer:
@@ -50,8 +50,8 @@ class SelfCriticalTrainer:
         """
         Args:
             split: the images to sample captions for, with their references.
-            dtype: of the arithmetic; other than float32 it means autocast.
-            max_length: maximum length of a sampled caption, in words.
+            dtype: to compute in, by autocast unless it is float32.
+            max_length: maximum length of a sampled caption, in tokens.
         """
         self.decoder, self.split, self.config, self.dtype = decoder, split, config, dtype
         self._sampling = SamplingConfig(config.temperature, max_length=max_length)
@@ -116,12 +116,12 @@ class SelfCriticalTrainer:
         on_device = images.to(self.device)
         features = self.split.features[on_device]  # (P, …)
         samples, rewards = self._sample(features, on_device)
-        supervised: tuple[Tensor, ...] = ()
+        xe_batch: tuple[Tensor, ...] = ()
         if self.config.cross_entropy_weight:
             batch = sample_captions(self.split.captions, images, self._order, self.device)
-            supervised = (batch.inputs, batch.targets, *batch.extra)
+            xe_batch = (batch.inputs, batch.targets, *batch.extra)
         self._ema.count_step()
-        self._train_step(features, samples, rewards, *supervised)
+        self._train_step(features, samples, rewards, *xe_batch)
         self._steps += 1
         if self.device.type == "cpu" or self._steps % CHECK_EVERY == 0:
             self._check_finite()
@@ -135,7 +135,7 @@ class SelfCriticalTrainer:
         return samples, self.rewards(images, samples)
 
     def _step(
-        self, features: Tensor, samples: Tensor, rewards: Tensor, *supervised: Tensor
+        self, features: Tensor, samples: Tensor, rewards: Tensor, *xe_batch: Tensor
     ) -> tuple[Tensor]:
         """One training step; its loss.
 
@@ -147,12 +147,12 @@ class SelfCriticalTrainer:
         with nullcontext() if config.use_dropout else without_dropout(self.decoder):
             loss = self._policy_loss(features, samples, rewards)
         cross_entropy = torch.zeros_like(loss)
-        if supervised:
+        if xe_batch:
             cross_entropy = caption_loss(
-                self.decoder, features, *supervised, label_smoothing=0.0, dtype=self.dtype
+                self.decoder, features, *xe_batch, label_smoothing=0.0, dtype=self.dtype
             )
             loss = loss + config.cross_entropy_weight * cross_entropy
-        not_finite = clipped_step(self.optimizer, loss, config.clip_norm)
+        not_finite = backward_and_step(self.optimizer, loss, config.clip_norm)
         self._ema.update()
         sums = torch.stack([rewards.mean(), cross_entropy.detach()]).double()
         self._sums += sums + not_finite

@@ -30,7 +30,7 @@ _NETWORK = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRES
 
 
 class RetryableError(Exception):
-    """A failure that may pass."""
+    """A transient failure."""
 
 
 def fetch(
@@ -67,7 +67,7 @@ def fetch(
             _discard(part)
             raise InputError(f"fetched {url}, but {str(error).replace(str(part), 'it')}") from None
         if md5 is not None and (digest := file_digest(part)) != md5:
-            raise InputError(  # keeps the part, for the case that the params are wrong
+            raise InputError(  # keeps the part, in case the params are wrong
                 f"fetched {url}: it has MD5 {digest}, but {md5} is expected; set the params to "
                 "match, or rerun to fetch it again"
             )

@@ -21,7 +21,7 @@ from pipeline.config.schema import DownloadConfig
 from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.images.names import MAX_SHOWN, first_few, similar_names
 from pipeline.images.zip_files import open_zip
-from pipeline.runtime.errors import InputError, counted
+from pipeline.runtime.errors import InputError, pluralize
 from pipeline.runtime.files import atomic_write, file_digest, named_file
 from pipeline.runtime.progress import progress_bar
 from pipeline.sources.fetch import fetch
@@ -118,20 +118,22 @@ def check_archives(images: Path, text: Path, decode: bool) -> None:
         required = required_ids(captions)
         if missing := [image_id for image_id in required if image_id not in present]:
             raise InputError(f"{text} needs {_explain_missing(missing, archive)}")
-        if bare := [image_id for image_id in required if not captions.captions.get(image_id)]:
+        if uncaptioned := [
+            image_id for image_id in required if not captions.captions.get(image_id)
+        ]:
             raise InputError(
-                f"{text} has no captions for {counted(len(bare), 'image')} of a split: "
-                f"{first_few(bare)}; add captions, or remove the images from the list"
+                f"{text} has no captions for {pluralize(len(uncaptioned), 'image')} of a split: "
+                f"{first_few(uncaptioned)}; add captions, or remove the images from the list"
             )
-        if bare := sorted(present - captioned):
-            number = counted(len(bare), "image")
-            log.warning("skipped %s without captions: %s", number, first_few(bare))
+        if uncaptioned := sorted(present - captioned):
+            number = pluralize(len(uncaptioned), "image")
+            log.warning("skipped %s without captions: %s", number, first_few(uncaptioned))
         if absent := sorted(captioned - present - ORPHAN_CAPTIONS):
-            number = counted(len(absent), "missing image")
+            number = pluralize(len(absent), "missing image")
             log.warning("skipped the captions of %s: %s", number, first_few(absent))
         if decode:
             _check_images(archive)
-    log.info("%s, %d with captions", counted(len(present), "image"), len(present & captioned))
+    log.info("%s, %d with captions", pluralize(len(present), "image"), len(present & captioned))
 
 
 def _explain_missing(missing: list[str], archive: ImageArchive) -> str:
@@ -141,14 +143,14 @@ def _explain_missing(missing: list[str], archive: ImageArchive) -> str:
             sorted({PurePosixPath(name).suffix or "no suffix" for name in unsupported})
         )
         return (
-            f"{counted(len(unsupported), 'image')} of an unsupported format ({kinds}) in "
+            f"{pluralize(len(unsupported), 'image')} of an unsupported format ({kinds}) in "
             f"{archive.path}: {first_few(unsupported)}; convert to JPEG, or remove the captions"
         )
     similar = similar_names(missing, archive.ids)
     shown = sorted(missing, key=lambda name: name not in similar)[:MAX_SHOWN]
     hints = [f"{name!r} is named {similar[name]!r} there" for name in shown if name in similar]
     hint = f"{'; '.join(hints)}: use one name" if hints else "add them, or remove their captions"
-    number = counted(len(missing), "image")
+    number = pluralize(len(missing), "image")
     return f"{number} that {archive.path} lacks: {first_few(missing)}; {hint}"
 
 

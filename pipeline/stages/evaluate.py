@@ -42,7 +42,7 @@ from pipeline.runtime.device import resolve_device, seed_everything
 
 log = logging.getLogger(__name__)
 
-MANY = 0.2  # the fraction of captions at which a limit of the search is worth a warning
+WARN_FRACTION = 0.2  # the fraction of captions at which a limit of the search is worth a warning
 
 
 def evaluate(
@@ -135,7 +135,7 @@ def compute_baselines(
 def warn_cut_off(captions: Sequence[Sequence[str]], max_length: int, trained_length: int) -> None:
     """Warn if many captions reach a maximum length that is below the training captions'."""
     at_max = sum(len(caption) == max_length for caption in captions)
-    if max_length < trained_length and at_max > MANY * len(captions):
+    if max_length < trained_length and at_max > WARN_FRACTION * len(captions):
         log.warning(
             "%d of %d captions have the %d words that evaluate.max_length allows and may be cut "
             "off; the model was trained on captions of up to %d: set it to auto",
@@ -149,7 +149,7 @@ def warn_cut_off(captions: Sequence[Sequence[str]], max_length: int, trained_len
 def warn_blocked(training: Sequence[Sequence[str]], n: int) -> None:
     """Warn if the search forbids a repetition that is common in the training captions."""
     fraction = sum(repeats_ngram(caption, n) for caption in training) / len(training) if n else 0.0
-    if fraction > MANY:
+    if fraction > WARN_FRACTION:
         log.warning(
             "evaluate.no_repeat_ngram_size: %d forbids what %.0f %% of the training captions do: "
             "repeat %d words in a row; raise it, or set it to 0",

@@ -18,7 +18,7 @@ from pipeline.config.schema import ExtractConfig
 from pipeline.extraction import nvjpeg
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.feature_writer import resume_features
-from pipeline.extraction.precision import keeps_direction, select_dtype
+from pipeline.extraction.precision import features_match, select_dtype
 from pipeline.extraction.preprocess import PreprocessedViews, collate
 from pipeline.extraction.stream import Rows, iter_features, load
 from pipeline.features.feature_cache import CacheSpec
@@ -26,7 +26,7 @@ from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.checkpoint import Checkpoint, run_fingerprint
 from pipeline.runtime.device import fast_dtypes, resolve_device, seed_everything
-from pipeline.runtime.errors import InputError, counted
+from pipeline.runtime.errors import InputError, pluralize
 from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,10 @@ def extract(images: Path, backbone: Path, out: Path, config: ExtractConfig) -> N
                         writer.save(checkpoint)
     if left:  # else an earlier run had finished
         seconds = time.monotonic() - began
-        number, setup = counted(len(left), "image"), f"{recipe.label}, {cnn.precision} on {device}"
+        number, setup = (
+            pluralize(len(left), "image"),
+            f"{recipe.label}, {cnn.precision} on {device}",
+        )
         message = "%s in %.0f s, %.1f images/s: %s"
         log.info(message, number, seconds, len(left) / seconds, setup)
 
@@ -127,7 +130,7 @@ def _choose_jpeg_decoder(
         ids = archive.ids[:NUM_PROBE_IMAGES]
         contents = [archive.read(image_id) for image_id in ids]
         views = nvjpeg.preprocess_on_gpu(contents, ids, cnn.recipe, cnn.device)
-        usable = keeps_direction(cnn, views, collate(load(archive, ids, cnn.recipe)), batch)
+        usable = features_match(cnn, views, collate(load(archive, ids, cnn.recipe)), batch)
     return replace(cnn.recipe, jpeg_decoder="nvjpeg") if usable else cnn.recipe
 
 

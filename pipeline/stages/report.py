@@ -23,7 +23,7 @@ from pipeline.report.provenance import digests, shown_params, versions
 from pipeline.report.render import render_page
 from pipeline.report.score_strip import LARGE, compute_score_rows, read_base
 from pipeline.report.thumbnails import thumbnails
-from pipeline.runtime.errors import counted
+from pipeline.runtime.errors import pluralize
 from pipeline.runtime.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def report(
     )
     with atomic_write(out) as scratch:
         scratch.write_bytes(page)
-    log.info("%s: %s, %.1f MB", out, counted(len(shown), "image"), len(page) / 1e6)
+    log.info("%s: %s, %.1f MB", out, pluralize(len(shown), "image"), len(page) / 1e6)
 
 
 def main(

@@ -18,7 +18,7 @@ from pipeline.decoders.captioner_file import read_model, require_same_split, wri
 from pipeline.decoders.decoder import Decoder
 from pipeline.features.feature_cache import read_features
 from pipeline.features.recipe import require_same_recipe
-from pipeline.generation.generate import GreedyValidator, warn_below_constant
+from pipeline.generation.generate import GreedyValidator, warn_if_below_constant
 from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete, run_fingerprint
 from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
 from pipeline.runtime.files import copy_file
@@ -75,7 +75,7 @@ def scst(
     with Checkpoint(out, fingerprint, config.checkpoint_seconds) as checkpoint:
         copy_file(trained, out)
         fit(trainer, validate, write_best, out, rows, checkpoint, config.epochs, config.patience)
-        warn_below_constant(rows.best["cider"] or 0.0, train_split, val_split)
+        warn_if_below_constant(rows.best["cider"] or 0.0, train_split, val_split)
 
 
 def main(

@@ -19,7 +19,7 @@ from pipeline.decoders.captioner_file import TrainedDecoder, write_model
 from pipeline.decoders.decoder import DecoderConfig
 from pipeline.decoders.registry import build_decoder
 from pipeline.features.feature_cache import read_features
-from pipeline.generation.generate import GreedyValidator, warn_below_constant
+from pipeline.generation.generate import GreedyValidator, warn_if_below_constant
 from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete, run_fingerprint
 from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
 from pipeline.runtime.errors import InputError
@@ -46,33 +46,33 @@ def train(
 
     table, cache = read_table(captions), read_features(features)
     discard_if_complete(features)
-    words = read_vocabulary(vocabulary, table.info.table_digest)
+    vocab = read_vocabulary(vocabulary, table.info.table_digest)
     if cache.recipe.layer != config.feature_kind:
         raise InputError(
             f"{cache.path} has {cache.recipe.layer} features, but the decoder {config.decoder} "
             f"takes {config.feature_kind} ones; set extract.layer: {config.feature_kind}, or "
             "another train.decoder"
         )
-    train_split = load_split(cache, table, "train", words, device)
-    val_split = load_split(cache, table, "val", words, device)
+    train_split = load_split(cache, table, "train", vocab, device)
+    val_split = load_split(cache, table, "val", vocab, device)
     max_length = train_split.max_length
     longer = int((train_split.captions.lengths - 2 > max_length).sum())  # less <start>, <end>
-    log.info("captions of at most %d words; %d training captions are longer", max_length, longer)
+    log.info("captions of at most %d tokens; %d training captions are longer", max_length, longer)
     log.info("%s, %s on %s", cache.recipe.label, dtype, device)
     warn_small("val", len(val_split.references))
 
-    decoder_config = DecoderConfig.of(config.model_dump(), train_split.features.shape, len(words))
+    decoder_config = DecoderConfig.of(config.model_dump(), train_split.features.shape, len(vocab))
     decoder = build_decoder(decoder_config).to(device)
     decoder.set_feature_stats(train_split.features.mean, train_split.features.std)
     trainer = Trainer(decoder, config, train_split, dtype)
-    validator = GreedyValidator(trainer.ema_decoder, val_split, words, max_length)
+    validator = GreedyValidator(trainer.ema_decoder, val_split, vocab, max_length)
 
     def validate() -> Row:
         return {"val_loss": trainer.loss(val_split), **validator()}
 
     def write_best() -> None:
         digest = table.info.split_digest
-        model = TrainedDecoder(trainer.ema_decoder, words, cache.recipe, digest, max_length)
+        model = TrainedDecoder(trainer.ema_decoder, vocab, cache.recipe, digest, max_length)
         write_model(out, model)
 
     inputs = [features, captions, vocabulary]
@@ -81,7 +81,7 @@ def train(
     rows = History(history, rank_by=[config.select_by, "-val_loss"])
     with Checkpoint(out, fingerprint, config.checkpoint_seconds) as checkpoint:
         fit(trainer, validate, write_best, out, rows, checkpoint, config.epochs, config.patience)
-        warn_below_constant(rows.best["cider"] or 0.0, train_split, val_split)
+        warn_if_below_constant(rows.best["cider"] or 0.0, train_split, val_split)
 
 
 def main(

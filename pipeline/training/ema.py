@@ -21,7 +21,7 @@ class ModelEma:
         # The decoder to caption with: the average, or without one the trained decoder itself.
         self.decoder = copy.deepcopy(decoder).requires_grad_(False) if decay else decoder
         # 1 - decay of this step. On a GPU a CUDA graph reads it from the device.
-        self._weight = torch.ones((), device=decoder.feature_mean.device)
+        self._lerp_weight = torch.ones((), device=decoder.feature_mean.device)
         for module in self.decoder.modules():  # the copy's recurrent weights are not yet flat
             if isinstance(module, torch.nn.RNNBase):
                 module.flatten_parameters()
@@ -29,7 +29,7 @@ class ModelEma:
     def count_step(self) -> None:
         """Call before each optimiser step."""
         n = self._steps
-        self._weight.fill_(1 - min(self._decay, (1 + n) / (10 + n)) if n else 1.0)
+        self._lerp_weight.fill_(1 - min(self._decay, (1 + n) / (10 + n)) if n else 1.0)
         self._steps += 1
 
     @torch.no_grad()
@@ -37,7 +37,7 @@ class ModelEma:
         """Call after each optimiser step; may be part of a CUDA graph."""
         if self.decoder is self._decoder:
             return
-        weight = self._weight if self._weight.is_cuda else float(self._weight)
+        weight = self._lerp_weight if self._lerp_weight.is_cuda else float(self._lerp_weight)
         pairs = zip(self.decoder.parameters(), self._decoder.parameters(), strict=True)
         for average, weights in pairs:
             average.lerp_(weights, weight)

@@ -37,7 +37,7 @@ class History:
     def is_over(self, epochs: int, patience: int) -> bool:
         """Whether all epochs are done, or none of the last `patience` epochs was the best.
 
-        While every score is 0, nothing could have got worse.
+        Patience counts only once a score is above 0.
         """
         if self.last_epoch == epochs:
             return True

@@ -16,7 +16,7 @@ class EpochTrainer(Protocol):
     """What the loop needs of a trainer; `state_dict` holds all that the next step depends on."""
 
     def train_epoch(self, epoch: int, after_step: Callable[[], None]) -> Row:
-        """Train one epoch, or the rest of one; the history's columns about it."""
+        """Train one epoch, or the rest of one; return the epoch's history columns."""
 
     def state_dict(self) -> State: ...
 
@@ -38,7 +38,7 @@ def fit(
     A run that was killed resumes at the step of its last checkpoint and ends with the same bytes.
 
     Args:
-        validate: the history's columns about the trainer's decoder on the val split.
+        validate: returns the validation columns of the trainer's decoder.
         write_best: writes that decoder to `out`.
         history: may have a row of epoch 0, with its model at `out`.
     """

@@ -23,12 +23,12 @@ def adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> torch
     )
 
 
-def clipped_step(optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> Tensor:
+def backward_and_step(optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> Tensor:
     """Backward, clip the gradient's norm, and step.
 
     Returns:
-        0, or NaN if the gradient was not finite: add it to a running sum and the sum tells,
-        whenever it is read, without a wait for the device in every step.
+        0, or NaN if the gradient was not finite. Added to a running sum, a NaN shows whenever
+        the sum is read, without a synchronisation in every step.
     """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

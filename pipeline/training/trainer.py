@@ -22,7 +22,7 @@ from pipeline.training.ema import ModelEma
 from pipeline.training.history import Row
 from pipeline.training.optimizer import (
     adamw,
-    clipped_step,
+    backward_and_step,
     load_optimizer,
     save_optimizer,
     set_learning_rate,
@@ -35,7 +35,7 @@ from pipeline.training.trainer_state import (
     save_module,
 )
 
-CHECK_EVERY = 50  # steps on a GPU, where every check waits for the device
+CHECK_EVERY = 50  # steps on a GPU, where each check synchronises with the device
 
 
 class Trainer:
@@ -47,10 +47,10 @@ class Trainer:
         """
         Args:
             split: the captions to train on.
-            dtype: of the arithmetic; other than float32 it means autocast.
+            dtype: to compute in, by autocast unless it is float32.
         """
         captions = split.captions
-        # A few hundred captions are a handful of batches: too few steps to learn in.
+        # Shrink batches of small data sets so that an epoch has `min_epoch_steps`.
         batch_size = min(config.batch_size, max(1, len(captions) // config.min_epoch_steps))
         self.config = config.model_copy(update={"batch_size": batch_size})
         self.decoder, self.split, self.dtype = decoder, split, dtype
@@ -100,8 +100,10 @@ class Trainer:
             features = add_noise(features, decoder.feature_std, config.feature_noise)
             # Scheduled sampling rises linearly over the training. Its forward pass only picks
             # tokens, so it needs no autocast.
-            sampled = config.scheduled_sampling * self._global_step / (config.epochs * self.steps)
-            inputs = scheduled_sampling(decoder, features, batch.inputs, sampled)
+            sampling_prob = (
+                config.scheduled_sampling * self._global_step / (config.epochs * self.steps)
+            )
+            inputs = scheduled_sampling(decoder, features, batch.inputs, sampling_prob)
             set_learning_rate(self.optimizer, self.learning_rate_at(self._global_step))
             self._ema.count_step()
             self._train_step(features, inputs, batch.targets, *batch.extra)
@@ -131,7 +133,7 @@ class Trainer:
             label_smoothing=config.label_smoothing,
             dtype=self.dtype,
         )
-        not_finite = clipped_step(self.optimizer, loss, config.clip_norm)
+        not_finite = backward_and_step(self.optimizer, loss, config.clip_norm)
         self._ema.update()
         loss = loss.detach()
         self._total_loss += loss.double() * (targets != PAD).sum() + not_finite
@@ -212,7 +214,7 @@ def caption_loss(
     label_smoothing: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Mean cross-entropy per word of a batch, with label smoothing (Szegedy et al. 2016).
+    """Mean cross-entropy per token of a batch, with label smoothing (Szegedy et al. 2016).
 
     Args:
         features: of the batch's images, (P, …).
