@@ -68,7 +68,7 @@ class MadeUpFeatures(FeatureDataset):
         generator = torch.Generator(device).manual_seed(0)
         kind = torch.float32 if len(shape) == 1 else torch.float16
         held = torch.empty(images, *shape, dtype=kind, device=device)
-        self._held = held.uniform_(generator=generator)
+        self._resident = held.uniform_(generator=generator)
         self.mean, self.std = (
             torch.full((shape[-1],), value, device=device) for value in (0.5, 0.3)
         )

@@ -98,7 +98,7 @@ def test_a_grid_in_the_queue_is_an_experiment_a_combination_run_by_parallel_work
     assert sweep.states == {"cells-1": "Success", "cells-2": "Success", "cells-3": "Failed"}
     for name, cell in (("cells-1", "lstm"), ("cells-2", "gru")):
         params = laboratory.read(name, "params.yaml")
-        assert (params["train"]["cell"], params["train"]["learning_rate"]) == (cell, 0.02)
+        assert (params["train"]["rnn_type"], params["train"]["learning_rate"]) == (cell, 0.02)
 
 
 def test_what_fails_stops_nothing_else_and_its_log_says_why(
