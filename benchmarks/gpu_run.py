@@ -26,13 +26,12 @@ COUNTS = {"train": 6000, "val": 1000, "test": 1000}
 GRID = (10, 10, 1280)
 CHUNK = 128  # images that are made up together
 
-DATA = "--features f.h5 --table captions.csv --summary captions.json"
+DATA = "--features f.h5 --captions captions.csv"
 STAGES = {
-    "vocab": "--table captions.csv --summary captions.json --out vocabulary.json",
+    "vocab": "--captions captions.csv --out vocabulary.json",
     "train": f"{DATA} --vocabulary vocabulary.json --out trained.safetensors --history history.csv",
     "scst": f"{DATA} --trained trained.safetensors --out captioner.safetensors --history scst.csv",
-    "evaluate": f"{DATA} --model captioner.safetensors --captions made.json --references r.json "
-    "--scores scores.csv --lengths lengths.csv --metrics metrics.json",
+    "evaluate": f"{DATA} --model captioner.safetensors --out-dir reports",
 }
 
 
@@ -44,7 +43,7 @@ def rows(device: torch.device, folder: Path, params: Path) -> Iterator[Row]:
     groups["train"]["patience"] = groups["train"]["epochs"]  # nothing made up is worth stopping for
     groups["scst"]["patience"] = max(1, groups["scst"]["epochs"])
     (folder / "params.yaml").write_text(yaml.safe_dump(groups), encoding="utf-8")
-    _run(folder, "captions", "--text text.zip --table captions.csv --summary captions.json")
+    _run(folder, "prepare", "--text text.zip --captions captions.csv")
     whole = 0.0
     for stage, options in STAGES.items():
         took = _run(folder, stage, options)
