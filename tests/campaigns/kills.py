@@ -237,7 +237,7 @@ def main() -> None:
                     runs[job.name] += any(what != AFTER for what in done)
                     tally.update(done)
     for name, count in runs.items():
-        print(f"{name:10} {count:4} runs killed, each gone on with to the same bytes")
+        print(f"{name:10} {count:4} runs killed, each resumed to the same bytes")
     print(", ".join(f"{name}: {count}" for name, count in tally.most_common()))
 
 
