@@ -54,7 +54,7 @@ class Size:
     images: int
     words: int
     repeats: int
-    share: int = 1  # an epoch of one of so many of its images is timed, and multiplied
+    share: int = 1  # time one epoch of this fraction of the images (1 / share), and multiply
 
 
 FLICKR8K, COCO = Size(6000, 2541, 3), Size(113_287, 9490, 1)

@@ -25,7 +25,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     ):
         for name, value in sizes.items():
             monkeypatch.setattr(module, name, value)
-    # The compiler is a yardstick, and takes half a minute.
+    # The compiler is only a reference, and takes half a minute.
     monkeypatch.setattr(extraction, "compiled", lambda *a: None)
     return load_params(write_params(tmp_path / "params.yaml"), TrainConfig)
 

@@ -143,7 +143,7 @@ def test_stages_stand_in_order_each_with_its_params_and_a_description() -> None:
             assert stage["params"] == [name]
 
 
-def test_the_report_shows_all_params_so_any_change_of_one_makes_it_anew() -> None:
+def test_the_report_shows_all_params_so_any_change_of_one_reruns_it() -> None:
     assert (
         GRAPH["stages"]["report"]["params"]
         == [config.group() for config in PARAM_GROUPS]

@@ -56,7 +56,7 @@ def long(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Long:
     return Long(table, model, pd.read_csv(folder / "history.csv"), done.stderr)
 
 
-def test_validation_lets_captions_be_as_long_as_those_learnt_from(long: Long) -> None:
+def test_validation_lets_captions_be_as_long_as_those_in_training(long: Long) -> None:
     """Cut off at 20 words, the best of them would have a BLEU-4 of 39."""
     assert read_model(long.model, CPU).max_length == WORDS
     assert long.history["bleu_4"].max() > 60

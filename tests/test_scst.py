@@ -159,7 +159,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def trained(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learnt something, and not yet all."""
+    """A model that has learned something, and not yet everything."""
     folder = tmp_path_factory.mktemp("trained")
     changes = {"epochs": 12, "hidden_size": 64, "embed_size": 64, "dropout": 0.1}
     config = load_params(write_params(folder / "p.yaml", train=changes), TrainConfig)
@@ -169,18 +169,18 @@ def trained(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model
 
 
-def learnt_as_val(tiny: Artifacts, folder: Path) -> Path:
+def train_as_val(tiny: Artifacts, folder: Path) -> Path:
     """The val split is too small to tell here: the training images stand in for it."""
     table = pd.read_csv(tiny.table, dtype=str, keep_default_na=False)
-    learnt = table[table["split"] == "train"]
-    both = pd.concat([learnt, learnt.assign(split="val")]).to_csv(index=False)
+    training = table[table["split"] == "train"]
+    both = pd.concat([training, training.assign(split="val")]).to_csv(index=False)
     return tiny.with_table(folder, both)
 
 
 def test_the_score_of_its_own_captions_rises_and_the_best_epoch_is_kept(
     tiny: Artifacts, trained: Path, tmp_path: Path
 ) -> None:
-    history = run(tiny, trained, tmp_path, captions=learnt_as_val(tiny, tmp_path), epochs=8)
+    history = run(tiny, trained, tmp_path, captions=train_as_val(tiny, tmp_path), epochs=8)
     assert history["epoch"].tolist() == list(range(9))
     assert history["reward"].iloc[-1] > 1.1 * history["reward"].iloc[1]
     assert (tmp_path / "captioner.safetensors").read_bytes() != trained.read_bytes()
@@ -222,7 +222,7 @@ def test_an_epoch_that_makes_it_worse_is_not_kept(
 
 
 class BadGradient(torch.autograd.Function):
-    """A finite value whose gradient is none."""
+    """A finite value whose gradient is NaN."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
@@ -255,7 +255,7 @@ def test_an_average_of_the_weights_is_kept_where_there_is_one(
     for ema in (0.0, 0.99):
         (folder := tmp_path / str(ema)).mkdir()
         history = run(
-            tiny, trained, folder, captions=learnt_as_val(tiny, folder), epochs=2, ema_decay=ema
+            tiny, trained, folder, captions=train_as_val(tiny, folder), epochs=2, ema_decay=ema
         )
         rewards.append(history["reward"].tolist()[1:])
         kept.append(load_file(folder / "captioner.safetensors"))
@@ -267,12 +267,12 @@ def test_an_average_of_the_weights_is_kept_where_there_is_one(
 def test_dropout_is_in_the_gradient_and_not_in_what_is_drawn(
     tiny: Artifacts, trained: Path, tmp_path: Path
 ) -> None:
-    """So the first step's captions are the same, and what is learnt of them is not."""
+    """So the first step's captions are the same, and the gradient is not."""
     rewards = []
     for dropout in (False, True):
         folder = tmp_path / str(dropout)
         folder.mkdir()
-        captions = learnt_as_val(tiny, folder)
+        captions = train_as_val(tiny, folder)
         history = run(
             tiny,
             trained,

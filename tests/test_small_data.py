@@ -54,14 +54,14 @@ def test_patience_begins_with_the_first_score_above_0() -> None:
     assert history(*silent, *silent[:3]).is_over(9, patience=2)  # all epochs are over
 
 
-def test_small_data_is_learnt_in_smaller_batches(tiny: Artifacts, tmp_path: Path) -> None:
-    """200 captions in batches of 128 are two steps an epoch, and nothing is learnt by then."""
-    learnt = {}
+def test_small_data_sets_are_trained_on_in_smaller_batches(tiny: Artifacts, tmp_path: Path) -> None:
+    """200 captions in batches of 128 are two steps per epoch: too few to learn anything."""
+    losses = {}
     for steps in (1, 40):
         (folder := tmp_path / str(steps)).mkdir()
         changes = {"epochs": 4, "batch_size": 128, "min_epoch_steps": steps}
-        learnt[steps] = run(tiny, folder, **changes)[1]["val_loss"].iloc[-1]
-    assert learnt[40] < 0.85 * learnt[1]
+        losses[steps] = run(tiny, folder, **changes)[1]["val_loss"].iloc[-1]
+    assert losses[40] < 0.85 * losses[1]
 
 
 def test_a_model_that_says_less_than_one_caption_of_all_is_warned_of(
@@ -86,5 +86,5 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept(
     assert (plain["train_loss"] == averaged["train_loss"]).all()  # the steps are the same
     assert (plain["val_loss"] != averaged["val_loss"]).all()
     assert not torch.equal(*kept)
-    learnt = plain["val_loss"].iloc[0] - plain["val_loss"].iloc[-1]
-    assert abs(averaged["val_loss"].iloc[-1] - plain["val_loss"].iloc[-1]) < 0.5 * learnt
+    progress = plain["val_loss"].iloc[0] - plain["val_loss"].iloc[-1]
+    assert abs(averaged["val_loss"].iloc[-1] - plain["val_loss"].iloc[-1]) < 0.5 * progress

@@ -250,10 +250,10 @@ def test_scheduled_sampling_begins_with_the_references_and_ends_with_own_words(
     assert 0.4 < shares[-1] < 0.5
 
 
-def test_noise_is_on_what_is_learnt_from_and_not_on_what_validates(
+def test_noise_is_on_training_features_and_not_on_validation(
     tiny: Artifacts, tmp_path: Path
 ) -> None:
-    same = {"epochs": 1, "dropout": 0.0, "learning_rate": 1e-12}  # nothing is learnt to speak of
+    same = {"epochs": 1, "dropout": 0.0, "learning_rate": 1e-12}  # it hardly trains
     histories = []
     for noise in (0.0, 3.0):
         folder = tmp_path / str(noise)

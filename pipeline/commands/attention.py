@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.captioner import Captioner
 from pipeline.commands.caption import collect_images, parse_device
 from pipeline.commands.contact_sheet import contact_sheet
+from pipeline.runtime import options
 from pipeline.runtime.device import seed_everything
 from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.files import atomic_write
@@ -40,21 +41,17 @@ def attention_sheet(image: Tensor, tokens: Sequence[str], weights: Tensor) -> Im
 
 
 def main(
-    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, or folders.")],
+    photos: options.Photos,
     out_dir: Annotated[Path, typer.Option(help="The folder for one PNG per image.")] = Path(
         "attention"
     ),
     model: Annotated[list[Path], typer.Option(help="The trained model.")] = [  # noqa: B006
         Path("models/captioner.safetensors")
     ],
-    backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
-        "models/backbone.safetensors"
-    ),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    beam_size: Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")] = 5,
-    length_penalty: Annotated[
-        float, typer.Option(min=0, max=5, help="0: total log-probability; 1: mean per token.")
-    ] = 1.0,
+    backbone: options.Backbone = Path("models/backbone.safetensors"),
+    device: options.Device = "auto",
+    beam_size: options.BeamSize = 5,
+    length_penalty: options.LengthPenalty = 1.0,
 ) -> None:
     """Draw where an attention decoder attends, token by token."""
     seed_everything(seed=0)

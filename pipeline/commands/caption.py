@@ -15,6 +15,7 @@ from pipeline.extraction.preprocess import PreprocessedViews
 from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.generation.sampling import SamplingConfig
 from pipeline.images.names import EXTENSIONS, first_few, is_image_name
+from pipeline.runtime import options
 from pipeline.runtime.device import DeviceName, resolve_device, seed_everything
 from pipeline.runtime.errors import InputError, pluralize, sanitize
 
@@ -97,17 +98,11 @@ def caption_all(
 
 
 def main(
-    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, or folders.")],
-    model: Annotated[
-        list[Path], typer.Option(help="The trained model; repeat the option for an ensemble.")
-    ] = [Path("models/captioner.safetensors")],  # noqa: B006
-    backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
-        "models/backbone.safetensors"
-    ),
-    beam_size: Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")] = 5,
-    length_penalty: Annotated[
-        float, typer.Option(min=0, max=5, help="0: total log-probability; 1: mean per token.")
-    ] = 1.0,
+    photos: options.Photos,
+    model: options.Models = [Path("models/captioner.safetensors")],  # noqa: B006
+    backbone: options.Backbone = Path("models/backbone.safetensors"),
+    beam_size: options.BeamSize = 5,
+    length_penalty: options.LengthPenalty = 1.0,
     max_length: Annotated[
         int | None,
         typer.Option(min=1, max=1000, help="Maximum caption length; default: the model's."),
@@ -134,7 +129,7 @@ def main(
         float, typer.Option(min=0.01, max=1, help="Sample from the likeliest with this mass.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Sampling seed.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: options.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print COCO's results format.")] = False,
 ) -> None:
     """Caption your own images with the trained model."""

@@ -20,7 +20,6 @@ class DecoderSpec:
     module: str  # in this package
     class_name: str
     features: FeatureKind
-    has_rnn: bool = True  # whether it reads `rnn_type`
     has_heads: bool = False  # whether it reads `num_heads`
     single_layer: bool = False  # whether `num_layers` must be 1
 
@@ -33,9 +32,7 @@ DECODERS = {
     "top_down_attention": DecoderSpec(
         "input_feeding", "TopDownAttention", "grid", single_layer=True
     ),
-    "transformer": DecoderSpec(
-        "transformer", "TransformerDecoder", "grid", has_rnn=False, has_heads=True
-    ),
+    "transformer": DecoderSpec("transformer", "TransformerDecoder", "grid", has_heads=True),
 }
 
 

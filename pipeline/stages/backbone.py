@@ -22,6 +22,7 @@ from pipeline.backbones.weights import BackboneWeights, write_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import BackboneConfig
 from pipeline.features.recipe import Preprocessing
+from pipeline.runtime import options
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import named_file
 
@@ -197,7 +198,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The weights to write (safetensors).")] = Path(
         "models/backbone.safetensors"
     ),
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    params: options.Params = Path("params.yaml"),
 ) -> None:
     """Get the frozen CNN's weights."""
     make_backbone(out, load_params(params, BackboneConfig))

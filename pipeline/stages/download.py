@@ -21,6 +21,7 @@ from pipeline.config.schema import DownloadConfig
 from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.images.names import MAX_SHOWN, first_few, similar_names
 from pipeline.images.zip_files import open_zip
+from pipeline.runtime import options
 from pipeline.runtime.errors import InputError, pluralize
 from pipeline.runtime.files import atomic_write, file_digest, named_file
 from pipeline.runtime.progress import progress_bar
@@ -198,7 +199,7 @@ def main(
         "data/images.zip"
     ),
     text: Annotated[Path, typer.Option(help="The text archive to write.")] = Path("data/text.zip"),
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    params: options.Params = Path("params.yaml"),
 ) -> None:
     """Fetch and check the archives of images and captions."""
     download(images, text, load_params(params, DownloadConfig))

@@ -37,6 +37,7 @@ from pipeline.metrics.scores import (
     rouge_l,
     sentence_bleu_4,
 )
+from pipeline.runtime import options
 from pipeline.runtime.checkpoint import discard_if_complete
 from pipeline.runtime.device import resolve_device, seed_everything
 
@@ -174,18 +175,14 @@ def default_batch_size(device: torch.device) -> int:
 
 
 def main(
-    model: Annotated[
-        list[Path], typer.Option(help="The trained model; repeat the option for an ensemble.")
-    ] = [Path("models/captioner.safetensors")],  # noqa: B006
-    features: Annotated[Path, typer.Option(help="The feature cache.")] = Path(
-        "features/features.h5"
-    ),
-    captions: Annotated[Path, typer.Option(help="The captions table.")] = Path("data/captions.csv"),
+    model: options.Models = [Path("models/captioner.safetensors")],  # noqa: B006
+    features: options.Features = Path("features/features.h5"),
+    captions: options.Captions = Path("data/captions.csv"),
     out_dir: Annotated[
         Path,
         typer.Option(help="The folder for captions, references, scores, lengths and metrics."),
     ] = Path("reports"),
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    params: options.Params = Path("params.yaml"),
 ) -> None:
     """Caption a split and score the captions."""
     evaluate(model, features, captions, out_dir, load_params(params, EvaluateConfig))

@@ -24,6 +24,7 @@ from pipeline.extraction.stream import Rows, iter_features, load
 from pipeline.features.feature_cache import CacheSpec
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.images.archive import ImageArchive
+from pipeline.runtime import options
 from pipeline.runtime.checkpoint import Checkpoint, run_fingerprint
 from pipeline.runtime.device import fast_dtypes, resolve_device, seed_everything
 from pipeline.runtime.errors import InputError, pluralize
@@ -187,14 +188,12 @@ def default_num_workers(device: torch.device) -> int:
 
 
 def main(
-    images: Annotated[Path, typer.Option(help="The image archive.")] = Path("data/images.zip"),
-    backbone: Annotated[Path, typer.Option(help="The frozen CNN's weights.")] = Path(
-        "models/backbone.safetensors"
-    ),
+    images: options.Images = Path("data/images.zip"),
+    backbone: options.Backbone = Path("models/backbone.safetensors"),
     out: Annotated[Path, typer.Option(help="The feature cache to write (HDF5).")] = Path(
         "features/features.h5"
     ),
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    params: options.Params = Path("params.yaml"),
 ) -> None:
     """Extract the frozen CNN's features of every image, once."""
     extract(images, backbone, out, load_params(params, ExtractConfig))

@@ -21,6 +21,7 @@ from pipeline.captions.table import (
 from pipeline.captions.tokenizer import TOKENIZER, tokenize
 from pipeline.config.load import load_params
 from pipeline.config.schema import PrepareConfig
+from pipeline.runtime import options
 from pipeline.runtime.errors import InputError
 from pipeline.sources.flickr8k import ORPHAN_CAPTIONS, TextArchive, read_text_archive
 
@@ -126,7 +127,7 @@ def main(
     captions: Annotated[
         Path, typer.Option(help="The captions table to write (CSV; its info goes beside it).")
     ] = Path("data/captions.csv"),
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    params: options.Params = Path("params.yaml"),
 ) -> None:
     """Tokenise every caption into one table."""
     prepare(text, captions, load_params(params, PrepareConfig))

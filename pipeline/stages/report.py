@@ -23,6 +23,7 @@ from pipeline.report.provenance import digests, shown_params, versions
 from pipeline.report.render import render_page
 from pipeline.report.score_strip import LARGE, compute_score_rows, read_base
 from pipeline.report.thumbnails import thumbnails
+from pipeline.runtime import options
 from pipeline.runtime.errors import pluralize
 from pipeline.runtime.files import atomic_write
 
@@ -94,7 +95,7 @@ def report(
 
 
 def main(
-    images: Annotated[Path, typer.Option(help="The image archive.")] = Path("data/images.zip"),
+    images: options.Images = Path("data/images.zip"),
     model: Annotated[list[Path], typer.Option(help="The evaluated model, or models.")] = [  # noqa: B006
         Path("models/captioner.safetensors")
     ],
@@ -107,7 +108,7 @@ def main(
     base: Annotated[
         Path | None, typer.Option(help="The metrics of another run, to show beside this one.")
     ] = None,
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    params: options.Params = Path("params.yaml"),
 ) -> None:
     """Write the run's page: scores, curves, images and provenance."""
     groups = [load_params(params, group) for group in PARAM_GROUPS]

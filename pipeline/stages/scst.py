@@ -19,6 +19,7 @@ from pipeline.decoders.decoder import Decoder
 from pipeline.features.feature_cache import read_features
 from pipeline.features.recipe import require_same_recipe
 from pipeline.generation.generate import GreedyValidator, warn_if_below_constant
+from pipeline.runtime import options
 from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete, run_fingerprint
 from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
 from pipeline.runtime.files import copy_file
@@ -82,17 +83,11 @@ def main(
     trained: Annotated[Path, typer.Option(help="The trained model.")] = Path(
         "models/trained.safetensors"
     ),
-    features: Annotated[Path, typer.Option(help="The feature cache.")] = Path(
-        "features/features.h5"
-    ),
-    captions: Annotated[Path, typer.Option(help="The captions table.")] = Path("data/captions.csv"),
-    out: Annotated[Path, typer.Option(help="The model to write.")] = Path(
-        "models/captioner.safetensors"
-    ),
-    history: Annotated[Path, typer.Option(help="The history to write (CSV).")] = Path(
-        "reports/scst.csv"
-    ),
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    features: options.Features = Path("features/features.h5"),
+    captions: options.Captions = Path("data/captions.csv"),
+    out: options.OutModel = Path("models/captioner.safetensors"),
+    history: options.OutHistory = Path("reports/scst.csv"),
+    params: options.Params = Path("params.yaml"),
 ) -> None:
     """Train the decoder on its own captions' scores."""
     scst(trained, features, captions, out, history, load_params(params, ScstConfig))

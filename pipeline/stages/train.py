@@ -20,6 +20,7 @@ from pipeline.decoders.decoder import DecoderConfig
 from pipeline.decoders.registry import build_decoder
 from pipeline.features.feature_cache import read_features
 from pipeline.generation.generate import GreedyValidator, warn_if_below_constant
+from pipeline.runtime import options
 from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete, run_fingerprint
 from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
 from pipeline.runtime.errors import InputError
@@ -85,20 +86,14 @@ def train(
 
 
 def main(
-    features: Annotated[Path, typer.Option(help="The feature cache.")] = Path(
-        "features/features.h5"
-    ),
-    captions: Annotated[Path, typer.Option(help="The captions table.")] = Path("data/captions.csv"),
+    features: options.Features = Path("features/features.h5"),
+    captions: options.Captions = Path("data/captions.csv"),
     vocabulary: Annotated[Path, typer.Option(help="The vocabulary.")] = Path(
         "data/vocabulary.json"
     ),
-    out: Annotated[Path, typer.Option(help="The model to write.")] = Path(
-        "models/trained.safetensors"
-    ),
-    history: Annotated[Path, typer.Option(help="The history to write (CSV).")] = Path(
-        "reports/history.csv"
-    ),
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    out: options.OutModel = Path("models/trained.safetensors"),
+    history: options.OutHistory = Path("reports/history.csv"),
+    params: options.Params = Path("params.yaml"),
 ) -> None:
     """Train the decoder on the cached features."""
     train(features, captions, vocabulary, out, history, load_params(params, TrainConfig))

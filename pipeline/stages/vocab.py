@@ -10,6 +10,7 @@ from pipeline.captions.table import read_table
 from pipeline.captions.vocabulary import SPECIAL, build_vocabulary, write_vocabulary
 from pipeline.config.load import load_params
 from pipeline.config.schema import VocabConfig
+from pipeline.runtime import options
 from pipeline.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,11 @@ def make_vocabulary(captions: Path, out: Path, config: VocabConfig) -> None:
 
 
 def main(
-    captions: Annotated[Path, typer.Option(help="The captions table.")] = Path("data/captions.csv"),
+    captions: options.Captions = Path("data/captions.csv"),
     out: Annotated[Path, typer.Option(help="The vocabulary to write (JSON).")] = Path(
         "data/vocabulary.json"
     ),
-    params: Annotated[Path, typer.Option(help="The params file.")] = Path("params.yaml"),
+    params: options.Params = Path("params.yaml"),
 ) -> None:
     """Choose the vocabulary from the training captions."""
     make_vocabulary(captions, out, load_params(params, VocabConfig))

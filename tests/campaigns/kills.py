@@ -203,7 +203,7 @@ def _tear(folder: Path, rng: random.Random) -> bool:
 def leftovers(job: Job, folder: Path) -> list[str]:
     """Files that should not be there once all is done.
 
-    A killed process cannot take away the file that it was just writing. It is no output, and the
+    A killed process cannot remove the file that it was just writing. It is not an output, and the
     next one writes another.
     """
     for name in job.outs:

@@ -96,7 +96,7 @@ def start_workers(repository: Checkout, jobs: int) -> str:
 
 
 def finish(repository: Checkout, experiments: int) -> dict[str, str]:
-    """Wait until the workers have run so many experiments; the state of each."""
+    """Wait until the workers have run this many experiments; return the state of each."""
     deadline = time.monotonic() + 900
     results = repository.folder / ".dvc/tmp/exps/celery/result"
     # Asking DVC all the time would take one of two cores away from the workers.

@@ -1,0 +1,23 @@
+"""Command-line options that several commands share; each command gives its own default."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Params = Annotated[Path, typer.Option(help="The params file.")]
+Images = Annotated[Path, typer.Option(help="The image archive.")]
+Captions = Annotated[Path, typer.Option(help="The captions table.")]
+Backbone = Annotated[Path, typer.Option(help="The frozen CNN's weights.")]
+Features = Annotated[Path, typer.Option(help="The feature cache.")]
+OutModel = Annotated[Path, typer.Option(help="The model to write.")]
+OutHistory = Annotated[Path, typer.Option(help="The history to write (CSV).")]
+Models = Annotated[
+    list[Path], typer.Option(help="The trained model; repeat the option for an ensemble.")
+]
+Photos = Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, or folders.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+BeamSize = Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")]
+LengthPenalty = Annotated[
+    float, typer.Option(min=0, max=5, help="0: total log-probability; 1: mean per token.")
+]
