@@ -25,7 +25,7 @@ from pipeline.extraction.feature_writer import create_features
 from pipeline.extraction.preprocess import decode
 from pipeline.extraction.stream import iter_features
 from pipeline.images.archive import ImageArchive
-from pipeline.stages.backbone import preprocessing_of
+from pipeline.stages.backbone import default_preprocessing
 from pipeline.stages.extract import default_batch_size, default_num_workers, make_recipe
 
 BACKBONES = ("resnet50", "mobilenet_v2")
@@ -68,7 +68,7 @@ def some_images(source: Path | None, out: Path, count: int, size: tuple[int, int
 def untrained(name: str) -> BackboneWeights:
     torch.manual_seed(0)
     tensors = build_backbone(name).state_dict()
-    return BackboneWeights(name, "random:0", preprocessing_of(name, "random:0"), tensors)
+    return BackboneWeights(name, "random:0", default_preprocessing(name, "random:0"), tensors)
 
 
 class _Files(Dataset[Tensor]):

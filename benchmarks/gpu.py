@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -39,7 +39,7 @@ from pipeline.entrypoint import app, one_line_errors
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
 from pipeline.self_critical.trainer import SelfCriticalTrainer
-from pipeline.training.trainer import Trainer, batches_of
+from pipeline.training.trainer import Trainer, iter_split_batches
 
 PARTS = ("tests", "training", "scst", "search", "extraction", "run", "coco")
 SEARCHED = 2000  # images
@@ -151,9 +151,10 @@ class Bench:
             seconds(lambda: trainer.train_epoch(next(numbers)), self.device)
             for _ in range(size.repeats)
         )
+        batches = iter_split_batches(split, config, torch.Generator(), self.device)
         ready = [
             (split.features[batch.images], batch.inputs, batch.targets, *batch.extra)
-            for batch in list(batches_of(split, config, torch.Generator(), self.device))[:200]
+            for batch in islice(batches, 200)
         ]
 
         def steps() -> None:

@@ -17,7 +17,7 @@ import yaml
 from benchmarks.timing import Row
 from benchmarks.training import made_up_references
 from pipeline.extraction.feature_writer import create_features
-from pipeline.features.feature_cache import checksums_of
+from pipeline.features.feature_cache import row_checksums
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.sources.flickr8k import SPLITS, TOKENS
 
@@ -98,4 +98,4 @@ def _write_grids(path: Path, ids: list[str], device: torch.device) -> None:
             count = min(CHUNK, len(ids) - begin)
             made = torch.rand(count, *GRID, device=device, generator=generator).half().cpu().numpy()
             parts = [made[first : first + 16] for first in range(0, count, 16)]
-            out.append(made, np.concatenate(list(pool.map(checksums_of, parts))))
+            out.append(made, np.concatenate(list(pool.map(row_checksums, parts))))

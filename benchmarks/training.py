@@ -26,7 +26,7 @@ from pipeline.decoders.registry import build_decoder
 from pipeline.extraction.feature_writer import create_features
 from pipeline.features.feature_cache import read_features
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
-from pipeline.training.trainer import Trainer, batches_of, caption_loss
+from pipeline.training.trainer import Trainer, caption_loss, iter_split_batches
 
 WORDS = 2541  # Flickr8k's vocabulary
 VECTOR, GRID = (2048,), (7, 7, 1280)  # ResNet-50's vector, MobileNetV2's grid
@@ -135,7 +135,7 @@ def bare(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[
     all."""
     trainer = _trainer(data, config, precision)
     device = data.features.device
-    ready = list(batches_of(data, config, torch.Generator(), device))
+    ready = list(iter_split_batches(data, config, torch.Generator(), device))
     features = [data.features[batch.images] for batch in ready]
 
     def epoch() -> int:

@@ -6,7 +6,7 @@ import torchvision
 
 from pipeline.backbones.backbone import build_backbone, global_avg_pool, remove_head
 from pipeline.extraction.fuse import fuse
-from pipeline.stages.backbone import preprocessing_of
+from pipeline.stages.backbone import default_preprocessing
 
 # Models of each family, with their grid's shape (D, H, W) for 224 px.
 FAMILIES = {
@@ -85,7 +85,7 @@ def test_head_and_pooled_vector_give_the_classifiers_logits(name: str, head: str
 
 
 def test_preprocessing_is_that_of_the_weights() -> None:
-    default = preprocessing_of("resnet50", "DEFAULT")
+    default = default_preprocessing("resnet50", "DEFAULT")
     assert (default.resize, default.size, default.interpolation) == (232, 224, "bilinear")
-    assert preprocessing_of("resnet50", "IMAGENET1K_V1").resize == 256
-    assert preprocessing_of("inception_v3", "DEFAULT").mean == (0.5, 0.5, 0.5)
+    assert default_preprocessing("resnet50", "IMAGENET1K_V1").resize == 256
+    assert default_preprocessing("inception_v3", "DEFAULT").mean == (0.5, 0.5, 0.5)

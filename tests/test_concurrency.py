@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.dataset.feature_dataset import FeatureDataset
-from pipeline.features.feature_cache import checksums_of, read_features
+from pipeline.features.feature_cache import read_features, row_checksums
 from tests.campaigns.kills import FORKS, Job, start
 from tests.conftest import Artifacts, command, one_line, write_params
 from tests.helpers.repository import Repository
@@ -42,7 +42,7 @@ def test_eight_readers_of_a_features_file_that_is_replaced_under_their_eyes(
     place = content.index(cache.array.tobytes())
     content[place : place + 2 * rows * width] = (cache.array * 2).tobytes()
     sums = content.index(cache.checksums.tobytes())
-    content[sums : sums + 4 * rows] = checksums_of(cache.array * 2).tobytes()
+    content[sums : sums + 4 * rows] = row_checksums(cache.array * 2).tobytes()
     other.write_bytes(content)
     path = tmp_path / "features.h5"
     shutil.copyfile(tiny.features, path)

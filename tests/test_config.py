@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from pipeline.config.load import load_params, parse_yaml
 from pipeline.config.renamed import RENAMED
-from pipeline.config.schema import GROUPS, ExtractConfig, TrainConfig
+from pipeline.config.schema import GROUPS, CompareConfig, ExtractConfig, TrainConfig
 from pipeline.decoders.registry import DECODERS
+from pipeline.metrics.registry import METRICS
 from pipeline.runtime.errors import InputError
 from tests.conftest import ROOT, one_line, params, showtell, write_params
 
@@ -117,6 +118,14 @@ def test_every_old_key_has_a_new_one_that_exists() -> None:
         group, *keys = new.split(" ")[0].split(".")
         fields = GROUPS[group].model_fields
         assert not keys or keys[0] in fields
+        assert keys[1:] in ([], *([metric] for metric in METRICS))
+
+
+def test_an_old_tolerance_is_answered_with_the_new_one(tmp_path: Path) -> None:
+    path = write_params(tmp_path / "params.yaml", compare={"tolerance": {"dangling": 1.0}})
+    said = r"not 'dangling' \(it was renamed to compare\.tolerance\.bad_endings\): bleu_1,"
+    with pytest.raises(InputError, match=said):
+        load_params(path, CompareConfig)
 
 
 def test_floats_read_as_dvc_reads_them(tmp_path: Path) -> None:
@@ -124,6 +133,15 @@ def test_floats_read_as_dvc_reads_them(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("learning_rate: 0.123", "learning_rate: 2e-3"))
     assert "2e-3" in path.read_text()
     assert load_params(path, TrainConfig).learning_rate == 0.002
+
+
+def test_a_yaml_error_names_its_line_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train:\n  a: [1\nb: 2\n")
+    with pytest.raises(
+        InputError, match=r"params\.yaml, line 3, column 2: not valid YAML: expected"
+    ):
+        load_params(path, TrainConfig)
 
 
 def test_nested_merge_keys_are_rejected(tmp_path: Path) -> None:

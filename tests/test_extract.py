@@ -18,10 +18,10 @@ from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.precision import select_dtype
 from pipeline.extraction.preprocess import preprocess
-from pipeline.features.feature_cache import checksums_of, read_features
+from pipeline.features.feature_cache import read_features, row_checksums
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
-from pipeline.stages.backbone import preprocessing_of
+from pipeline.stages.backbone import default_preprocessing
 from pipeline.stages.extract import extract, make_recipe
 from tests.conftest import Artifacts, command, make_zip, one_line, write_params
 from tests.helpers.images import jpeg, scene
@@ -127,7 +127,7 @@ def test_the_first_precision_that_keeps_the_features_is_selected(
 def test_for_an_unsupported_size_a_supported_one_is_suggested(
     tmp_path: Path, name: str, size: int, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pre = preprocessing_of(name, "DEFAULT")
+    pre = default_preprocessing(name, "DEFAULT")
     backbone = BackboneWeights(name, "random:0", pre, build_backbone(name).state_dict())
     recipe = make_recipe([backbone], config(tmp_path, image_size=size))
     with pytest.raises(InputError) as error:
@@ -216,7 +216,7 @@ def test_missing_damaged_or_not_finite_rows_are_reported(tiny: Artifacts, tmp_pa
         FeatureDataset(cache, cache.ids, CPU)
     FeatureDataset(cache, cache.ids[4:], CPU)
     with h5py.File(path, "r+") as file:  # a matching checksum
-        file["checksums"][3] = checksums_of(file["features"][3:4])[0]
+        file["checksums"][3] = row_checksums(file["features"][3:4])[0]
     cache = read_features(path)
     with pytest.raises(InputError, match="not finite"):
         FeatureDataset(cache, cache.ids, CPU)

@@ -15,7 +15,7 @@ import yaml
 from pipeline.cli import MODULES, STAGES
 from pipeline.config.schema import GROUPS, Config
 from pipeline.decoders.registry import DECODERS
-from pipeline.runtime.code import code_of, imports_of
+from pipeline.runtime.code import module_imports, stage_code
 from pipeline.stages.report import PARAM_GROUPS
 from tests.conftest import ROOT
 
@@ -27,7 +27,7 @@ CODE = sorted((ROOT / "pipeline").rglob("*.py"))
 def test_code_deps_are_what_the_stage_imports(stage: str) -> None:
     """Its module and whole packages; checkpoints go by the same list (`test_resume.py`)."""
     listed = [dep for dep in GRAPH["stages"][stage]["deps"] if dep.startswith("pipeline/")]
-    assert listed == list(code_of(stage))
+    assert listed == list(stage_code(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -45,7 +45,7 @@ def test_nothing_else_is_imported_when_the_stage_runs(stage: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
     loaded = {Path(file).relative_to(ROOT) for file in done.stdout.split()}
-    allowed = {*code_of(stage), "pipeline/config"}
+    allowed = {*stage_code(stage), "pipeline/config"}
     outside = {file for file in loaded if not {str(file), str(file.parent)} & allowed}
     # `params.yaml` is checked as a whole, which needs the names of decoders and metrics.
     names = {Path("pipeline/decoders/registry.py"), Path("pipeline/metrics/registry.py")}
@@ -61,11 +61,11 @@ def test_the_long_stages_import_every_module_of_their_packages(stage: str) -> No
         module = waiting.pop()
         if module not in imported:
             imported.add(module)
-            waiting += imports_of(module)
+            waiting += module_imports(module)
     if stage != "extract":
         imported |= {ROOT / f"pipeline/decoders/{spec.module}.py" for spec in DECODERS.values()}
         imported |= {ROOT / f"pipeline/decoders/{name}.py" for name in ("attention", "dropout")}
-    for package in code_of(stage)[1:]:
+    for package in stage_code(stage)[1:]:
         modules = {path for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"}
         assert modules <= imported, sorted(modules - imported)
 
@@ -97,7 +97,7 @@ def test_packages_never_import_in_circles() -> None:
 
 def _imports(path: Path) -> list[Path]:
     """With those of `config`, which stages do not depend on."""
-    found = imports_of(path)
+    found = module_imports(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
@@ -157,7 +157,7 @@ def test_only_commands_and_the_command_line_import_stages() -> None:
     stages = set((ROOT / "pipeline/stages").glob("*.py"))
     for path in CODE:
         if path.parent.name != "commands" and path.name != "cli.py":
-            assert not set(imports_of(path)) & stages, path
+            assert not set(module_imports(path)) & stages, path
 
 
 def test_dvc_yaml_is_read_on_one_screen_and_a_half() -> None:

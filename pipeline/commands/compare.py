@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.comparison.format import as_json, as_markdown, as_text, markdown_text
-from pipeline.comparison.revisions import WORKSPACE, repository_root, revision_of
+from pipeline.comparison.revisions import WORKSPACE, repository_root, resolve_revision
 from pipeline.comparison.run_reports import RunReports, read_run
 from pipeline.comparison.verdict import Comparison, FailOn, compare, failures
 from pipeline.comparison.welch import compare_groups
@@ -34,7 +34,7 @@ def load_runs(side: str, reports: str) -> list[RunReports]:
     names = [name for part in side.split(",") if (name := part.strip())]
     if not names:
         raise InputError(f"'{side}' names no revision")
-    revisions = [revision_of(name) for name in names]
+    revisions = [resolve_revision(name) for name in names]
     seen: dict[str, str] = {}  # names by identity
     for revision in revisions:
         if revision.identity in seen:

@@ -26,7 +26,7 @@ class Revision:
     read: Callable[[str], bytes]  # returns a file, by its path from the project's root
 
 
-def revision_of(name: str) -> Revision:
+def resolve_revision(name: str) -> Revision:
     """Find a commit, branch, tag or experiment of this repository, the workspace, or a folder: a
     name that begins with . / or ~.
 

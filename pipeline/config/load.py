@@ -63,6 +63,10 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} does not exist; run this in the project's folder, or pass --params"
         ) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
+        raise InputError(f"{where}: not valid YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, bad date
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):

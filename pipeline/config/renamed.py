@@ -24,6 +24,8 @@ RENAMED = {
     "evaluate.block_ngram": "evaluate.no_repeat_ngram_size",
     "evaluate.groups": "evaluate.beam_groups",
     "evaluate.diversity": "evaluate.diversity_penalty",
+    "compare.tolerance.distinct": "compare.tolerance.unique_captions",
+    "compare.tolerance.dangling": "compare.tolerance.bad_endings",
     "report.pictures": "report.max_images",
     "report.thumbnail": "report.thumbnail_size",
     "report.quality": "report.jpeg_quality",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from pipeline.config.renamed import RENAMED
 from pipeline.decoders.registry import DECODERS
 from pipeline.metrics.registry import METRICS
 
@@ -40,7 +41,11 @@ def _known_metrics(tolerance: dict[str, float]) -> dict[str, float]:
     for name in tolerance:
         if name not in METRICS or METRICS[name].higher_is_better is None:
             known = [key for key in METRICS if METRICS[key].higher_is_better is not None]
-            raise ValueError(f"of metrics that can get worse, not '{name}': {', '.join(known)}")
+            new = RENAMED.get(f"compare.tolerance.{name}")
+            hint = f" (it was renamed to {new})" if new else ""
+            raise ValueError(
+                f"of metrics that can get worse, not '{name}'{hint}: {', '.join(known)}"
+            )
     return tolerance
 
 

@@ -25,8 +25,8 @@ from pipeline.features.feature_cache import (
     CacheSpec,
     Layout,
     allocate,
-    checksums_of,
     read_layout,
+    row_checksums,
 )
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.runtime.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ class FeatureWriter:
         """
         layout, values = self._layout, np.ascontiguousarray(rows, dtype=self._dtype)
         self._write(layout.rows + self.rows_written * layout.row_size, values)
-        checksums = checksums_of(values) if checksums is None else checksums
+        checksums = row_checksums(values) if checksums is None else checksums
         self._write(layout.checksums + self.rows_written * checksums.itemsize, checksums)
         self.rows_written += len(values)  # last: Ctrl-C may come at any time
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.nvjpeg import preprocess_on_gpu
 from pipeline.extraction.preprocess import PreprocessedViews, collate, preprocess
-from pipeline.features.feature_cache import checksums_of
+from pipeline.features.feature_cache import row_checksums
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.images.archive import ImageArchive
 
@@ -120,7 +120,7 @@ def _to_stored(features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _add_checksums(stored: Tensor, finite: Tensor) -> Rows:
     values = stored.numpy()
-    return Rows(values, finite.numpy(), checksums_of(values))
+    return Rows(values, finite.numpy(), row_checksums(values))
 
 
 def _copy_to_cpu(computed: Iterable[Tensor], dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:

@@ -61,7 +61,7 @@ class FeatureCache:
             ArtifactError: a row is damaged.
         """
         features = np.ascontiguousarray(self.array[rows])
-        damaged = (checksums_of(features) != self.checksums[rows]).nonzero()[0]
+        damaged = (row_checksums(features) != self.checksums[rows]).nonzero()[0]
         if len(damaged):
             image_id = self.ids[int(rows[damaged[0]])]
             reason = f"is damaged: the features of {image_id!r} are not what was written"
@@ -169,7 +169,7 @@ def read_layout(file: BinaryIO) -> Layout | None:
         return None
 
 
-def checksums_of(rows: NDArray[Any]) -> NDArray[np.uint32]:
+def row_checksums(rows: NDArray[Any]) -> NDArray[np.uint32]:
     """Return the CRC-32 of each row (n, …)."""
     checksums = [zlib.crc32(np.ascontiguousarray(row).data) for row in rows]
     return np.array(checksums, dtype=CHECKSUM_DTYPE)

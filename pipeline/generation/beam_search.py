@@ -157,24 +157,24 @@ def search_tokens(
         # A decoder's memory has one row per image: all groups of an image leave together.
         finished = finished.view(-1, G).all(dim=1).repeat_interleave(G)
         # Move every tensor to the remaining images and, within them, to the surviving beams.
-        left = torch.arange(len(rows), device=device)
+        remaining = torch.arange(len(rows), device=device)
         if drop_finished:
-            over = finished.nonzero().flatten()
-            best_tokens[rows[over]] = done_tokens[over, 0]
-            best_scores[rows[over]] = done_scores[over, 0]
-            left = (~finished).nonzero().flatten()
+            done = finished.nonzero().flatten()
+            best_tokens[rows[done]] = done_tokens[done, 0]
+            best_scores[rows[done]] = done_scores[done, 0]
+            remaining = (~finished).nonzero().flatten()
         else:
             best_tokens, best_scores = done_tokens[:, 0], done_scores[:, 0]
             scores = scores.masked_fill(finished.unsqueeze(1), NEG_INF)
-        if len(left) == 0 or length == config.max_length:
+        if len(remaining) == 0 or length == config.max_length:
             break
-        beams = (left.unsqueeze(1) * k + parents[left]).flatten()
-        images = left[::G] // G if len(left) < len(rows) else None
+        beams = (remaining.unsqueeze(1) * k + parents[remaining]).flatten()
+        images = remaining[::G] // G if len(remaining) < len(rows) else None
         state = state.index_select(beams, images)
-        history = history[left].gather(1, _expand_index(parents[left], history))
-        history = torch.cat([history, tokens[left].unsqueeze(-1)], dim=-1)
-        scores, token_ids, rows = scores[left], tokens[left].flatten(), rows[left]
-        done_scores, done_tokens = done_scores[left], done_tokens[left]
+        history = history[remaining].gather(1, _expand_index(parents[remaining], history))
+        history = torch.cat([history, tokens[remaining].unsqueeze(-1)], dim=-1)
+        scores, token_ids, rows = scores[remaining], tokens[remaining].flatten(), rows[remaining]
+        done_scores, done_tokens = done_scores[remaining], done_tokens[remaining]
     return best_tokens, best_scores
 
 

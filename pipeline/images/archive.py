@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.images.names import EXTENSIONS, check_id, first_few, is_image_name, to_image_id
 from pipeline.images.rgb import scale_transparent_level, to_rgb
-from pipeline.images.zip_files import is_junk, open_zip, path_of, read_member
+from pipeline.images.zip_files import decoded_path, is_junk, open_zip, read_member
 from pipeline.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class ImageArchive:
         self._members: dict[str, zipfile.ZipInfo] = {}
         self.other_files: set[str] = set()  # names of the files that are not images
         for member in self._zip.infolist():
-            member_path = path_of(member)
+            member_path = decoded_path(member)
             image_id = to_image_id(member_path)
             if is_junk(member_path):
                 continue
@@ -57,7 +57,7 @@ class ImageArchive:
             if image_id in self._members:
                 raise InputError(
                     f"{path} has two images named {image_id!r} "
-                    f"({path_of(self._members[image_id])} and {member_path}); "
+                    f"({decoded_path(self._members[image_id])} and {member_path}); "
                     "remove or rename one"
                 )
             self._members[image_id] = member

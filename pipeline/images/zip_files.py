@@ -44,7 +44,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         raise InputError(f"{path} is {what}; check the address and fetch it again") from None
 
 
-def path_of(member: zipfile.ZipInfo) -> str:
+def decoded_path(member: zipfile.ZipInfo) -> str:
     """Return a member's path, with `/` between folders.
 
     macOS's Finder writes UTF-8 without its flag, and Python then decodes it as cp437.

@@ -11,7 +11,7 @@ IGNORED = ("config",)
 
 
 @cache
-def code_of(stage: str) -> tuple[str, ...]:
+def stage_code(stage: str) -> tuple[str, ...]:
     """Return the stage's own module, and the packages of all modules that it imports.
 
     Imports are followed recursively. Whole packages keep the list short.
@@ -22,12 +22,12 @@ def code_of(stage: str) -> tuple[str, ...]:
         module = pending.pop()
         if module not in seen:
             seen.add(module)
-            pending += imports_of(module)
+            pending += module_imports(module)
     packages = sorted({path.parent for path in seen if path != own and path.parent != PACKAGE})
     return tuple(str(path.relative_to(PACKAGE.parent)) for path in (own, *packages))
 
 
-def imports_of(module: Path) -> list[Path]:
+def module_imports(module: Path) -> list[Path]:
     """Return the project's modules that this one imports anywhere, except the ignored ones."""
     names: list[str] = []
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
@@ -47,7 +47,7 @@ def imports_of(module: Path) -> list[Path]:
 def code_digest(stage: str) -> str:
     """Return a fingerprint of the code that the stage depends on."""
     digest = hashlib.sha256()
-    for entry in code_of(stage):
+    for entry in stage_code(stage):
         path = PACKAGE.parent / entry
         for module in [path] if path.is_file() else sorted(path.glob("*.py")):
             digest.update(module.read_bytes())

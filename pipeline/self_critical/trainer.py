@@ -59,7 +59,7 @@ class SelfCriticalTrainer:
         self.ema_decoder = self._ema.decoder
         self.device = device = decoder.feature_mean.device
         references = References(
-            references_of(split.captions, len(split.features)),
+            references_per_image(split.captions, len(split.features)),
             decoder.config.vocabulary_size,
             device,
         )
@@ -225,7 +225,7 @@ def _set_dropout(modules: Sequence[nn.Dropout | nn.RNNBase], values: Sequence[fl
         setattr(module, "p" if isinstance(module, nn.Dropout) else "dropout", value)
 
 
-def references_of(captions: EncodedCaptions, images: int) -> list[list[list[int]]]:
+def references_per_image(captions: EncodedCaptions, images: int) -> list[list[list[int]]]:
     """The token ids of each image's captions, with <end> and without <start>."""
     references: list[list[list[int]]] = [[] for _ in range(images)]
     for image, length, ids in zip(

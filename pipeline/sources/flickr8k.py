@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.images.names import check_id, first_few, to_image_id, to_posix
-from pipeline.images.zip_files import is_junk, open_zip, path_of, read_member
+from pipeline.images.zip_files import decoded_path, is_junk, open_zip, read_member
 from pipeline.runtime.errors import InputError
 from pipeline.sources.caption_rows import read_rows
 
@@ -91,7 +91,7 @@ def read_kaggle_table(path: Path) -> bytes:
 
 
 def _no_captions(archive: zipfile.ZipFile, expected: Sequence[str]) -> str:
-    names = map(path_of, archive.infolist())
+    names = map(decoded_path, archive.infolist())
     others = [name for name in names if OTHER_CAPTIONS.search(name) and not is_junk(name)]
     found = f", found {first_few(others)}, which is not read" if others else ""
     return f"has no captions; expected {' or '.join(expected)}{found}"
@@ -112,7 +112,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """
     members: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
-        path = path_of(member)
+        path = decoded_path(member)
         name = PurePosixPath(path).name
         name = name.lower() if name.lower() in TABLES else name
         if name not in (TOKENS, *TABLES, *SPLITS.values()) or is_junk(path):
@@ -120,7 +120,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         if name in members:
             raise InputError(
                 f"{archive.filename} has two files {name} "
-                f"({path_of(members[name])!r} and {path!r}); keep one"
+                f"({decoded_path(members[name])!r} and {path!r}); keep one"
             )
         members[name] = member
     return members

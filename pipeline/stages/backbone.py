@@ -68,10 +68,10 @@ def _get_backbone(name: str, weights: str, seed: int) -> BackboneWeights:
     expected = build_backbone(name).state_dict()
     mismatch = f"the weights {weights} are not of {name}"
     tensors = expected if given is None else _match_state_dict(given, expected, mismatch)
-    return BackboneWeights(name, label, preprocessing_of(name, label), tensors)
+    return BackboneWeights(name, label, default_preprocessing(name, label), tensors)
 
 
-def preprocessing_of(name: str, weights: str) -> Preprocessing:
+def default_preprocessing(name: str, weights: str) -> Preprocessing:
     """Return the preprocessing of torchvision's named weights, or of the model's default ones."""
     known = torchvision.models.get_model_weights(name)
     entry = known[weights] if weights in known.__members__ else known.DEFAULT

@@ -51,10 +51,10 @@ def scst(
     require_same_split(model, table.info.split_digest, where=str(trained))
     val_split = load_split(cache, table, "val", model.vocabulary, device)
 
-    def validator_of(decoder: Decoder) -> GreedyValidator:
+    def build_validator(decoder: Decoder) -> GreedyValidator:
         return GreedyValidator(decoder, val_split, model.vocabulary, model.max_length)
 
-    before = validator_of(model.decoder)()
+    before = build_validator(model.decoder)()
     log.info("epoch 0: bleu_4 %.4g, cider %.4g", before["bleu_4"], before["cider"])
     rows = History(history, rank_by=["cider", "bleu_4"])
     rows.rows = [{"epoch": 0, "reward": None, "cross_entropy": None, **before}]
@@ -68,7 +68,7 @@ def scst(
     fingerprint = run_fingerprint("scst", params, inputs, device.type)
     train_split = load_split(cache, table, "train", model.vocabulary, device)
     trainer = SelfCriticalTrainer(model.decoder, train_split, config, dtype, model.max_length)
-    validate = validator_of(trainer.ema_decoder)
+    validate = build_validator(trainer.ema_decoder)
 
     def write_best() -> None:
         write_model(out, replace(model, decoder=trainer.ema_decoder))

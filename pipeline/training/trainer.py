@@ -91,7 +91,7 @@ class Trainer:
             self._shuffle.set_state(self._order)
         else:
             self._start_epoch(epoch)
-        batches = batches_of(self.split, config, self._shuffle, self.device)
+        batches = iter_split_batches(self.split, config, self._shuffle, self.device)
         left, done = islice(batches, self._batches, None), self._batches
         for batch in progress_bar(
             left, label=f"epoch {epoch}", total=self.steps, unit="batch", initial=done
@@ -153,7 +153,7 @@ class Trainer:
         """Mean cross-entropy per token in nats, without smoothing: comparable across params."""
         self.ema_decoder.eval()
         total, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for batch in batches_of(split, self.config, shuffle=None, device=self.device):
+        for batch in iter_split_batches(split, self.config, shuffle=None, device=self.device):
             features = split.features[batch.images]
             (loss,) = self._val_loss(features, batch.inputs, batch.targets, *batch.extra)
             total, tokens = total + loss.double() * batch.tokens, tokens + batch.tokens
@@ -196,7 +196,7 @@ def warmup_cosine(step: int, steps: int, warmup_ratio: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
-def batches_of(
+def iter_split_batches(
     split: Split, config: TrainConfig, shuffle: torch.Generator | None, device: torch.device
 ) -> Iterator[Batch]:
     """All captions of a split, batched as this decoder takes them."""
