@@ -1,5 +1,6 @@
-"""Code and docs are in plain technical English."""
+"""Code and docs are in plain technical English, and docstrings name real arguments."""
 
+import ast
 import re
 
 import pytest
@@ -45,3 +46,20 @@ def test_phrases_that_need_a_second_reading_stay_out(phrase: str) -> None:
         if re.search(phrase, line)
     ]
     assert not found, f"write {PHRASES[phrase]!r} instead:\n" + "\n".join(found)
+
+
+def test_docstrings_name_arguments_that_exist() -> None:
+    functions = 0
+    for path in (path for path in FILES if path.suffix == ".py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            _, heading, section = (ast.get_docstring(node) or "").partition("Args:\n")
+            names = re.findall(r"^    (\w[\w, ]*):", section.split("\n\n")[0], re.MULTILINE)
+            documented = {name for group in names for name in group.split(", ")}
+            own = {
+                argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)
+            }
+            assert documented <= own, f"{path}:{node.lineno}: {documented - own}"
+            functions += bool(heading)
+    assert functions > 50

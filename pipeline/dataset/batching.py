@@ -75,7 +75,7 @@ def iter_batches(
         shuffle: shuffles captions of similar length, and the batches; None for a fixed order.
         by_image: all captions of an image share a batch, so that its grid is read and projected
             once for all of them; costs some <pad>.
-        few_shapes: build the batches on the device, in the few shapes that CUDA graphs want: all
+        static_shapes: build the batches on the device, in the few shapes that CUDA graphs want: all
             have the same number of rows, the last one padded with empty captions, and lengths are
             rounded up. None: on a GPU.
     """

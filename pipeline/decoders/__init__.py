@@ -1,1 +1,1 @@
-"""The caption decoders, and the file that a trained one is kept in."""
+"""The caption decoders, and the file of a trained one."""

@@ -141,7 +141,7 @@ class SelfCriticalTrainer:
 
         Args:
             samples, rewards: as `_sample_and_score` returns them.
-            supervised: inputs, targets and token index of a batch for the cross-entropy.
+            xe_batch: inputs, targets and token index of a batch for the cross-entropy.
         """
         config = self.config
         with nullcontext() if config.use_dropout else without_dropout(self.decoder):

@@ -68,26 +68,29 @@ def extract(images: Path, backbone: Path, out: Path, config: ExtractConfig) -> N
             Checkpoint(out, fingerprint, config.checkpoint_seconds) as checkpoint,
             resume_features(out, spec, checkpoint, archive.fingerprints, batch) as writer,
         ):
-            began, left = time.monotonic(), ids[writer.rows_written :]
+            began, remaining = time.monotonic(), ids[writer.rows_written :]
             with progress_bar(
                 label="extract", total=len(ids), unit="image", initial=writer.rows_written
             ) as progress:
                 dtype = getattr(torch, config.dtype)
-                for rows in iter_features(archive, left, cnn, batch, workers, dtype):
+                for rows in iter_features(archive, remaining, cnn, batch, workers, dtype):
                     begin = writer.rows_written
                     _check_finite(rows, ids[begin : begin + len(rows.values)], config)
                     writer.append(rows.values, rows.checksums)
                     progress.update(len(rows.values))
                     if checkpoint.is_due():
                         writer.save(checkpoint)
-    if left:  # else an earlier run had finished
-        seconds = time.monotonic() - began
-        number, setup = (
-            pluralize(len(left), "image"),
-            f"{recipe.label}, {cnn.precision} on {device}",
+    if remaining:  # else an earlier run had finished
+        seconds, number = time.monotonic() - began, len(remaining)
+        log.info(
+            "%s in %.0f s, %.1f images/s: %s, %s on %s",
+            pluralize(number, "image"),
+            seconds,
+            number / seconds,
+            recipe.label,
+            cnn.precision,
+            device,
         )
-        message = "%s in %.0f s, %.1f images/s: %s"
-        log.info(message, number, seconds, len(left) / seconds, setup)
 
 
 def _build_extractor(

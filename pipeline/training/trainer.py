@@ -92,9 +92,9 @@ class Trainer:
         else:
             self._start_epoch(epoch)
         batches = iter_split_batches(self.split, config, self._shuffle, self.device)
-        left, done = islice(batches, self._batches, None), self._batches
+        remaining, done = islice(batches, self._batches, None), self._batches
         for batch in progress_bar(
-            left, label=f"epoch {epoch}", total=self.steps, unit="batch", initial=done
+            remaining, label=f"epoch {epoch}", total=self.steps, unit="batch", initial=done
         ):
             features = self.split.features[batch.images]  # (P, …)
             features = add_noise(features, decoder.feature_std, config.feature_noise)
