@@ -43,8 +43,10 @@ def test_noise_is_in_each_features_own_measure() -> None:
 class CountsOn:
     """Says of every word the one after it in the vocabulary."""
 
-    def forward_hidden(self, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        return words.unsqueeze(-1)
+    def forward_hidden(
+        self, features: torch.Tensor, words: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        return words.unsqueeze(-1), None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return 100.0 * torch.nn.functional.one_hot(hidden.squeeze(-1) + 1, 40).float()

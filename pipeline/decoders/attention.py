@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.decoders.decoder import DecoderConfig
+
 CHUNK_ELEMENTS = 1 << 18  # of float32: one MiB
 
 
@@ -132,10 +134,11 @@ def _chunks(query: Tensor, keys: Tensor) -> list[slice]:
 class GridEmbedding(nn.Module):
     """The grid as a decoder's memory: a projection of each cell plus a learned position."""
 
-    def __init__(self, feature_size: int, num_cells: int, hidden_size: int) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.proj = nn.Linear(feature_size, hidden_size)
-        self.pos_embed = nn.Parameter(torch.randn(num_cells, hidden_size) * 0.02)
+        height, width, D = config.feature_shape
+        self.proj = nn.Linear(D, config.hidden_size)
+        self.pos_embed = nn.Parameter(torch.randn(height * width, config.hidden_size) * 0.02)
 
     def forward(self, grid: Tensor) -> Tensor:
         """Standardised features (P, N, D) -> (P, N, H)."""

@@ -1,7 +1,7 @@
 """The trained decoder's file: weights, vocabulary and feature recipe, in one safetensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -34,8 +34,8 @@ def write_model(path: Path, model: TrainedDecoder) -> None:
     header = {
         "format": FORMAT,
         "tokenizer": TOKENIZER,
-        "decoder": model.decoder.config.to_json(),
-        "features": model.recipe.to_json(),
+        "decoder": asdict(model.decoder.config),
+        "features": asdict(model.recipe),
         "split_digest": model.split_digest,
         "max_length": model.max_length,
         "vocabulary": list(model.vocabulary.words),

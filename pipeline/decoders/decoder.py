@@ -6,9 +6,9 @@ Shapes, here and wherever decoders are used:
     Row i of the captions belongs to image i // C.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, Self
 
 import torch
@@ -38,9 +38,11 @@ class DecoderState:
 class StepDecoder(Protocol):
     """What a search needs of a decoder."""
 
+    @abstractmethod
     def init_state(self, features: Tensor) -> DecoderState:
         """The state before the first token of one caption per image."""
 
+    @abstractmethod
     def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Logits (B, V) of the tokens after `token_ids` (B,), and the new state."""
 
@@ -69,15 +71,11 @@ class DecoderConfig:
         cls, params: Mapping[str, Any], feature_shape: Sequence[int], vocabulary_size: int
     ) -> Self:
         """Take the fields of the same names from `params`, the train params as a mapping."""
-        names = {field.name for field in fields(cls)} & params.keys()
-        own = {name: params[name] for name in names}
+        own = {field.name: params[field.name] for field in fields(cls) if field.name in params}
         return cls(feature_shape=feature_shape, vocabulary_size=vocabulary_size, **own)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"feature_shape": list(self.feature_shape)}
 
-
-class Decoder(nn.Module, ABC):
+class Decoder(nn.Module, StepDecoder):
     """A caption decoder over the features of a frozen CNN.
 
     A subclass defines `forward_hidden`, `init_state` and `step`, which must agree: `step` by step
@@ -116,7 +114,7 @@ class Decoder(nn.Module, ABC):
         return features if features.dim() == 2 else features.flatten(1, 2)
 
     @abstractmethod
-    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> Tensor:
+    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run with teacher forcing up to the output layer, which `logits` applies.
 
         The two are apart so that training applies the output layer, most of the arithmetic, only
@@ -127,7 +125,8 @@ class Decoder(nn.Module, ABC):
             token_ids: (B, T), beginning with <start>.
 
         Returns:
-            (B, T, ·), from which `logits` predicts the token after each of `token_ids`.
+            (B, T, ·), from which `logits` predicts the token after each of `token_ids`; and the
+            attention weights (B, T, N) at these tokens, or None without attention to a grid.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -139,15 +138,7 @@ class Decoder(nn.Module, ABC):
 
     def forward(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Teacher forcing: logits (B, T, V) of the token after each of `token_ids` (B, T)."""
-        return self.logits(self.forward_hidden(features, token_ids))
-
-    @abstractmethod
-    def init_state(self, features: Tensor) -> DecoderState:
-        """The state before the first token of one caption per image."""
-
-    @abstractmethod
-    def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Logits (B, V) of the tokens after `token_ids` (B,), and the new state."""
+        return self.logits(self.forward_hidden(features, token_ids)[0])
 
     def attention_weights(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention weights (B, T, N) with which the token after each of `token_ids` was predicted.
@@ -157,7 +148,10 @@ class Decoder(nn.Module, ABC):
         Raises:
             TypeError: this decoder does not attend to a grid.
         """
-        raise TypeError(f"{self.config.decoder} does not attend to a grid")
+        _, weights = self.forward_hidden(features, token_ids)
+        if weights is None:
+            raise TypeError(f"{self.config.decoder} does not attend to a grid")
+        return weights
 
 
 def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.decoders.attention import AdditiveAttention, GridEmbedding
 from pipeline.decoders.decoder import Decoder, DecoderConfig, DecoderState, expand_to_captions
+from pipeline.decoders.recurrent import init_forget_bias
 
 
 class RNNCell(nn.Module):
@@ -23,10 +24,7 @@ class RNNCell(nn.Module):
         super().__init__()
         self.num_tensors = 2 if rnn_type == "lstm" else 1  # of its state
         self.cell = (nn.LSTMCell if rnn_type == "lstm" else nn.GRUCell)(input_size, hidden_size)
-        if rnn_type == "lstm":
-            with torch.no_grad():  # a forget bias of one, as in `recurrent`
-                self.cell.bias_ih[hidden_size : 2 * hidden_size].fill_(1.0)
-                self.cell.bias_hh[hidden_size : 2 * hidden_size].zero_()
+        init_forget_bias(self.cell)
 
     def forward(self, inputs: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.num_tensors == 2:
@@ -39,8 +37,7 @@ class InputFeedingDecoder(Decoder):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        *grid, D = config.feature_shape
-        self.grid_embed = GridEmbedding(D, grid[0] * grid[1], config.hidden_size)
+        self.grid_embed = GridEmbedding(config)
         self.attn = AdditiveAttention(config.hidden_size)
 
     @abstractmethod
@@ -50,13 +47,7 @@ class InputFeedingDecoder(Decoder):
         """What `logits` takes (B, H), the attention weights (B, N) and the state, after embedded
         tokens (B, E)."""
 
-    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        return self._forward(features, token_ids)[0]
-
-    def attention_weights(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        return self._forward(features, token_ids)[1]
-
-    def _forward(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         state = self.init_state(features)
         expanded = tuple(expand_to_captions(part, token_ids) for part in state.hidden)
         state = DecoderState(state.memory, expanded)

@@ -30,16 +30,7 @@ class RecurrentDecoder(Decoder):
             dropout=config.dropout if config.num_layers > 1 else 0.0,
             batch_first=True,
         )
-        if config.rnn_type == "lstm":
-            self._init_forget_bias()
-
-    def _init_forget_bias(self) -> None:
-        """A forget bias of one (Jozefowicz et al., ICML 2015)."""
-        H = self.config.hidden_size
-        for layer in range(self.config.num_layers):
-            with torch.no_grad():
-                getattr(self.rnn, f"bias_ih_l{layer}")[H : 2 * H].fill_(1.0)
-                getattr(self.rnn, f"bias_hh_l{layer}")[H : 2 * H].zero_()
+        init_forget_bias(self.rnn)
 
     def _run_rnn(self, vectors: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The LSTM's inputs (B, 1 + T, E) and outputs (B, 1 + T, H); the first step is the image's.
@@ -89,42 +80,55 @@ class RecurrentDecoder(Decoder):
             return self.rnn(inputs)[0]
         split_step = 1 + min(range(T - 1), key=cost.__getitem__)
         longer = (lengths > split_step).nonzero().squeeze(1)
-        first, state = self.rnn(inputs[:, :split_step])
-        if isinstance(state, tuple):
-            state = tuple(part.index_select(1, longer) for part in state)
-        else:
-            state = state.index_select(1, longer)
-        rest, _ = self.rnn(inputs[longer, split_step:], state)
+        first, state = self._call_rnn(inputs[:, :split_step])
+        state = tuple(part.index_select(1, longer) for part in state)
+        rest, _ = self._call_rnn(inputs[longer, split_step:], state)
         padded = rest.new_zeros(B, T - split_step, rest.shape[-1]).index_copy(0, longer, rest)
         return torch.cat([first, padded], dim=1)
 
+    def _call_rnn(
+        self, inputs: Tensor, hidden: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The outputs, and the state as a tuple of (L, B, H), which a GRU's is not by itself."""
+        if isinstance(self.rnn, nn.LSTM):
+            return self.rnn(inputs, hidden)
+        outputs, state = self.rnn(inputs, None if hidden is None else hidden[0])
+        return outputs, (state,)
+
     def _init_from_image(self, vectors: Tensor, memory: tuple[Tensor, ...]) -> DecoderState:
         """The state after the image's step."""
-        _, hidden = self.rnn(self.dropout(self.image_proj(vectors).unsqueeze(1)))
-        return DecoderState(memory, self._batch_first(hidden))
+        _, hidden = self._call_rnn(self.dropout(self.image_proj(vectors).unsqueeze(1)))
+        return DecoderState(memory, _batch_first(hidden))
 
     def _step_rnn(
         self, token_ids: Tensor, state: DecoderState
     ) -> tuple[Tensor, Tensor, DecoderState]:
         """The LSTM's input (B, 1, E) and output (B, 1, H) for `token_ids` (B,), and the state."""
-        layers_first = tuple(
-            part.transpose(0, 1).contiguous() for part in state.hidden
-        )  # (L, B, H)
-        hidden = layers_first if self.config.rnn_type == "lstm" else layers_first[0]
+        hidden = tuple(part.transpose(0, 1).contiguous() for part in state.hidden)  # (L, B, H)
         inputs = self.dropout(self.embed(token_ids).unsqueeze(1))
-        output, hidden = self.rnn(inputs, hidden)
-        return inputs, output, DecoderState(state.memory, self._batch_first(hidden))
+        output, hidden = self._call_rnn(inputs, hidden)
+        return inputs, output, DecoderState(state.memory, _batch_first(hidden))
 
-    def _batch_first(self, hidden: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        parts = hidden if isinstance(hidden, tuple) else (hidden,)
-        return tuple(part.transpose(0, 1) for part in parts)  # (B, L, H)
+
+@torch.no_grad()
+def init_forget_bias(rnn: nn.Module) -> None:
+    """Give an LSTM (or its cell) a forget bias of one (Jozefowicz et al., ICML 2015)."""
+    if isinstance(rnn, (nn.LSTM, nn.LSTMCell)):
+        H = rnn.hidden_size
+        for name, bias in rnn.named_parameters():
+            if name.startswith("bias"):  # the two of a layer are added
+                bias[H : 2 * H] = 1.0 if name.startswith("bias_ih") else 0.0
+
+
+def _batch_first(hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(part.transpose(0, 1) for part in hidden)  # (B, L, H)
 
 
 class ShowAndTell(RecurrentDecoder):
     """Captions from one vector per image."""
 
-    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        return self._run_rnn(self.normalize_features(features), token_ids)[1][:, 1:]
+    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, None]:
+        return self._run_rnn(self.normalize_features(features), token_ids)[1][:, 1:], None
 
     def init_state(self, features: Tensor) -> DecoderState:
         return self._init_from_image(self.normalize_features(features), ())
@@ -139,22 +143,15 @@ class SpatialAttention(RecurrentDecoder):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        *grid, D = config.feature_shape
         H = config.hidden_size
-        self.grid_embed = GridEmbedding(D, grid[0] * grid[1], H)
+        self.grid_embed = GridEmbedding(config)
         self.attn = MultiHeadAttention(H, config.num_heads)
         self.out_proj = nn.Linear(2 * H, H)
-
-    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        return self._forward(features, token_ids)[0]  # (B, T, 2 H)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return super().logits(torch.tanh(self.out_proj(hidden)))
 
-    def attention_weights(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        return self._forward(features, token_ids)[1]
-
-    def _forward(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         grid = self.normalize_features(features)
         inputs, outputs = self._run_rnn(grid.mean(dim=1), token_ids)
         return self._attend(inputs[:, 1:], outputs[:, :-1], outputs[:, 1:], self._memory(grid))

@@ -61,20 +61,13 @@ class TransformerDecoder(Decoder):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        *grid, D = config.feature_shape
         H = config.hidden_size
-        self.grid_embed = GridEmbedding(D, grid[0] * grid[1], H)
+        self.grid_embed = GridEmbedding(config)
         self.embed_proj = nn.Linear(config.embed_size, H)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(H)
 
-    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        return self._forward(features, token_ids)[0]
-
-    def attention_weights(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        return self._forward(features, token_ids)[1]
-
-    def _forward(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_hidden(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The last block's output and attention weights."""
         hidden = self._embed(token_ids, start=0)
         memory = self._memory(features)

@@ -104,7 +104,7 @@ def log_probabilities(
     """
     start = captions.new_full((len(captions), 1), START)
     inputs = torch.cat([start, captions[:, :-1]], dim=1)
-    hidden = decoder.forward_hidden(features, inputs)  # (B, T, ·)
+    hidden, _ = decoder.forward_hidden(features, inputs)  # (B, T, ·)
     if captions.device.type != "cpu":  # all positions: to find the tokens would wait for the device
         logits = mask_special_tokens(decoder.logits(hidden).float(), first=False)  # (B, T, V)
         logits[:, 0, END].fill_(NEG_INF)

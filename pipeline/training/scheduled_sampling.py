@@ -27,7 +27,7 @@ def scheduled_sampling(decoder: Decoder, features: Tensor, inputs: Tensor, p: fl
         return inputs
     positions = _random_mask(inputs, p)[:, 1:].flatten().nonzero().squeeze(1)
     # Position t of the output predicts input t + 1.
-    hidden = decoder.forward_hidden(features, inputs)[:, :-1].flatten(0, 1)
+    hidden = decoder.forward_hidden(features, inputs)[0][:, :-1].flatten(0, 1)
     logits = mask_special_tokens(decoder.logits(hidden[positions]).float(), first=True)
     sampled = sample_tokens(logits.softmax(dim=-1))
     mixed = inputs.clone()
