@@ -13,7 +13,7 @@ from pipeline.decoders.decoder import Decoder
 from pipeline.evaluation.ensemble import build_ensemble, read_models
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.preprocess import PreprocessedViews, collate, preprocess
-from pipeline.generation.beam_search import BeamSearchConfig, diverse_beam_search
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.generation.sampling import SamplingConfig, sample
 from pipeline.images.archive import read_image
 
@@ -89,7 +89,7 @@ class Captioner:
         self, images: Sequence[PreprocessedViews], config: BeamSearchConfig
     ) -> list[list[str]]:
         """One caption per group of beams, for each preprocessed image."""
-        found = diverse_beam_search(self._decoder, self._cnn(collate(images)), config)
+        found = BeamSearch(self._decoder, config)(self._cnn(collate(images)))
         return [[self._decode(caption.token_ids) for caption in groups] for groups in found]
 
     def sample(

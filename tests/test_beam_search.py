@@ -12,14 +12,7 @@ from torch import Tensor
 
 from pipeline.captions.vocabulary import END, PAD, START, UNK
 from pipeline.decoders.decoder import DecoderState
-from pipeline.generation.beam_search import (
-    BeamSearch,
-    BeamSearchConfig,
-    beam_search,
-    diverse_beam_search,
-    hypotheses,
-    search_tokens,
-)
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig, Hypothesis
 
 A, B, C, D = range(4, 8)  # words, after <pad> <start> <end> <unk>
 
@@ -52,6 +45,14 @@ class TableDecoder:
         # A beam's row stays with its image's, wherever the search moves the two.
         assert torch.equal(images.repeat_interleave(len(beams) // len(images)), beams)
         return self.log_probs[beams, words], state
+
+
+def beam_search(
+    decoder: TableDecoder, images: Tensor, search: BeamSearchConfig
+) -> list[Hypothesis]:
+    """The best caption of each image."""
+    made = BeamSearch(decoder, search)(images)
+    return [max(groups, key=lambda one: one.score) for groups in made]
 
 
 def exhaustive(
@@ -144,10 +145,8 @@ def test_images_that_stay_in_the_batch_get_the_captions_of_those_that_leave(
     made = []
     for drop_finished in (True, False):
         decoder = TableDecoder(TABLE, SECOND)
-        words, scores = search_tokens(decoder, images, search, drop_finished)
-        made.append(hypotheses(words, scores, search))
+        made.append(BeamSearch(decoder, search, drop_finished)(images))
     assert made[0] == made[1]
-    assert BeamSearch(TableDecoder(TABLE, SECOND), search)(images) == made[0]
 
 
 def test_a_beam_is_never_better_than_the_best_sentence_nor_worse_than_its_score() -> None:
@@ -192,7 +191,7 @@ def test_groups_that_pay_nothing_say_the_same() -> None:
     """Each finds what a beam search as wide as the group finds."""
     search = BeamSearchConfig(6, 0.7, 5, beam_groups=3, diversity_penalty=0.0)
     (alone,) = beam_search(TableDecoder(TABLE), torch.tensor([0]), BeamSearchConfig(2, 0.7, 5))
-    (made,) = diverse_beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
+    (made,) = BeamSearch(TableDecoder(TABLE), search)(torch.tensor([0]))
     assert [one.token_ids for one in made] == [alone.token_ids] * 3
     assert [one.score for one in made] == pytest.approx([alone.score] * 3)
 
@@ -202,7 +201,7 @@ def test_a_group_pays_for_the_words_of_those_before_it() -> None:
     ahead = math.log(0.40 / 0.25)
     for diversity, second in ((ahead - 0.01, A), (ahead + 0.01, B)):
         search = BeamSearchConfig(2, 0.0, 1, beam_groups=2, diversity_penalty=diversity)
-        (made,) = diverse_beam_search(TableDecoder(TABLE), torch.tensor([0]), search)
+        (made,) = BeamSearch(TableDecoder(TABLE), search)(torch.tensor([0]))
         assert [one.token_ids for one in made] == [[A], [second]]
         end = {A: 0.40 * 0.08, B: 0.25 * 0.35}[second]
         assert made[1].score == pytest.approx(math.log(end))  # what it paid is not in its score
@@ -213,9 +212,9 @@ def test_groups_in_a_batch_say_what_they_say_alone(beam_size: int, groups: int) 
     decoder = TableDecoder(TABLE, SECOND)
     search = BeamSearchConfig(beam_size, 0.7, 6, beam_groups=groups, diversity_penalty=1.0)
     images = torch.tensor([0, 1, 1, 0, 1])
-    together = diverse_beam_search(decoder, images, search)
+    together = BeamSearch(decoder, search)(images)
     for image, made in zip(images, together, strict=True):
-        (alone,) = diverse_beam_search(decoder, image.view(1), search)
+        (alone,) = BeamSearch(decoder, search)(image.view(1))
         assert [one.token_ids for one in made] == [one.token_ids for one in alone]
         table = (TABLE, SECOND)[int(image)]
         scores = {tuple(sentence): score for score, sentence in exhaustive(table, 6, 0.7)}

@@ -11,7 +11,7 @@ from pipeline.decoders.attention import AdditiveAttention
 from pipeline.decoders.decoder import Decoder, DecoderConfig
 from pipeline.decoders.dropout import Dropout
 from pipeline.decoders.registry import DECODERS, build_decoder
-from pipeline.generation.beam_search import BeamSearchConfig, beam_search
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.self_critical.trainer import without_dropout
 
 GRID = (2, 3, 12)
@@ -73,8 +73,8 @@ def test_it_learns_to_tell_twenty_images_apart(name: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    made = beam_search(model.eval(), features, BeamSearchConfig(beam_size=3, max_length=8))
-    assert [one.token_ids for one in made] == words[:, 1:].tolist()
+    made = BeamSearch(model.eval(), BeamSearchConfig(beam_size=3, max_length=8))(features)
+    assert [one.token_ids for (one,) in made] == words[:, 1:].tolist()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig, ExtractConfig, TrainConfig
 from pipeline.decoders.registry import DECODERS
 from pipeline.evaluation.ensemble import Ensemble, features_for
-from pipeline.generation.beam_search import BeamSearchConfig, beam_search
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.extract import extract
 from pipeline.stages.train import train
@@ -31,8 +31,8 @@ from tests.test_decoder import GRID, decoder
 def test_an_ensemble_of_one_is_that_model(name: str) -> None:
     model, features = decoder(name).eval(), torch.randn(6, *GRID)
     search = BeamSearchConfig(beam_size=3, length_penalty=0.7, max_length=8)
-    alone = beam_search(model, features_for(model, features), search)
-    together = beam_search(Ensemble([model]), features, search)
+    alone = [best for (best,) in BeamSearch(model, search)(features_for(model, features))]
+    together = [best for (best,) in BeamSearch(Ensemble([model]), search)(features)]
     assert [caption.token_ids for caption in together] == [caption.token_ids for caption in alone]
     scores = [caption.score for caption in alone]
     assert [caption.score for caption in together] == pytest.approx(scores, abs=1e-4)

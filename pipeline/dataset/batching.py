@@ -1,12 +1,12 @@
 """Training captions as tensors, and batches of captions of similar length."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.captions.vocabulary import END, PAD, START, Vocabulary
 
@@ -49,15 +49,16 @@ def encode(
 ) -> EncodedCaptions:
     """Encode all captions of all images; `references[i]` belong to image i."""
     rows = [
-        (image, [START, *vocabulary.encode(caption), END])
-        for image, captions in enumerate(references)
+        torch.tensor([START, *vocabulary.encode(caption), END])
+        for captions in references
         for caption in captions
     ]
-    lengths = torch.tensor([len(ids) for _, ids in rows])
-    token_ids = torch.full((len(rows), int(lengths.max())), PAD)
-    for row, (_, ids) in enumerate(rows):
-        token_ids[row, : len(ids)] = torch.tensor(ids)
-    return EncodedCaptions(token_ids, lengths, torch.tensor([image for image, _ in rows]))
+    counts = torch.tensor([len(captions) for captions in references])
+    return EncodedCaptions(
+        token_ids=pad_sequence(rows, batch_first=True, padding_value=PAD),
+        lengths=torch.tensor([len(row) for row in rows]),
+        images=torch.arange(len(references)).repeat_interleave(counts),
+    )
 
 
 def iter_batches(
@@ -79,12 +80,7 @@ def iter_batches(
             have the same number of rows, the last one padded with empty captions, and lengths are
             rounded up. None: on a GPU.
     """
-    if by_image:
-        groups = _group_by_image(captions, size, shuffle)
-    else:
-        all_rows = torch.arange(len(captions))
-        buckets = _bucket_by_length(all_rows, captions.lengths, size, shuffle)
-        groups = [(captions.images[rows], rows.unsqueeze(1)) for rows in buckets]
+    groups = _group(captions, size, by_image, shuffle)
     if shuffle is not None:
         order = torch.randperm(len(groups), generator=shuffle)
         groups = [groups[i] for i in order.tolist()]
@@ -156,11 +152,7 @@ def sample_captions(
 
 def count_batches(captions: EncodedCaptions, size: int, by_image: bool) -> int:
     """The number of batches of `iter_batches`."""
-    if not by_image:
-        return math.ceil(len(captions) / size)
-    _, counts = captions.images.unique_consecutive(return_counts=True)
-    per_count = zip(*(part.tolist() for part in counts.unique(return_counts=True)), strict=True)
-    return sum(math.ceil(images / max(1, size // count)) for count, images in per_count)
+    return len(_group(captions, size, by_image, shuffle=None))
 
 
 def _bucket_by_length(
@@ -173,10 +165,14 @@ def _bucket_by_length(
     return items[order.argsort(stable=True)].split(size)
 
 
-def _group_by_image(
-    captions: EncodedCaptions, size: int, shuffle: torch.Generator | None
+def _group(
+    captions: EncodedCaptions, size: int, by_image: bool, shuffle: torch.Generator | None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Groups of images (P,) with the same number of captions, and these captions' rows (P, C)."""
+    """Each batch's images (P,), and the rows (P, C) of their captions, as many for each image."""
+    if not by_image:
+        all_rows = torch.arange(len(captions))
+        buckets = _bucket_by_length(all_rows, captions.lengths, size, shuffle)
+        return [(captions.images[rows], rows.unsqueeze(1)) for rows in buckets]
     images, counts = captions.images.unique_consecutive(return_counts=True)
     offsets = counts.cumsum(0) - counts
     longest = torch.stack([part.max() for part in captions.lengths.split(counts.tolist())])

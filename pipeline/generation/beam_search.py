@@ -46,56 +46,39 @@ class BeamSearch:
     """The search with one decoder, for repeated calls: on a GPU a CUDA graph per batch size,
     captured on that size's second use."""
 
-    def __init__(self, decoder: StepDecoder, config: BeamSearchConfig) -> None:
-        self._config = config
-        self._graphs = CudaGraphs(lambda features: search_tokens(decoder, features, config))
+    def __init__(
+        self, decoder: StepDecoder, config: BeamSearchConfig, drop_finished: bool | None = None
+    ) -> None:
+        """
+        Args:
+            drop_finished: whether finished images leave the batch; None: on a CPU. On a GPU that
+                would wait for the device. There they stay, their beams count for nothing, and the
+                search can be one CUDA graph.
+        """
+        self._groups = config.beam_groups
+        self._search = CudaGraphs(
+            lambda features: _search_tokens(decoder, features, config, drop_finished)
+        )
 
     def __call__(self, features: Tensor) -> list[list[Hypothesis]]:
-        """The best caption of each group of beams, for each of P images."""
-        token_ids, scores = self._graphs(features)
-        return hypotheses(token_ids, scores, self._config)
+        """The best caption of each group of beams, for each of P images.
 
-
-def beam_search(
-    decoder: StepDecoder, features: Tensor, config: BeamSearchConfig
-) -> list[Hypothesis]:
-    """The best caption of each of P images; arguments as in `diverse_beam_search`."""
-    return best_of_groups(diverse_beam_search(decoder, features, config))
-
-
-def best_of_groups(captions: list[list[Hypothesis]]) -> list[Hypothesis]:
-    return [max(groups, key=lambda hypothesis: hypothesis.score) for groups in captions]
-
-
-def diverse_beam_search(
-    decoder: StepDecoder, features: Tensor, config: BeamSearchConfig
-) -> list[list[Hypothesis]]:
-    """The best caption of each group of beams, for each of P images.
-
-    Args:
-        features: what the decoder's `init_state` takes, P in the first dimension.
-    """
-    return hypotheses(*search_tokens(decoder, features, config), config)
-
-
-def hypotheses(
-    token_ids: Tensor, scores: Tensor, config: BeamSearchConfig
-) -> list[list[Hypothesis]]:
-    """What `search_tokens` returned, as one list per image."""
-    captions = [
-        Hypothesis([token for token in caption if token != PAD], score)
-        for caption, score in zip(token_ids.tolist(), scores.tolist(), strict=True)
-    ]
-    G = config.beam_groups
-    return [captions[begin : begin + G] for begin in range(0, len(captions), G)]
+        Args:
+            features: what the decoder's `init_state` takes, P in the first dimension.
+        """
+        captions = [
+            Hypothesis([token for token in token_ids if token != PAD], score)
+            for token_ids, score in zip(
+                *(part.tolist() for part in self._search(features)), strict=True
+            )
+        ]
+        G = self._groups
+        return [captions[begin : begin + G] for begin in range(0, len(captions), G)]
 
 
 @torch.inference_mode()
-def search_tokens(
-    decoder: StepDecoder,
-    features: Tensor,
-    config: BeamSearchConfig,
-    drop_finished: bool | None = None,
+def _search_tokens(
+    decoder: StepDecoder, features: Tensor, config: BeamSearchConfig, drop_finished: bool | None
 ) -> tuple[Tensor, Tensor]:
     """The best caption of each group as tensors: token ids (P * groups, max_length), with <pad>
     after each caption, and scores (P * groups,).
@@ -103,11 +86,6 @@ def search_tokens(
     Finished captions are set aside and never grow again. An image is finished once no growing beam
     can beat the best finished caption of its group: log-probabilities only fall, so the bound is
     the sum so far over the largest divisor.
-
-    Args:
-        drop_finished: whether finished images leave the batch; None: on a CPU. On a GPU that would
-            wait for the device. There they stay, their beams count for nothing, and the search can
-            be one CUDA graph.
     """
     P, G = len(features), config.beam_groups
     K = config.beam_size // G

@@ -8,7 +8,7 @@ from pipeline.captions.vocabulary import Vocabulary
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.dataset.split import Split
 from pipeline.decoders.decoder import Decoder
-from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig, best_of_groups
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.metrics.baselines import best_constant_caption
 from pipeline.metrics.scores import cider
 from pipeline.metrics.validation import SplitScores
@@ -26,8 +26,9 @@ def generate_captions(
     """One caption per image, in tokens, for features (N, …), `batch_size` images at a time."""
     captions = []
     for begin in progress_bar(range(0, len(features), batch_size), label="caption", unit="batch"):
-        best = best_of_groups(search(features[begin : begin + batch_size]))
-        captions += [vocabulary.decode(caption.token_ids) for caption in best]
+        for groups in search(features[begin : begin + batch_size]):
+            best = max(groups, key=lambda hypothesis: hypothesis.score)
+            captions.append(vocabulary.decode(best.token_ids))
     return captions
 
 

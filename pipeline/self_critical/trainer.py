@@ -5,7 +5,7 @@ Training", 2020: a caption is compared with the other captions drawn for the sam
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -22,22 +22,20 @@ from pipeline.runtime.checkpoint import State
 from pipeline.runtime.cuda_graphs import CudaGraphs
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.progress import progress_bar
-from pipeline.training.ema import ModelEma
+from pipeline.training.base_trainer import BaseTrainer
 from pipeline.training.history import Row
-from pipeline.training.optimizer import adamw, backward_and_step, load_optimizer, save_optimizer
+from pipeline.training.optimizer import adamw
 from pipeline.training.trainer import caption_loss
-from pipeline.training.trainer_state import (
-    load_module,
-    load_rng_state,
-    rng_state_dict,
-    save_module,
-)
 
 CHECK_EVERY = 20  # steps on a GPU, where each check synchronises with the device
 
 
-class SelfCriticalTrainer:
-    """Trains on captions that the decoder samples; AdamW at a constant learning rate."""
+class SelfCriticalTrainer(BaseTrainer):
+    """Trains on captions that the decoder samples, with AdamW at a constant learning rate.
+
+    `train_epoch` trains on every image once. It returns means over the steps: the reward x100, and
+    the cross-entropy per token in nats, or None if its weight is 0.
+    """
 
     def __init__(
         self,
@@ -49,46 +47,30 @@ class SelfCriticalTrainer:
     ) -> None:
         """
         Args:
-            split: the images to sample captions for, with their references.
-            dtype: to compute in, by autocast unless it is float32.
             max_length: maximum length of a sampled caption, in tokens.
         """
-        self.decoder, self.split, self.config, self.dtype = decoder, split, config, dtype
+        optimizer = adamw(decoder, config.learning_rate, weight_decay=0.0)
+        super().__init__(decoder, split, config, dtype, optimizer)
+        self.config = config
         self._sampling = SamplingConfig(config.temperature, max_length=max_length)
-        self._ema = ModelEma(decoder, config.ema_decay)
-        self.ema_decoder = self._ema.decoder
-        self.device = device = decoder.feature_mean.device
         references = References(
             references_per_image(split.captions, len(split.features)),
             decoder.config.vocabulary_size,
-            device,
+            self.device,
         )
         self._cider = CiderReward(references)
         self._bleu = BleuReward(references) if config.bleu_weight else None
-        self.optimizer = adamw(decoder, config.learning_rate, weight_decay=0.0)
         self._order = torch.Generator().manual_seed(config.seed)
-        self._rng = torch.Generator(device).manual_seed(config.seed)
+        self._rng = torch.Generator(self.device).manual_seed(config.seed)
         self._sample = CudaGraphs(self._sample_and_score, [self._rng])
         self._train_step = CudaGraphs(self._step)
         self._epoch = 0
         self._batches: list[Tensor] = []  # the images of this epoch's remaining steps
         self._steps = 0
         # Sums over this epoch's steps, on the device: rewards, and cross-entropy losses.
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def train_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> Row:
-        """Train on every image once, or on the rest of the epoch that a loaded state is in.
-
-        Args:
-            after_step: called after every step.
-
-        Returns:
-            Means over the steps: the reward x100, and the cross-entropy per token in nats, or
-            None if its weight is 0.
-
-        Raises:
-            InputError: the loss or its gradient is no longer finite.
-        """
         self.decoder.train()
         if epoch != self._epoch:
             images = torch.randperm(len(self.split.features), generator=self._order)
@@ -152,8 +134,7 @@ class SelfCriticalTrainer:
                 self.decoder, features, *xe_batch, label_smoothing=0.0, dtype=self.dtype
             )
             loss = loss + config.cross_entropy_weight * cross_entropy
-        not_finite = backward_and_step(self.optimizer, loss, config.clip_norm)
-        self._ema.update()
+        not_finite = self._update(loss)
         sums = torch.stack([rewards.mean(), cross_entropy.detach()]).double()
         self._sums += sums + not_finite
         return (loss.detach(),)
@@ -167,28 +148,21 @@ class SelfCriticalTrainer:
             )
 
     def state_dict(self) -> State:
-        """Everything that the next step depends on."""
-        self._check_finite()  # a broken state must not replace a good one
-        tensors, header = save_optimizer(self.optimizer)
-        tensors |= save_module("decoder", self.decoder) | self._ema.state_dict()
-        tensors |= rng_state_dict(self.device)
+        tensors, header = super().state_dict()
         tensors |= {"order": self._order.get_state(), "sampling": self._rng.get_state()}
         remaining = torch.cat([torch.zeros(0, dtype=torch.int64), *self._batches])
         header |= {"epoch": self._epoch, "steps": self._steps}
         return tensors | {"remaining": remaining, "sums": self._sums}, header
 
     def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
         tensors, header = state
-        load_module("decoder", self.decoder, tensors)
-        self._ema.load_state_dict(tensors)
-        load_optimizer(self.optimizer, tensors, header)
         self._order.set_state(tensors["order"])
         self._rng.set_state(tensors["sampling"])
         remaining = tensors["remaining"]
         self._batches = list(remaining.split(self.config.batch_size)) if len(remaining) else []
         self._epoch, self._steps = header["epoch"], header["steps"]
         self._sums.copy_(tensors["sums"])
-        load_rng_state(tensors, self.device)
 
     def rewards(self, images: Tensor, samples: Tensor) -> Tensor:
         """CIDEr-D plus `bleu_weight` times BLEU-4 of captions (P * samples, T): (P, samples)."""
@@ -211,28 +185,23 @@ class SelfCriticalTrainer:
 @contextmanager
 def without_dropout(decoder: Decoder) -> Iterator[None]:
     """Turn dropout off but stay in train mode: cuDNN's RNN backward needs it."""
-    modules = [m for m in decoder.modules() if isinstance(m, (nn.Dropout, nn.RNNBase))]
-    before = [(m.p if isinstance(m, nn.Dropout) else m.dropout) for m in modules]
-    _set_dropout(modules, [0.0] * len(modules))
+    kinds = {nn.Dropout: "p", nn.RNNBase: "dropout"}
+    modules = list(decoder.modules())
+    settings = [(m, name) for m in modules for kind, name in kinds.items() if isinstance(m, kind)]
+    before = [getattr(module, name) for module, name in settings]
+    for module, name in settings:
+        setattr(module, name, 0.0)
     try:
         yield
     finally:
-        _set_dropout(modules, before)
-
-
-def _set_dropout(modules: Sequence[nn.Dropout | nn.RNNBase], values: Sequence[float]) -> None:
-    for module, value in zip(modules, values, strict=True):
-        setattr(module, "p" if isinstance(module, nn.Dropout) else "dropout", value)
+        for (module, name), value in zip(settings, before, strict=True):
+            setattr(module, name, value)
 
 
 def references_per_image(captions: EncodedCaptions, images: int) -> list[list[list[int]]]:
     """The token ids of each image's captions, with <end> and without <start>."""
     references: list[list[list[int]]] = [[] for _ in range(images)]
-    for image, length, ids in zip(
-        captions.images.tolist(),
-        captions.lengths.tolist(),
-        captions.token_ids.tolist(),
-        strict=True,
-    ):
+    columns = (captions.images.tolist(), captions.lengths.tolist(), captions.token_ids.tolist())
+    for image, length, ids in zip(*columns, strict=True):
         references[image].append(ids[1:length])
     return references

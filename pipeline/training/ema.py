@@ -3,10 +3,8 @@
 import copy
 
 import torch
-from torch import Tensor
 
 from pipeline.decoders.decoder import Decoder
-from pipeline.training.trainer_state import load_module, save_module
 
 
 class ModelEma:
@@ -17,7 +15,8 @@ class ModelEma:
     """
 
     def __init__(self, decoder: Decoder, decay: float) -> None:
-        self._decoder, self._decay, self._steps = decoder, decay, 0
+        self._decoder, self._decay = decoder, decay
+        self.steps = 0
         # The decoder to caption with: the average, or without one the trained decoder itself.
         self.decoder = copy.deepcopy(decoder).requires_grad_(False) if decay else decoder
         # 1 - decay of this step. On a GPU a CUDA graph reads it from the device.
@@ -28,9 +27,9 @@ class ModelEma:
 
     def count_step(self) -> None:
         """Call before each optimiser step."""
-        n = self._steps
+        n = self.steps
         self._lerp_weight.fill_(1 - min(self._decay, (1 + n) / (10 + n)) if n else 1.0)
-        self._steps += 1
+        self.steps += 1
 
     @torch.no_grad()
     def update(self) -> None:
@@ -41,13 +40,3 @@ class ModelEma:
         pairs = zip(self.decoder.parameters(), self._decoder.parameters(), strict=True)
         for average, weights in pairs:
             average.lerp_(weights, weight)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        if self.decoder is self._decoder:
-            return {}
-        return save_module("ema", self.decoder) | {"ema_steps": torch.tensor(self._steps)}
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        if self.decoder is not self._decoder:
-            load_module("ema", self.decoder, tensors)
-            self._steps = int(tensors["ema_steps"])

@@ -4,27 +4,16 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from pipeline.runtime.checkpoint import Checkpoint, State
+from pipeline.runtime.checkpoint import Checkpoint
+from pipeline.training.base_trainer import BaseTrainer
 from pipeline.training.history import History, Row
 
 log = logging.getLogger(__name__)
 
 
-class EpochTrainer(Protocol):
-    """What the loop needs of a trainer; `state_dict` holds all that the next step depends on."""
-
-    def train_epoch(self, epoch: int, after_step: Callable[[], None]) -> Row:
-        """Train one epoch, or the rest of one; return the epoch's history columns."""
-
-    def state_dict(self) -> State: ...
-
-    def load_state_dict(self, state: State) -> None: ...
-
-
 def fit(
-    trainer: EpochTrainer,
+    trainer: BaseTrainer,
     validate: Callable[[], Row],
     write_best: Callable[[], None],
     out: Path,

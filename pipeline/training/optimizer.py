@@ -23,21 +23,6 @@ def adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> torch
     )
 
 
-def backward_and_step(optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> Tensor:
-    """Backward, clip the gradient's norm, and step.
-
-    Returns:
-        0, or NaN if the gradient was not finite. Added to a running sum, a NaN shows whenever
-        the sum is read, without a synchronisation in every step.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    optimizer.step()
-    return norm - norm
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):

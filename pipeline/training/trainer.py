@@ -18,47 +18,28 @@ from pipeline.runtime.checkpoint import State
 from pipeline.runtime.cuda_graphs import CudaGraphs
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.progress import progress_bar
-from pipeline.training.ema import ModelEma
+from pipeline.training.base_trainer import BaseTrainer
 from pipeline.training.history import Row
-from pipeline.training.optimizer import (
-    adamw,
-    backward_and_step,
-    load_optimizer,
-    save_optimizer,
-    set_learning_rate,
-)
+from pipeline.training.optimizer import adamw, set_learning_rate
 from pipeline.training.scheduled_sampling import apply_word_dropout, scheduled_sampling
-from pipeline.training.trainer_state import (
-    load_module,
-    load_rng_state,
-    rng_state_dict,
-    save_module,
-)
 
 CHECK_EVERY = 50  # steps on a GPU, where each check synchronises with the device
 
 
-class Trainer:
-    """AdamW with warm-up and cosine decay, and a moving average of the weights."""
+class Trainer(BaseTrainer):
+    """AdamW with warm-up and cosine decay; `train_epoch` returns the learning rate of the epoch's
+    first step, and the mean loss per token in nats."""
 
     def __init__(
         self, decoder: Decoder, config: TrainConfig, split: Split, dtype: torch.dtype
     ) -> None:
-        """
-        Args:
-            split: the captions to train on.
-            dtype: to compute in, by autocast unless it is float32.
-        """
+        optimizer = adamw(decoder, config.learning_rate, config.weight_decay)
+        super().__init__(decoder, split, config, dtype, optimizer)
         captions = split.captions
         # Shrink batches of small data sets so that an epoch has `min_epoch_steps`.
         batch_size = min(config.batch_size, max(1, len(captions) // config.min_epoch_steps))
         self.config = config.model_copy(update={"batch_size": batch_size})
-        self.decoder, self.split, self.dtype = decoder, split, dtype
-        self.device = decoder.feature_mean.device
         self.steps = count_batches(captions, batch_size, config.feature_kind == "grid")
-        self.optimizer = adamw(decoder, config.learning_rate, config.weight_decay)
-        self._ema = ModelEma(decoder, config.ema_decay)
-        self.ema_decoder = self._ema.decoder
         self._train_step, self._val_loss = CudaGraphs(self._step), CudaGraphs(self._loss)
         self._shuffle = torch.Generator().manual_seed(config.seed)
         self._global_step = 0  # over all epochs
@@ -75,17 +56,6 @@ class Trainer:
         return config.learning_rate * warmup_cosine(step, steps, config.warmup_ratio)
 
     def train_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> Row:
-        """Train one epoch, or the rest of the one that a loaded state is in.
-
-        Args:
-            after_step: called after every step.
-
-        Returns:
-            The learning rate of the epoch's first step, and the mean loss per token in nats.
-
-        Raises:
-            InputError: the loss or its gradient is no longer finite.
-        """
         config, decoder = self.config, self.decoder.train()
         if epoch == self._epoch:  # resumed: the same order as before the interruption
             self._shuffle.set_state(self._order)
@@ -133,8 +103,7 @@ class Trainer:
             label_smoothing=config.label_smoothing,
             dtype=self.dtype,
         )
-        not_finite = backward_and_step(self.optimizer, loss, config.clip_norm)
-        self._ema.update()
+        not_finite = self._update(loss)
         loss = loss.detach()
         self._total_loss += loss.double() * (targets != PAD).sum() + not_finite
         return (loss,)
@@ -164,11 +133,7 @@ class Trainer:
         return (loss,)
 
     def state_dict(self) -> State:
-        """Everything that the next step depends on."""
-        self._check_finite()  # a broken state must not replace a good one
-        tensors, header = save_optimizer(self.optimizer)
-        tensors |= save_module("decoder", self.decoder) | self._ema.state_dict()
-        tensors |= rng_state_dict(self.device)
+        tensors, header = super().state_dict()
         # An epoch's order depends on the generator's state at the epoch's start.
         tensors |= {"order": self._order, "shuffle": self._shuffle.get_state()}
         tensors |= {"total_loss": self._total_loss}
@@ -176,16 +141,13 @@ class Trainer:
         return tensors, header | {"batches": self._batches, "tokens": self._tokens}
 
     def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
         tensors, header = state
-        load_module("decoder", self.decoder, tensors)
-        self._ema.load_state_dict(tensors)
-        load_optimizer(self.optimizer, tensors, header)
         self._order = tensors["order"]
         self._shuffle.set_state(tensors["shuffle"])
         self._total_loss.copy_(tensors["total_loss"])
         self._global_step, self._epoch = header["step"], header["epoch"]
         self._batches, self._tokens = header["batches"], header["tokens"]
-        load_rng_state(tensors, self.device)
 
 
 def warmup_cosine(step: int, steps: int, warmup_ratio: float) -> float:
