@@ -16,10 +16,10 @@ import yaml
 
 from benchmarks.timing import Row
 from benchmarks.training import made_up_references
+from pipeline.demo.archives import SPLIT_LISTS, TOKEN_FILE
 from pipeline.extraction.feature_writer import create_features
 from pipeline.features.feature_cache import row_checksums
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
-from pipeline.sources.flickr8k import SPLITS, TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = {"train": 6000, "val": 1000, "test": 1000}
@@ -78,11 +78,11 @@ def _write_captions(path: Path, ids: list[str]) -> None:
         for number, caption in enumerate(captions)
     ]
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(TOKENS, "".join(lines))
+        archive.writestr(TOKEN_FILE, "".join(lines))
         begin = 0
         for split, count in COUNTS.items():
             names = "".join(f"{one}\n" for one in ids[begin : begin + count])
-            archive.writestr(SPLITS[split], names)
+            archive.writestr(SPLIT_LISTS[split], names)
             begin += count
 
 

@@ -27,6 +27,7 @@ from pipeline.config.schema import (
     VocabConfig,
 )
 from pipeline.demo.archives import write_archives
+from pipeline.images.unreadable import write_unreadable
 from pipeline.stages.backbone import make_backbone
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.extract import extract
@@ -143,6 +144,14 @@ class Artifacts:
         return self.folder / "data/text.zip"
 
     @property
+    def unreadable(self) -> Path:
+        return self.folder / "data/unreadable_images.csv"
+
+    @property
+    def excluded(self) -> Path:
+        return self.folder / "data/excluded.csv"
+
+    @property
     def table(self) -> Path:
         return self.folder / "data/captions.csv"
 
@@ -220,9 +229,18 @@ def make_world(folder: Path, seed: int = 1) -> Artifacts:
 
 def make_tiny(world: Artifacts) -> Artifacts:
     """All artifacts of the little world, from the stages themselves."""
-    prepare(world.text, world.table, load_params(world.params, PrepareConfig))
+    write_unreadable(world.unreadable, {})
+    prepare(
+        world.text,
+        world.images,
+        world.unreadable,
+        world.table,
+        world.excluded,
+        load_params(world.params, PrepareConfig),
+    )
     make_backbone(world.backbone, load_params(world.params, BackboneConfig))
-    extract(world.images, world.backbone, world.features, load_params(world.params, ExtractConfig))
+    config = load_params(world.params, ExtractConfig)
+    extract(world.images, world.unreadable, world.backbone, world.features, config)
     make_vocabulary(world.table, world.vocabulary, load_params(world.params, VocabConfig))
     inputs, outs = (world.features, world.table), (world.trained, world.history)
     train(*inputs, world.vocabulary, *outs, load_params(world.params, TrainConfig))

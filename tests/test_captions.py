@@ -1,6 +1,5 @@
 """The table of all captions, and its splits."""
 
-import json
 import random
 from pathlib import Path
 
@@ -8,13 +7,12 @@ import pandas as pd
 import pytest
 
 from pipeline.captions.table import read_info, read_table
-from pipeline.config.schema import PrepareConfig
+from pipeline.images.unreadable import write_unreadable
 from pipeline.runtime.errors import InputError
-from pipeline.sources.flickr8k import TextArchive
+from pipeline.sources.matching import Matched
 from pipeline.stages.prepare import assign_splits, prepare
-from tests.conftest import SHARED, Artifacts, make_zip
-
-CONFIG = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
+from tests.conftest import SHARED, Artifacts
+from tests.helpers.datasets import prepare_config, prepare_text
 
 LISTS = {
     "Flickr_8k.trainImages.txt": "a.jpg\n",
@@ -23,10 +21,9 @@ LISTS = {
 }
 
 
-def table_of(folder: Path, tokens: str) -> pd.DataFrame:
-    text = make_zip(folder / "text.zip", {"Flickr8k.token.txt": tokens, **LISTS})
-    prepare(text, folder / "captions.csv", CONFIG)
-    return read_table(folder / "captions.csv").rows
+def table_of(folder: Path, tokens: str, **changes: object) -> pd.DataFrame:
+    members = {"Flickr8k.token.txt": tokens, **LISTS}
+    return read_table(prepare_text(folder, members, ["a.jpg", "b.jpg", "c.jpg"], **changes)).rows
 
 
 def test_one_row_per_caption_with_its_split_and_tokens(tmp_path: Path) -> None:
@@ -56,24 +53,24 @@ def test_a_line_end_inside_a_caption_becomes_a_space(tmp_path: Path, char: str) 
     assert table.to_numpy()[0].tolist() == ["a.jpg", "train", "A dog", "a dog"]
 
 
-def test_a_caption_without_words_is_skipped_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    table = table_of(tmp_path, "a.jpg#0\t\na.jpg#1\tA cat\nb.jpg#0\tx\nc.jpg#0\ty\n")
-    assert len(table) == 3
-    assert json.loads((tmp_path / "captions.json").read_text())["empty_captions"] == 1
-    assert "skipped a caption of a.jpg without words" in caplog.messages
+def test_a_caption_without_words_is_refused_or_set_aside(tmp_path: Path) -> None:
+    tokens = "a.jpg#0\t\na.jpg#1\tA cat\nb.jpg#0\tx\nc.jpg#0\ty\n"
+    with pytest.raises(InputError, match=r"1 caption without words, of 'a\.jpg'; or set prepare"):
+        table_of(tmp_path, tokens)
+    assert len(table_of(tmp_path, tokens, on_mismatch="exclude", max_excluded=0.3)) == 3
+    assert read_info(tmp_path / "captions.csv").excluded == {"empty caption": 1}
+    assert (tmp_path / "excluded.csv").read_text().splitlines()[1] == "empty caption,a.jpg,"
 
 
 def test_an_image_without_any_words_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no caption of 'b\.jpg' has any words"):
+    with pytest.raises(InputError, match=r"1 image without captions: 'b\.jpg'; 1 caption without"):
         table_of(tmp_path, "a.jpg#0\tA cat\nb.jpg#0\t . \nc.jpg#0\ty\n")
 
 
 def test_without_split_lists_images_are_split_by_a_hash_of_the_id() -> None:
     ids = [f"{number}.jpg" for number in range(4000)]
-    archive = TextArchive({image_id: ["A dog"] for image_id in ids}, None)
-    split_of = assign_splits(archive, CONFIG)
+    config = prepare_config()
+    split_of = assign_splits(Matched({image_id: ["A dog"] for image_id in ids}, None, []), config)
     sizes = {name: list(split_of.values()).count(name) for name in ("train", "val", "test")}
     assert 2900 < sizes["train"] < 3100
     assert 430 < sizes["val"] < 570
@@ -81,24 +78,28 @@ def test_without_split_lists_images_are_split_by_a_hash_of_the_id() -> None:
     # The split of an image depends neither on the order nor on other images.
     random.Random(0).shuffle(ids)
     ids = ids[:2000]
-    other = assign_splits(TextArchive({image_id: ["A dog"] for image_id in ids}, None), CONFIG)
+    other = assign_splits(Matched({image_id: ["A dog"] for image_id in ids}, None, []), config)
     assert all(split_of[image_id] == other[image_id] for image_id in ids)
 
 
 def test_the_info_has_the_source_of_the_split(tmp_path: Path, tiny: Artifacts) -> None:
     assert read_info(tiny.table).split == "lists"
-    text = make_zip(
-        tmp_path / "text.zip",
-        {"captions.txt": "image,caption\n" + "".join(f"{n}.jpg,A dog\n" for n in range(60))},
-    )
-    prepare(text, tmp_path / "captions.csv", CONFIG)
+    names = [f"{n}.jpg" for n in range(60)]
+    rows = "image,caption\n" + "".join(f"{name},A dog\n" for name in names)
+    prepare_text(tmp_path, {"captions.txt": rows}, names)
     assert read_info(tmp_path / "captions.csv").split == "hash, not official"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Flickr8k in ../shared")
 def test_flickr8ks_own_lists_are_the_official_split(tmp_path: Path) -> None:
-    text = SHARED / "flickr8k/Flickr8k_text.zip"
-    prepare(text, tmp_path / "captions.csv", CONFIG)
+    flickr8k = SHARED / "flickr8k"
+    table = tmp_path / "captions.csv"
+    write_unreadable(tmp_path / "unreadable.csv", {})
+    prepare(
+        *(flickr8k / "Flickr8k_text.zip", flickr8k / "Flickr8k_Dataset.zip"),
+        *(tmp_path / "unreadable.csv", table, tmp_path / "excluded.csv"),
+        prepare_config(),
+    )
     info = read_info(tmp_path / "captions.csv")
     assert info.split == "official"
     assert info.images == {"train": 6000, "val": 1000, "test": 1000}

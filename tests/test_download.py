@@ -7,25 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.load import load_params
-from pipeline.config.schema import DownloadConfig
 from pipeline.runtime.errors import InputError
-from pipeline.stages.download import download
 from tests.conftest import Artifacts, make_zip, one_line, showtell, write_params
+from tests.helpers.datasets import PPM, run_download, run_prepare
 from tests.helpers.server import serving
-
-PPM = "P6 1 1 255\nred"  # an image of one pixel, as text
 
 
 def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-def config(folder: Path, **download: object) -> DownloadConfig:
-    base = {"images_md5": None, "text_md5": None, "retries": 0}
-    return load_params(
-        write_params(folder / "params.yaml", download=base | download), DownloadConfig
-    )
 
 
 def flickr(folder: Path, **changes: str) -> tuple[Path, Path]:
@@ -53,10 +42,10 @@ def flickr(folder: Path, **changes: str) -> tuple[Path, Path]:
     )
 
 
-def run(folder: Path, images: Path | str, text: Path | str | None, **more: object) -> Path:
-    out = folder / "data"
-    settings = config(folder, images=str(images), text=text and str(text), **more)
-    download(out / "images.zip", out / "text.zip", settings)
+def run(folder: Path, images: object, text: object, **more: object) -> Path:
+    """Download, then prepare; return the folder of both."""
+    out = run_download(folder, images, text, **more)
+    run_prepare(out)
     return out
 
 
@@ -84,26 +73,27 @@ def test_orphan_captions_and_macos_junk_are_skipped_silently(
 ) -> None:
     caplog.set_level(logging.INFO)
     run(tmp_path, *flickr(tmp_path))
-    assert caplog.messages == ["3 images, 3 with captions"]
-
-
-def test_other_mismatches_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images, text = flickr(tmp_path, **{"Flicker8k_Dataset/extra.jpg": PPM})
-    run(tmp_path, images, text)
-    assert "skipped 1 image without captions: 'extra.jpg'" in caplog.messages
+    assert caplog.messages[:2] == [
+        "3 images",
+        "6 captions of 3 images: 1 in train, 1 in val, 1 in test",
+    ]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"Flicker8k_Dataset/b.jpg": ""}, r"needs 1 image that .* lacks: 'b\.jpg'"),
+        ({"Flicker8k_Dataset/b.jpg": ""}, r"1 image that .* lacks: 'b\.jpg'"),
+        (
+            {"Flicker8k_Dataset/extra.jpg": PPM},
+            r"1 image without captions: 'extra\.jpg'; or set prepare\.on_mismatch to exclude",
+        ),
         (
             {"Flickr_8k.testImages.txt": "c.jpg\nd.jpg\n"},
             r"1 image that .* lacks: 'd\.jpg'",
         ),
         (
             {"Flickr8k.token.txt": "a.jpg#0\tA dog .\n"},
-            r"for 2 images of a split: 'b\.jpg', ",
+            r"2 images without captions: 'b\.jpg', 'c\.jpg'",
         ),
         ({"Flickr8k.token.txt": "a.jpg A dog .\n"}, r"token\.txt, line 1"),
         ({"Flickr8k.token.txt": "a.jpg#0\tx\n\nb.jpg#x\ty\n"}, r"token\.txt, line 3"),
@@ -111,14 +101,17 @@ def test_other_mismatches_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFi
             {"Flickr8k.token.txt": "a.jpg#0\tx\na.jpg#0\ty\n"},
             r"line 2: 'a\.jpg#0' appears twice",
         ),
-        ({"2/Flickr8k.token.txt": "a.jpg#0\tx\n"}, r"two files .* and '2/Flickr8k\.token\.txt'"),
-        ({"2/Flickr_8k.devImages.txt": "a.jpg\n"}, r"two files Flickr_8k\.devImages\.txt"),
+        (
+            {"2/Flickr8k.token.txt": "a.jpg#0\tx\n"},
+            r"two captions files, '2/Flickr8k\.token\.txt', ",
+        ),
+        ({"2/Flickr_8k.devImages.txt": "a.jpg\n"}, r"two lists of the split 'val'"),
         ({"Flickr8k.token.txt": ""}, "has no captions"),
-        ({"Flickr_8k.devImages.txt": ""}, r"lacks Flickr_8k\.devImages\.txt"),
+        ({"Flickr_8k.devImages.txt": ""}, r"split lists .* but none of 'val'"),
         ({"Flickr_8k.devImages.txt": "b.jpg\nb.jpg"}, r"names 'b\.jpg' twice"),
-        ({"Flickr_8k.devImages.txt": "a.jpg"}, r"'a\.jpg' is in two split lists"),
+        ({"Flickr_8k.devImages.txt": "a.jpg"}, r"names 'a\.jpg' and so does the list of 'train'"),
         ({"Flickr_8k.devImages.txt": "\n"}, "is empty"),
-        ({"other/a.jpg": PPM}, r"two images named 'a\.jpg'"),
+        ({"other/a.jpg": PPM}, r"'a\.jpg', which may be 2 images: 'Flicker8k_Dataset/a\.jpg', "),
     ],
 )
 def test_archives_that_do_not_fit_together_are_reported(
@@ -142,9 +135,10 @@ def test_kaggles_single_zip(tmp_path: Path) -> None:
     archive = make_zip(
         tmp_path / "kaggle.zip", members | {"captions.txt": "image,caption\n" + rows}
     )
-    out = run(tmp_path, archive, None)
+    out = run_download(tmp_path, archive)
     first = (out / "text.zip").read_bytes()
-    run(tmp_path, archive, None)
+    assert (out / "images.zip").read_bytes() == archive.read_bytes()
+    run_download(tmp_path, archive)
     assert (out / "text.zip").read_bytes() == first
 
 
@@ -176,6 +170,7 @@ def test_a_bad_archive_is_one_line_and_leaves_nothing(
     out = tmp_path / "data"
     result = showtell(
         *("download", "--images", out / "images.zip", "--text", out / "text.zip"),
+        *("--unreadable", out / "unreadable_images.csv"),
         *("--params", params),
     )
     assert message in one_line(result)

@@ -63,7 +63,13 @@ def paths(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     }
     params = write_params(folder / "params.yaml", **changes)
     paths = {name: folder / name for name in ("grid.h5", "attention", "other", "params.yaml")}
-    extract(tiny.images, tiny.backbone, paths["grid.h5"], load_params(params, ExtractConfig))
+    extract(
+        tiny.images,
+        tiny.unreadable,
+        tiny.backbone,
+        paths["grid.h5"],
+        load_params(params, ExtractConfig),
+    )
     train(
         *(paths["grid.h5"], tiny.table, tiny.vocabulary),
         *(paths["attention"], folder / "h.csv"),

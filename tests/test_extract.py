@@ -49,7 +49,13 @@ def test_the_file_describes_itself(tiny: Artifacts) -> None:
 
 def test_a_grid_pools_to_the_pooled_vector(tiny: Artifacts, tmp_path: Path) -> None:
     out = tmp_path / "grid.h5"
-    extract(tiny.images, tiny.backbone, out, config(tmp_path, layer="grid", dtype="float32"))
+    extract(
+        tiny.images,
+        tiny.unreadable,
+        tiny.backbone,
+        out,
+        config(tmp_path, layer="grid", dtype="float32"),
+    )
     grid = read_features(out).array
     assert grid.shape == (62, 2, 2, 1024)
     pooled = read_features(tiny.features).array
@@ -61,14 +67,16 @@ def test_the_same_bytes_every_time(
     tiny: Artifacts, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     out = tmp_path / "again.h5"
-    extract(tiny.images, tiny.backbone, out, config(tmp_path, **changes))
+    extract(tiny.images, tiny.unreadable, tiny.backbone, out, config(tmp_path, **changes))
     assert out.read_bytes() == tiny.features.read_bytes()
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 1000])
 def test_the_batch_size_does_not_matter(tiny: Artifacts, tmp_path: Path, batch_size: int) -> None:
     out = tmp_path / "again.h5"
-    extract(tiny.images, tiny.backbone, out, config(tmp_path, batch_size=batch_size))
+    extract(
+        tiny.images, tiny.unreadable, tiny.backbone, out, config(tmp_path, batch_size=batch_size)
+    )
     again, before = read_features(out), read_features(tiny.features)
     assert again.ids == before.ids
     np.testing.assert_allclose(again.array, before.array, rtol=1e-2, atol=1e-3)
@@ -76,7 +84,9 @@ def test_the_batch_size_does_not_matter(tiny: Artifacts, tmp_path: Path, batch_s
 
 def test_bfloat16_keeps_the_direction(tiny: Artifacts, tmp_path: Path) -> None:
     out = tmp_path / "bf16.h5"
-    extract(tiny.images, tiny.backbone, out, config(tmp_path, precision="bfloat16"))
+    extract(
+        tiny.images, tiny.unreadable, tiny.backbone, out, config(tmp_path, precision="bfloat16")
+    )
     a, b = (
         torch.from_numpy(read_features(p).array.astype(np.float32)) for p in (out, tiny.features)
     )
@@ -175,7 +185,7 @@ def test_a_bad_image_is_reported_and_leaves_nothing(
     images = make_zip(tmp_path / "i.zip", {"a.jpg": jpeg(scene()), "b.jpg": content})
     out = tmp_path / "features.h5"
     with pytest.raises(InputError, match=message):
-        extract(images, tiny.backbone, out, config(tmp_path))
+        extract(images, tiny.unreadable, tiny.backbone, out, config(tmp_path))
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".h5", ".part")] == []
 
 
@@ -184,7 +194,7 @@ def test_an_overflow_of_the_dtype_is_reported(tiny: Artifacts, tmp_path: Path) -
     weights = tmp_path / "large.safetensors"
     write_backbones(weights, [with_large_weights(backbone)])
     with pytest.raises(InputError, match=r"not finite; set extract\.dtype: float32"):
-        extract(tiny.images, weights, tmp_path / "f.h5", config(tmp_path))
+        extract(tiny.images, tiny.unreadable, weights, tmp_path / "f.h5", config(tmp_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -226,7 +236,7 @@ def test_missing_damaged_or_not_finite_rows_are_reported(tiny: Artifacts, tmp_pa
 
 def test_damage_during_training_is_reported(tiny: Artifacts, tmp_path: Path) -> None:
     path = tmp_path / "grid.h5"
-    extract(tiny.images, tiny.backbone, path, config(tmp_path, layer="grid"))
+    extract(tiny.images, tiny.unreadable, tiny.backbone, path, config(tmp_path, layer="grid"))
     cache = read_features(path)
     features = FeatureDataset(cache, cache.ids, CPU)
     offset = path.read_bytes().index(cache.array[7].tobytes())
@@ -241,7 +251,7 @@ def test_damage_during_training_is_reported(tiny: Artifacts, tmp_path: Path) -> 
 @pytest.mark.parametrize("layer", ["pooled", "grid"])
 def test_rows_come_in_the_order_of_the_ids(tiny: Artifacts, tmp_path: Path, layer: str) -> None:
     out = tmp_path / "f.h5"
-    extract(tiny.images, tiny.backbone, out, config(tmp_path, layer=layer))
+    extract(tiny.images, tiny.unreadable, tiny.backbone, out, config(tmp_path, layer=layer))
     cache = read_features(out)
     ids = cache.ids[::-7]
     features = FeatureDataset(cache, ids, CPU)

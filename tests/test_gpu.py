@@ -47,7 +47,7 @@ def grid(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grid")
     groups = {"extract": {"layer": "grid"}, "train": {"decoder": "spatial_attention"}}
     config = load_params(params(folder, **groups), ExtractConfig)
-    extract(tiny.images, tiny.backbone, folder / "grid.h5", config)
+    extract(tiny.images, tiny.unreadable, tiny.backbone, folder / "grid.h5", config)
     return folder / "grid.h5"
 
 
@@ -59,7 +59,7 @@ def test_the_features_are_those_of_a_cpu(
     for device in (GPU, "cpu"):
         config = load_params(params(tmp_path, extract={**changes, "device": device}), ExtractConfig)
         made.append(tmp_path / f"{device}.h5")
-        extract(tiny.images, tiny.backbone, made[-1], config)
+        extract(tiny.images, tiny.unreadable, tiny.backbone, made[-1], config)
     assert cosines(*made).min() > 0.999
 
 

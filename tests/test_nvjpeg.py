@@ -76,5 +76,11 @@ def test_without_a_gpu_pillow_decodes_and_the_recipe_records_it(
     assert read_features(tiny.features).recipe.jpeg_decoder == "pillow"
     params = write_params(tmp_path / "params.yaml", extract={"jpeg_decoder": "nvjpeg"})
     with pytest.raises(InputError, match=r"extract\.jpeg_decoder is 'nvjpeg'.*set it to auto"):
-        extract(tiny.images, tiny.backbone, tmp_path / "f.h5", load_params(params, ExtractConfig))
+        extract(
+            tiny.images,
+            tiny.unreadable,
+            tiny.backbone,
+            tmp_path / "f.h5",
+            load_params(params, ExtractConfig),
+        )
     assert not (tmp_path / "f.h5").exists()

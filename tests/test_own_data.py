@@ -2,7 +2,6 @@
 
 import io
 import logging
-import tarfile
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -10,16 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.config.schema import DownloadConfig, PrepareConfig
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
-from pipeline.sources.flickr8k import TextArchive, read_text_archive
-from pipeline.stages.download import download
-from pipeline.stages.prepare import prepare
+from pipeline.sources.captions import read_captions
+from pipeline.sources.matching import explain, match
 from tests.conftest import SHARED, make_zip
+from tests.helpers.datasets import prepare_text, run_download
 
 CASES = SHARED / "cases"
-CONFIG = PrepareConfig(val_fraction=0.3, test_fraction=0.3)
 
 
 def jpeg(kind: str = "JPEG") -> bytes:
@@ -28,22 +25,19 @@ def jpeg(kind: str = "JPEG") -> bytes:
     return file.getvalue()
 
 
-def run_download(
-    folder: Path, images: Path, text: Path | None = None
-) -> tuple[list[str], TextArchive]:
-    """Download, and return the image ids and the captions."""
-    config = DownloadConfig(
-        images=str(images),
-        images_md5=None,
-        text=text and str(text),
-        text_md5=None,
-        retries=0,
-        timeout=1.0,
-    )
-    out = folder / "data"
-    download(out / "images.zip", out / "text.zip", config)
-    with ImageArchive(out / "images.zip") as archive:
-        return archive.ids, read_text_archive(out / "text.zip")
+def run(folder: Path, images: Path, text: Path | None = None) -> tuple[list[str], list[str]]:
+    """Download and read the captions; return the image ids, and those that have captions."""
+    data = run_download(folder, images, text)
+    with ImageArchive(data / "images.zip") as archive:
+        ids, others = archive.ids, archive.other_files
+    matched = match(read_captions(data / "text.zip"), ids, [])
+    if matched.excluded:
+        raise InputError(explain(matched.excluded, "the archive", ids, others))
+    return ids, list(matched.captions)
+
+
+def captions_of(folder: Path) -> dict[str, list[str]]:
+    return read_captions(folder / "data/text.zip").captions
 
 
 def own(folder: Path, table: str, *names: str, **more: bytes) -> Path:
@@ -54,7 +48,7 @@ def own(folder: Path, table: str, *names: str, **more: bytes) -> Path:
 
 def error_of(folder: Path, table: str, *names: str, **more: bytes) -> str:
     with pytest.raises(InputError) as error:
-        run_download(folder, own(folder, table, *names, **more))
+        run(folder, own(folder, table, *names, **more))
     return str(error.value)
 
 
@@ -75,9 +69,9 @@ def error_of(folder: Path, table: str, *names: str, **more: bytes) -> str:
 def test_a_table_is_read_by_its_header(tmp_path: Path, header: str, row: str) -> None:
     caption = "a dog, 1, 2 and a cat"
     table = f"{header}\n{row.format(name='a.jpg', caption=caption)}\n\n"
-    ids, text = run_download(tmp_path, own(tmp_path, table, "a.jpg"))
+    ids, _ = run(tmp_path, own(tmp_path, table, "a.jpg"))
     assert ids == ["a.jpg"]
-    assert [text.strip() for text in text.captions["a.jpg"]] == [caption]
+    assert [text.strip() for text in captions_of(tmp_path)["a.jpg"]] == [caption]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +84,6 @@ def test_a_table_is_read_by_its_header(tmp_path: Path, header: str, row: str) ->
         ("caption,image\na dog, a cat,a.jpg\n", "line 2: expected the 2 columns 'caption,image'"),
         ("image,caption\n,a dog\n", "line 2: the image's name is missing"),
         ("image,caption\na.jpg\n", "line 2: expected the 2 columns"),
-        ("image,caption\nx/a.jpg,dog\ny/a.jpg,cat\n", "line 3: 'y/a.jpg' and 'a.jpg' in 'x' have"),
     ],
 )
 def test_an_invalid_table_is_reported_with_the_line(
@@ -111,20 +104,22 @@ def test_an_invalid_table_is_reported_with_the_line(
     ],
 )
 def test_image_names_match_in_any_notation(tmp_path: Path, member: str, named: str) -> None:
-    ids, text = run_download(tmp_path, own(tmp_path, f"image,caption\n{named},a dog\n", member))
-    assert ids == list(text.captions)
+    ids, captioned = run(tmp_path, own(tmp_path, f"image,caption\n{named},a dog\n", member))
+    assert ids == captioned
 
 
 def test_classic_mac_os_line_ends_are_read(tmp_path: Path) -> None:
-    ids, text = run_download(
+    ids, captioned = run(
         tmp_path, own(tmp_path, "image,caption\ra.jpg,a dog\ra.jpg,a cat\r", "a.jpg")
     )
-    assert ids == list(text.captions)
-    assert len(text.captions["a.jpg"]) == 2
+    assert ids == captioned
+    assert len(captions_of(tmp_path)["a.jpg"]) == 2
 
 
 def test_a_header_without_captions_is_reported(tmp_path: Path) -> None:
-    assert "has a header but no captions" in error_of(tmp_path, "image,caption\n\n", "a.jpg")
+    assert "captions.txt' has no captions; add one line per caption" in error_of(
+        tmp_path, "image,caption\n\n", "a.jpg"
+    )
 
 
 @pytest.mark.parametrize("name", ["été.jpg", "дом.jpg"])
@@ -138,8 +133,8 @@ def test_utf8_names_without_the_flag_are_read(tmp_path: Path, name: str) -> None
     archive.write_bytes(content)
     with zipfile.ZipFile(archive) as opened:
         assert opened.namelist()[0] != name
-    ids, text = run_download(tmp_path, archive)
-    assert ids == list(text.captions) == [unicodedata.normalize("NFC", name)]
+    ids, captioned = run(tmp_path, archive)
+    assert ids == captioned == [unicodedata.normalize("NFC", name)]
 
 
 @pytest.mark.parametrize(
@@ -148,21 +143,22 @@ def test_utf8_names_without_the_flag_are_read(tmp_path: Path, name: str) -> None
 )
 def test_a_similar_name_is_suggested(tmp_path: Path, member: str, named: str) -> None:
     line = error_of(tmp_path, f"image,caption\n{named},a dog\n", member)
-    assert "needs 1 image that" in line
+    assert "1 image that" in line
     assert f"{named!r} is named {member!r} there: use one name" in line
 
 
 def test_missing_images_are_counted_and_the_first_ones_listed(tmp_path: Path) -> None:
-    rows = "".join(f"{n}.jpg,a dog\n" for n in range(9))
+    rows = "".join(f"{n}.jpg,a dog\n" for n in range(13))
     line = error_of(tmp_path, "image,caption\n" + rows, "0.jpg", "8.jpg")
-    assert "needs 7 images that" in line
-    assert "lacks: '1.jpg', '2.jpg', '3.jpg', '4.jpg', '5.jpg' and 2 more" in line
+    assert "11 images that" in line
+    assert "lacks: '1.jpg', '2.jpg', '3.jpg'" in line
+    assert "'11.jpg' and 1 more; add them" in line
 
 
 def test_an_unsupported_format_is_not_reported_as_missing(tmp_path: Path) -> None:
     table = "image,caption\na.jpg,a dog\nb.HEIC,a cat\n"
     line = error_of(tmp_path, table, "a.jpg", **{"Images/b.HEIC": b"ftypheic"})
-    assert "needs 1 image of an unsupported format (.HEIC) in" in line
+    assert "1 image of an unsupported format (.HEIC) in" in line
     assert "'b.HEIC'; convert to JPEG" in line
 
 
@@ -173,7 +169,7 @@ def test_an_unsupported_format_is_not_reported_as_missing(tmp_path: Path) -> Non
 def test_less_common_formats_are_read(tmp_path: Path, suffix: str, kind: str) -> None:
     name = f"a.{suffix}"
     archive = own(tmp_path, f"image,caption\n{name},a dog\n", **{name: jpeg(kind)})
-    assert run_download(tmp_path, archive)[0] == [name]
+    assert run(tmp_path, archive)[0] == [name]
 
 
 def test_all_bad_images_are_reported_at_once(
@@ -190,39 +186,22 @@ def test_all_bad_images_are_reported_at_once(
     assert "39.jpg is not an image" in caplog.text
 
 
-def test_for_a_folder_or_an_unzipped_table_the_error_has_the_command_that_zips_it(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "my photos").mkdir()
-    archive = own(tmp_path, "image,caption\na.jpg,a dog\n", "a.jpg")
-    with pytest.raises(InputError, match="is a folder; zip it and use that path: python -m"):
-        run_download(tmp_path, tmp_path / "my photos")
-    table = tmp_path / "captions.csv"
-    table.write_text("image,caption\n")
-    with pytest.raises(InputError, match=r"is not a zip; .*python -m zipfile -c captions\.zip"):
-        run_download(tmp_path, archive, table)
-
-
 def test_unused_text_files_are_listed(tmp_path: Path) -> None:
-    archive = make_zip(tmp_path / "x.zip", {"a.jpg": jpeg(), "annotations.json": "{}"})
-    with pytest.raises(InputError, match=r"has no captions; .*, found 'annotations\.json'"):
-        run_download(tmp_path, archive, archive)
+    archive = make_zip(tmp_path / "x.zip", {"a.jpg": jpeg(), "notes.txt": "of 2024"})
+    with pytest.raises(InputError, match=r"has no captions; .*, found 'notes\.txt', which is not"):
+        run(tmp_path, archive, archive)
     packed = make_zip(tmp_path / "y.zip", {"a.jpg": jpeg(), "in/captions.zip": b"PK"})
-    said = r"download\.text is null, but .*expected captions\.txt .*found 'in/captions\.zip'"
-    with pytest.raises(InputError, match=said):
-        run_download(tmp_path, packed)
+    with pytest.raises(InputError, match=r"no files that may hold captions; .*download\.text"):
+        run(tmp_path, packed)
 
 
-def test_an_archive_that_is_not_a_zip_is_reported_as_such(tmp_path: Path) -> None:
-    packed = tmp_path / "images.tar.gz"
-    with tarfile.open(packed, "w:gz"):
-        pass
-    with pytest.raises(InputError, match="is an archive but not a zip; pack its files into a zip"):
-        run_download(tmp_path, packed)
+def test_an_archive_of_another_kind_is_reported_as_such(tmp_path: Path) -> None:
+    packed = tmp_path / "images.rar"
+    packed.write_bytes(b"Rar!" + bytes(99))
+    with pytest.raises(InputError, match="an archive of a kind that is not read; pack its files"):
+        run(tmp_path, packed)
     inner = own(tmp_path, "image,caption\na.jpg,a dog\n", "a.jpg")
     outer = make_zip(tmp_path / "outer.zip", {"own.zip": inner.read_bytes(), "Captions.TXT": ""})
-    with pytest.raises(InputError, match=r"captions\.txt: expected the header"):
-        run_download(tmp_path, outer)
     with pytest.raises(InputError, match=r"no images; .* found 'Captions.TXT', 'own\.zip'"):
         ImageArchive(outer)
 
@@ -244,8 +223,9 @@ def test_sentences_without_spaces_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, captions: list[str], warned: bool
 ) -> None:
     rows = "".join(f"{n}.jpg,{captions[n % len(captions)]}\n" for n in range(30))
-    text = make_zip(tmp_path / "text.zip", {"captions.txt": "image,caption\n" + rows})
-    prepare(text, tmp_path / "captions.csv", CONFIG)
+    names = [f"{n}.jpg" for n in range(30)]
+    fractions = {"val_fraction": 0.3, "test_fraction": 0.3}
+    prepare_text(tmp_path, {"captions.txt": "image,caption\n" + rows}, names, **fractions)
     assert ("put spaces between the words" in caplog.text) == warned
 
 
@@ -258,9 +238,9 @@ def test_sentences_without_spaces_are_warned_of(
     ],
 )
 def test_cases_that_are_read(tmp_path: Path, name: str, count: int) -> None:
-    ids, text = run_download(tmp_path, CASES / f"{name}.zip")
+    ids, captioned = run(tmp_path, CASES / f"{name}.zip")
     assert len(ids) == count
-    assert set(ids) == set(text.captions)
+    assert set(ids) == set(captioned)
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases")
@@ -268,7 +248,7 @@ def test_cases_that_are_read(tmp_path: Path, name: str, count: int) -> None:
     ("name", "message"),
     [
         ("heic", "1 image of an unsupported format (.HEIC)"),
-        ("missing_rows", "needs 4 images that"),
+        ("missing_rows", "4 images that"),
         ("no_header", "has no header, it begins with 'IMG_0000.jpg,a dog runs on the grass'"),
         ("open_quote", "captions.txt, line 5: a quotation mark is not closed"),
     ],
@@ -278,5 +258,5 @@ def test_cases_that_are_rejected(
 ) -> None:
     caplog.set_level(logging.INFO)
     with pytest.raises(InputError) as error:
-        run_download(tmp_path, CASES / f"{name}.zip")
+        run(tmp_path, CASES / f"{name}.zip")
     assert message in str(error.value)

@@ -55,14 +55,14 @@ def test_an_extraction_resumes_before_the_first_changed_image(
     before = archive_of(tiny, tmp_path / "before.zip", **bad)
     error = pytest.raises(InputError, match=r"p11\.jpg in .* is not an image")
     with nullcontext() if finished else error:
-        extract(before, tiny.backbone, out, config)
+        extract(before, tiny.unreadable, tiny.backbone, out, config)
     cached = out.read_bytes() if finished else b""
     if finished:  # another link of the same file, as in DVC's cache
         (tmp_path / "cache").hardlink_to(out)
     repaired = {name: one and another for name, one in changed.items()}
     after = archive_of(tiny, tmp_path / "after.zip", **repaired)
-    extract(after, tiny.backbone, out, config)
+    extract(after, tiny.unreadable, tiny.backbone, out, config)
     assert re.search(rf"the images have changed: reusing {kept} of \d+ rows", caplog.text)
-    extract(after, tiny.backbone, tmp_path / "fresh.h5", config)
+    extract(after, tiny.unreadable, tiny.backbone, tmp_path / "fresh.h5", config)
     assert out.read_bytes() == (tmp_path / "fresh.h5").read_bytes()
     assert not finished or (tmp_path / "cache").read_bytes() == cached

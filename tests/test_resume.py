@@ -197,7 +197,9 @@ def test_the_save_interval_is_a_param(
 
 def extraction(tiny: Artifacts, folder: Path) -> Run:
     config = load_params(write_params(folder / "params.yaml"), ExtractConfig)
-    return lambda: extract(tiny.images, tiny.backbone, folder / "features.h5", config)
+    return lambda: extract(
+        tiny.images, tiny.unreadable, tiny.backbone, folder / "features.h5", config
+    )
 
 
 def nothing_to_do(_: Any, left: Any, *__: Any) -> Iterator[Any]:

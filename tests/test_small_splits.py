@@ -7,22 +7,16 @@ import pytest
 
 from pipeline.captions.table import read_info
 from pipeline.config.load import load_params
-from pipeline.config.schema import EvaluateConfig, PrepareConfig
+from pipeline.config.schema import EvaluateConfig
 from pipeline.runtime.errors import InputError
-from pipeline.stages.prepare import prepare
-from tests.conftest import Artifacts, make_zip, one_line
+from tests.conftest import Artifacts, one_line
+from tests.helpers.datasets import prepare_text
 from tests.helpers.reports import Captioned, write_inputs, write_report
 from tests.helpers.runs import Runs
 from tests.test_captions import LISTS, table_of
 from tests.test_train import run
 
-FRACTIONS = PrepareConfig(val_fraction=0.125, test_fraction=0.125)
 TOO_SMALL = r"the split 'val' is too small: CIDEr of one image is 0 by definition"
-
-
-def kaggle(folder: Path, images: int) -> Path:
-    rows = "".join(f"{number}.jpg,A dog\n" for number in range(images))
-    return make_zip(folder / "text.zip", {"captions.txt": f"image,caption\n{rows}"})
 
 
 def one_val_image(tiny: Artifacts, folder: Path) -> Path:
@@ -52,13 +46,14 @@ def test_prepare_warns_of_a_split_of_one_image(
 
 
 def test_an_empty_split_is_refused_with_the_param(tmp_path: Path) -> None:
-    out = tmp_path / "captions.csv"
+    names = ["0.jpg", "1.jpg", "2.jpg"]
+    rows = "image,caption\n" + "".join(f"{name},A dog\n" for name in names)
     with pytest.raises(InputError, match=r"none of 3 images .* prepare\.val_fraction \(0\.125\)"):
-        prepare(kaggle(tmp_path, 3), out, FRACTIONS)
+        prepare_text(tmp_path, {"captions.txt": rows}, names)
     members = {"Flickr8k.token.txt": "a.jpg#0\tA cat\nc.jpg#0\tx y\n", **LISTS}
     members["Flickr_8k.devImages.txt"] = "\n"
     with pytest.raises(InputError, match=r"val.*list|devImages"):
-        prepare(make_zip(tmp_path / "text.zip", members), out, FRACTIONS)
+        prepare_text(tmp_path, members, ["a.jpg", "b.jpg", "c.jpg"])
 
 
 def test_training_warns_first_and_selects_by_the_val_loss(

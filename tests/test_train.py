@@ -146,7 +146,7 @@ def grid(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": {"decoder": "spatial_attention"},
     }
     config = load_params(write_params(folder / "p.yaml", **changes), ExtractConfig)
-    extract(tiny.images, tiny.backbone, folder / "grid.h5", config)
+    extract(tiny.images, tiny.unreadable, tiny.backbone, folder / "grid.h5", config)
     return folder / "grid.h5"
 
 

@@ -16,6 +16,7 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import BackboneConfig, EvaluateConfig, ExtractConfig, TrainConfig
 from pipeline.features.feature_cache import read_features
 from pipeline.images.archive import ImageArchive
+from pipeline.images.unreadable import write_unreadable
 from pipeline.stages.backbone import make_backbone
 from pipeline.stages.extract import default_batch_size, extract, make_recipe
 from pipeline.stages.train import train
@@ -33,7 +34,9 @@ def features(
     extraction = {"dtype": "float32", **changes}
     params = write_params(folder / f"{name}.yaml", extract=extraction, **groups)
     out = folder / f"{name}.h5"
-    extract(images, backbone, out, load_params(params, ExtractConfig))
+    unreadable = folder / "unreadable.csv"
+    write_unreadable(unreadable, {})
+    extract(images, unreadable, backbone, out, load_params(params, ExtractConfig))
     return np.array(read_features(out).array)
 
 
@@ -145,7 +148,7 @@ def test_captioning_photos_uses_the_recipe_of_the_cache(
     views = {"layer": layer, "image_size": [64, 96], "hflip": True}
     params = write_params(tmp_path / "params.yaml", **{**groups, "extract": views})
     cache, model = tmp_path / "f.h5", tmp_path / "model.safetensors"
-    extract(tiny.images, two_cnns, cache, load_params(params, ExtractConfig))
+    extract(tiny.images, tiny.unreadable, two_cnns, cache, load_params(params, ExtractConfig))
     assert read_features(cache).array.shape[-1] == 2 * (1024 + 512)
     train(
         *(cache, tiny.table, tiny.vocabulary, model, tmp_path / "h.csv"),
@@ -176,7 +179,7 @@ def captions_by_id(text: str) -> dict[str, str]:
 def test_a_missing_cnn_is_reported(tiny: Artifacts, two_cnns: Path, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", train={"epochs": 1})
     cache, model = tmp_path / "f.h5", tmp_path / "model.safetensors"
-    extract(tiny.images, two_cnns, cache, load_params(params, ExtractConfig))
+    extract(tiny.images, tiny.unreadable, two_cnns, cache, load_params(params, ExtractConfig))
     train(
         *(cache, tiny.table, tiny.vocabulary, model, tmp_path / "h.csv"),
         load_params(params, TrainConfig),

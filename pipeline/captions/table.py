@@ -24,6 +24,12 @@ MIN_SPLIT_IMAGES = 10  # below this, scores mean little
 
 # `split_digest` of Flickr8k's own three lists.
 FLICKR8K_SPLIT_DIGEST = "36382357b620f0b7"
+# Images of train (with restval), val and test in Karpathy's files.
+KARPATHY_SIZES = {
+    "flickr8k": (6000, 1000, 1000),
+    "flickr30k": (29_000, 1014, 1000),
+    "coco": (113_287, 5000, 5000),
+}
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,15 @@ class SplitCaptions:
 class TableInfo:
     """What a score depends on: the split and the tokeniser."""
 
-    split: str  # official; lists (the text archive's own); or "hash, not official" (from the ids)
+    split: (
+        str  # official; Karpathy's of a data set; lists (the source's own); or "hash, not official"
+    )
     split_digest: str
     tokenizer: str
     table_digest: str  # of the table's bytes
     images: dict[str, int]
     captions: int
-    empty_captions: int
+    excluded: dict[str, int]  # reason -> captions or images that were set aside
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,14 @@ class CaptionTable:
 
 
 def split_digest(split_of: dict[str, str]) -> str:
-    """Return a fingerprint of the assignment of images to splits."""
-    lines = "\n".join(f"{image_id}\t{split}" for image_id, split in sorted(split_of.items()))
+    """Return a fingerprint of the assignment of images to splits.
+
+    Folders do not matter where names are unique without them: a data set may come in one folder or
+    in several.
+    """
+    by_name = {image_id.rpartition("/")[2]: split for image_id, split in split_of.items()}
+    named = by_name if len(by_name) == len(split_of) else split_of
+    lines = "\n".join(f"{name}\t{split}" for name, split in sorted(named.items()))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
@@ -93,14 +107,14 @@ def info_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def write_rows(path: Path, rows: Iterable[tuple[str, str, str, list[str]]]) -> str:
-    """Write rows of (image id, split, raw caption, tokens); return the table's digest."""
+def write_rows(path: Path, rows: Iterable[tuple[str, str, str, str]]) -> str:
+    """Write rows of (image id, split, raw caption, tokens by spaces); return the table's digest."""
     with atomic_write(path) as scratch:
         with scratch.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             for image_id, split, caption, tokens in rows:
-                writer.writerow((image_id, split, _to_cell(caption), _to_cell(" ".join(tokens))))
+                writer.writerow((image_id, split, to_cell(caption), to_cell(tokens)))
         return _digest(scratch.read_bytes())
 
 
@@ -161,7 +175,7 @@ def read_info(path: Path) -> TableInfo:
     return info
 
 
-def _to_cell(text: str) -> str:
+def to_cell(text: str) -> str:
     """Prefix formulas with an apostrophe, so no spreadsheet runs them (OWASP, CSV Injection)."""
     return f"'{text}" if text.lstrip("'").startswith(FORMULA_STARTS) else text
 

@@ -20,6 +20,7 @@ from pipeline.config.types import (
     Rate,
     Seconds,
     Seed,
+    Share,
     Size,
     Text,
     Tolerance,
@@ -39,19 +40,38 @@ class Config(BaseModel):
 
 
 class DownloadConfig(Config):
-    """Where the two archives come from, and how often to retry."""
+    """Where images and captions come from, and how often to retry."""
 
-    images: Text
-    images_md5: Md5 | None
-    text: Text | None
-    text_md5: Md5 | None
+    images: OneOrMore[Text]
+    images_md5: OneOrMore[Md5] | None
+    text: OneOrMore[Text] | None
+    text_md5: OneOrMore[Md5] | None
+    on_bad_image: Literal["fail", "exclude"]
+    max_excluded: Share
     retries: Annotated[int, Field(ge=0, le=100)]
     timeout: Annotated[float, Field(gt=0, le=3600)]
 
+    @model_validator(mode="after")
+    def _digest_of_each(self) -> Self:
+        for key in ("images", "text"):
+            sources, digests = getattr(self, key), getattr(self, f"{key}_md5")
+            if digests is not None and len(sources or ()) != len(digests):
+                number = len(sources or ())
+                raise ValueError(f"{key}_md5 has {len(digests)} digests for {number} {key}")
+        return self
+
 
 class PrepareConfig(Config):
-    """How images are split where the text archive has no split lists."""
+    """How captions are read, and how images are split where the source has no splits."""
 
+    format: Literal["auto", "token", "csv", "json", "karpathy", "coco"]
+    file: Text | None
+    image_column: Text | None
+    caption_column: OneOrMore[Text] | None
+    split_column: Text | None
+    on_mismatch: Literal["fail", "exclude"]
+    max_excluded: Share
+    splits: Literal["auto", "hash"]
     val_fraction: Fraction
     test_fraction: Fraction
 

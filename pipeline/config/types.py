@@ -54,6 +54,7 @@ OneOrMore = Annotated[tuple[Item, ...], BeforeValidator(_as_tuple), AfterValidat
 Md5 = Annotated[str, AfterValidator(_as_md5)]
 Text = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]

@@ -8,7 +8,14 @@ from pathlib import Path
 from pipeline.demo.shapes import describe, random_shapes, render
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.progress import progress_bar
-from pipeline.sources.flickr8k import SPLITS, TOKENS
+
+# The names in Flickr8k's text archive.
+TOKEN_FILE = "Flickr8k.token.txt"
+SPLIT_LISTS = {
+    "train": "Flickr_8k.trainImages.txt",
+    "val": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
 
 
 def write_archives(images: Path, text: Path, counts: dict[str, int], seed: int) -> None:
@@ -20,7 +27,7 @@ def write_archives(images: Path, text: Path, counts: dict[str, int], seed: int) 
     rng = random.Random(seed)
     total = sum(counts.values())
     captions: list[str] = []
-    split_lists: dict[str, list[str]] = {split: [] for split in SPLITS}
+    split_lists: dict[str, list[str]] = {split: [] for split in SPLIT_LISTS}
     splits = [split for split, count in counts.items() for _ in range(count)]
     with atomic_write(images) as scratch, zipfile.ZipFile(scratch, "w") as archive:
         _add(archive, "Flicker8k_Dataset/", b"")
@@ -34,8 +41,8 @@ def write_archives(images: Path, text: Path, counts: dict[str, int], seed: int) 
             captions += [f"{name}#{i}\t{text}" for i, text in enumerate(describe(scene, rng))]
             split_lists[splits[number]].append(name)
     with atomic_write(text) as scratch, zipfile.ZipFile(scratch, "w") as archive:
-        _add(archive, TOKENS, "".join(f"{line}\n" for line in captions).encode())
-        for split, file_name in SPLITS.items():
+        _add(archive, TOKEN_FILE, "".join(f"{line}\n" for line in captions).encode())
+        for split, file_name in SPLIT_LISTS.items():
             _add(archive, file_name, "".join(f"{name}\n" for name in split_lists[split]).encode())
 
 

@@ -26,6 +26,7 @@ PROTOCOL = {
     "images": "number of images",
     "references": "number of references per image",
 }
+OTHER_META = ("features", "models", "excluded")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def parse_metrics(content: bytes, where: object) -> Metrics:
                 )
                 for baseline in raw["baselines"]
             ],
-            meta=dict(meta) | {key: meta[key] for key in (*PROTOCOL, "features", "models")},
+            meta=dict(meta) | {key: meta[key] for key in (*PROTOCOL, *OTHER_META)},
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ArtifactError(where, "is not a metrics file of this version") from None

@@ -7,13 +7,20 @@ import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.images.names import EXTENSIONS, check_id, first_few, is_image_name, to_image_id
+from pipeline.images.names import (
+    EXTENSIONS,
+    check_id,
+    common_folder,
+    first_few,
+    is_image_name,
+    normalize_path,
+)
 from pipeline.images.rgb import scale_transparent_level, to_rgb
 from pipeline.images.zip_files import decoded_path, is_junk, open_zip, read_member
 from pipeline.runtime.errors import InputError
@@ -36,36 +43,39 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, and warns without 
 class ImageArchive:
     """The images of a zip, by id (`pipeline.images.names`). Threads may share it.
 
+    Args:
+        excluded: ids of images to leave out.
+
     Raises:
         InputError: the file is not a complete zip, has no images, or has an id twice.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, excluded: Collection[str] = ()) -> None:
         self.path = path
         self._zip = open_zip(path)
-        self._members: dict[str, zipfile.ZipInfo] = {}
+        members: dict[str, zipfile.ZipInfo] = {}
         self.other_files: set[str] = set()  # names of the files that are not images
         for member in self._zip.infolist():
-            member_path = decoded_path(member)
-            image_id = to_image_id(member_path)
-            if is_junk(member_path):
+            member_path = normalize_path(decoded_path(member))
+            if is_junk(decoded_path(member)):
                 continue
-            if not is_image_name(image_id):
-                self.other_files.add(image_id)
-                continue
-            check_id(image_id, where=str(path))
-            if image_id in self._members:
-                raise InputError(
-                    f"{path} has two images named {image_id!r} "
-                    f"({decoded_path(self._members[image_id])} and {member_path}); "
-                    "remove or rename one"
-                )
-            self._members[image_id] = member
-        if not self._members:
+            if not is_image_name(member_path):
+                self.other_files.add(PurePosixPath(member_path).name)
+            elif member_path in members:
+                raise InputError(f"{path} has two images {member_path!r}; remove or rename one")
+            else:
+                members[member_path] = member
+        if not members:
             found = first_few(sorted(self.other_files)) or "an empty archive"
             raise InputError(
                 f"{path} has no images; expected {' '.join(sorted(EXTENSIONS))}, found {found}"
             )
+        folder = common_folder(members)
+        self._members = {name.removeprefix(folder): member for name, member in members.items()}
+        for image_id in self._members:
+            check_id(image_id, where=str(path))
+        for image_id in excluded:
+            self._members.pop(image_id, None)
 
     def __enter__(self) -> "ImageArchive":
         return self

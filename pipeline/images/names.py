@@ -1,11 +1,12 @@
 """Image ids: one name for an image in archives, captions and split lists.
 
-An id is the file's name without its folders, in Unicode's composed form (NFC): macOS writes names
-decomposed, and the two look the same.
+An id is the image's path within its data set, without the folders that all images share, in
+Unicode's composed form (NFC): macOS writes names decomposed, and the two look the same.
 """
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 from pipeline.runtime.errors import InputError
@@ -13,8 +14,8 @@ from pipeline.runtime.errors import InputError
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
-MAX_NAME = 255  # bytes, file systems' limit: the feature cache stores ids at the longest one's size
-MAX_SHOWN = 5  # names in a message
+MAX_ID = 512  # bytes: the feature cache stores all ids at the longest one's size
+MAX_SHOWN = 10  # names in a message
 
 
 def to_posix(path: str) -> str:
@@ -22,9 +23,18 @@ def to_posix(path: str) -> str:
     return path.replace("\\", "/")
 
 
-def to_image_id(path: str) -> str:
-    """Return the id of the image at this path."""
-    return unicodedata.normalize("NFC", PurePosixPath(to_posix(path)).name)
+def normalize_path(path: str) -> str:
+    """Return a path with `/` between folders, in NFC, without a leading `/`, `.` or `..`."""
+    parts = PurePosixPath(unicodedata.normalize("NFC", to_posix(path))).parts
+    return "/".join(part for part in parts if part not in ("/", ".."))
+
+
+def common_folder(paths: Iterable[str]) -> str:
+    """Return the deepest folder that holds all paths, with a `/` at its end; or ""."""
+    folders = [path.split("/")[:-1] for path in paths]
+    shared = zip(min(folders, default=[]), max(folders, default=[]), strict=False)
+    names = takewhile(lambda pair: pair[0] == pair[1], shared)
+    return "".join(f"{name}/" for name, _ in names)
 
 
 def is_image_name(name: str) -> bool:
@@ -40,9 +50,9 @@ def check_id(image_id: str, where: str) -> None:
     """
     if not image_id:
         raise InputError(f"{where}: the image's name is missing")
-    if len(image_id.encode("utf-8", "surrogatepass")) > MAX_NAME:
+    if len(image_id.encode("utf-8", "surrogatepass")) > MAX_ID:
         raise InputError(
-            f"{where}: the image name {image_id[:40]!r}… is longer than {MAX_NAME} bytes; rename it"
+            f"{where}: the image name {image_id[:40]!r}… is longer than {MAX_ID} bytes; rename it"
         )
     if not image_id.isprintable() or image_id.startswith(("=", "+", "-", "@")):
         raise InputError(
@@ -65,6 +75,7 @@ def similar_names(missing: Iterable[str], present: Iterable[str]) -> dict[str, s
     by_key: dict[str, str] = {}
     for name in present:
         by_key.setdefault(_comparison_key(name), name)
+        by_key.setdefault(_comparison_key(PurePosixPath(name).name), name)
         by_key.setdefault(_comparison_key(PurePosixPath(name).stem), name)
     similar = {}
     for name in missing:

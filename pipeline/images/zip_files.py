@@ -33,7 +33,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             what = "a web page, not a zip: the address leads to a page about the file"
         elif begin.startswith(OTHER_ARCHIVES):
             raise InputError(
-                f"{path} is an archive but not a zip; pack its files into a zip"
+                f"{path} is an archive of a kind that is not read; pack its files into a zip or tar"
             ) from None
         elif not begin:
             what = "empty"

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.metrics.scores import Tokens, compute_scores
 
+MAX_ROUNDS = 10  # of human captions against the others
+
 
 def best_constant_caption(
     candidates: Iterable[Tokens], references: Sequence[Sequence[Tokens]]
@@ -53,19 +55,21 @@ def best_constant_caption(
 def human_scores(references: Sequence[Sequence[Tokens]]) -> dict[str, float] | None:
     """Return the scores of one reference against the image's others, averaged over which one.
 
-    Images with fewer references than most images are left out. With a single reference per image
-    there is nothing to score against, and the result is None. Humans have one reference less to
-    match than the model, so the comparison is slightly hard on them.
+    Images with a single reference have nothing to score it against and are left out; if they are
+    more than half, the result is None. An image with few references uses them several times. Humans
+    have one reference less to match than the model, so the comparison is slightly hard on them.
     """
-    num_references = Counter(len(refs) for refs in references).most_common(1)[0][0]
-    if num_references < 2:
+    several = [list(refs) for refs in references if len(refs) > 1]
+    if 2 * len(several) < len(references):
         return None
-    full = [list(refs) for refs in references if len(refs) == num_references]
     rounds = [
-        compute_scores([refs[i] for refs in full], [refs[:i] + refs[i + 1 :] for refs in full])
-        for i in range(num_references)
+        compute_scores(
+            [refs[i % len(refs)] for refs in several],
+            [refs[: i % len(refs)] + refs[i % len(refs) + 1 :] for refs in several],
+        )
+        for i in range(min(MAX_ROUNDS, max(map(len, several))))
     ]
-    return {key: sum(scores[key] for scores in rounds) / num_references for key in rounds[0]}
+    return {key: sum(scores[key] for scores in rounds) / len(rounds) for key in rounds[0]}
 
 
 def _ngram_counts(tokens: Tokens) -> Counter[tuple[str, ...]]:

@@ -12,23 +12,33 @@ from typing import Any
 from pipeline.runtime.errors import ArtifactError, InputError
 
 
-def named_file(text: str, key: str) -> Path:
-    """Return the path of the file that the param `key` names.
+def named_path(text: str, key: str) -> Path:
+    """Return the path of the file or folder that the param `key` names.
 
     Raises:
-        InputError: it is not a file; the message has the absolute path.
+        InputError: it does not exist; the message has the absolute path.
     """
     path = Path(os.path.expanduser(text))  # noqa: PTH111  Path.expanduser raises for unknown users
-    if path.is_file():
+    if path.exists():
         return path
-    if path.is_dir():
-        raise InputError(f"{key} names {text}, which is a folder; name a file")
     if path.is_absolute():
         raise InputError(f"{key} names {text}, which is not a file; check the path")
     hint = "check the path"
     if in_experiment():
         hint = "--temp and queued experiments run in a copy of the repository; use an absolute path"
     raise InputError(f"{key} names {text}, but {path.absolute()} is not a file; {hint}")
+
+
+def named_file(text: str, key: str) -> Path:
+    """Return the path of the file that the param `key` names.
+
+    Raises:
+        InputError: it is not a file; the message has the absolute path.
+    """
+    path = named_path(text, key)
+    if path.is_dir():
+        raise InputError(f"{key} names {text}, which is a folder; name a file")
+    return path
 
 
 def in_experiment() -> bool:

@@ -7,6 +7,7 @@ import typer
 
 Params = Annotated[Path, typer.Option(help="The params file.")]
 Images = Annotated[Path, typer.Option(help="The image archive.")]
+Unreadable = Annotated[Path, typer.Option(help="The list of images that cannot be used.")]
 Captions = Annotated[Path, typer.Option(help="The captions table.")]
 Backbone = Annotated[Path, typer.Option(help="The frozen CNN's weights.")]
 Features = Annotated[Path, typer.Option(help="The feature cache.")]

@@ -1,21 +1,24 @@
-"""Parse captions from a table as Kaggle's data sets have them: a header, then one row each."""
+"""Read captions from a table (CSV, TSV): a header, then one row each."""
 
 import csv
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.images.names import is_image_name
 from pipeline.runtime.errors import InputError
+from pipeline.sources.records import CAPTION_NAMES, CaptionRecord, ColumnNames
 
 log = logging.getLogger(__name__)
 
-# Known names of the two columns, the least ambiguous first.
-IMAGE_NAMES = "image image_name file_name filename image_path path image_id file id".split()
-CAPTION_NAMES = "caption comment captions comments text sentence description".split()
 EXPECTED_HEADER = "image,caption"
+# caption_1, caption_2, …: several captions per row.
+NUMBERED = re.compile(rf"({'|'.join(CAPTION_NAMES)})[ _-]?\d+")
 # Quoting by delimiter. Flickr30k has `|`, and its quotation marks are part of the caption.
 QUOTING = dict.fromkeys(",;\t", csv.QUOTE_MINIMAL) | {"|": csv.QUOTE_NONE}
+# One row of Flickr30k's results.csv lacks the second bar.
+MISSING_BAR = re.compile(r"(\d+)\s+(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -24,61 +27,114 @@ class Columns:
 
     delimiter: str
     spaces: bool  # whether a space follows each delimiter
-    count: int
+    names: tuple[str, ...]  # in lower case
     image: int  # the column of the image's name
-    caption: int
+    captions: tuple[int, ...]  # none in a table of splits
+    split: int | None
 
 
-def read_rows(lines: Iterator[str], where: str) -> Iterator[tuple[str, str, str]]:
-    """Yield each row's image name, caption, and location for error messages.
+def find_columns(header: str, named: ColumnNames) -> Columns | None:
+    """Return the layout that a header tells; None if it has no column of images.
+
+    A table has columns of captions, a column of splits, or both.
+    """
+    for delimiter in QUOTING:
+        parts = header.split(delimiter)
+        names = [part.strip().strip('"').strip().lower() for part in parts]
+        image = _first_known(named.known_images(), names)
+        captions = _caption_columns(names, named)
+        split = _first_known(named.known_splits(), names)
+        if image is not None and (captions or split is not None):
+            spaces = all(part.startswith(" ") for part in parts[1:])
+            return Columns(delimiter, spaces, tuple(names), image, captions, split)
+    return None
+
+
+def read_rows(lines: Iterator[str], where: str, named: ColumnNames) -> Iterator[CaptionRecord]:
+    """Yield the captions of each row; one without a caption, where a row only has a split.
 
     Raises:
         InputError: the header has no such columns, or a row does not match the header.
     """
     numbered = enumerate(lines, start=1)
     header = next((line for _, line in numbered if line.strip()), "")
-    columns = _columns(header, where)
+    columns = find_columns(header, named)
+    if columns is None:
+        raise InputError(_explain_header(header, where, named))
+    _log_columns(columns, where)
     for number, line in numbered:
-        line_where = f"{where}, line {number}"
-        cells = _cells(line, columns, line_where)
+        cells = _cells(line, columns, f"{where}, line {number}")
         if not cells:
             continue
-        if columns.caption == columns.count - 1 < len(cells):
-            # An unquoted delimiter is part of the caption.
-            delimiter = columns.delimiter + " " * columns.spaces
-            cells = [*cells[: columns.caption], delimiter.join(cells[columns.caption :])]
-        if len(cells) != columns.count or not cells[columns.caption] + cells[columns.image]:
+        cells = _repair(cells, columns)
+        if len(cells) != len(columns.names) or not any(
+            cells[column] for column in (columns.image, *columns.captions)
+        ):
             raise InputError(
-                f"{line_where}: expected the {columns.count} columns '{header.strip()}', found "
-                f"{len(cells)}; quote captions that contain '{columns.delimiter}'"
+                f"{where}, line {number}: expected the {len(columns.names)} columns "
+                f"'{header.strip()}', found {len(cells)}; quote captions that contain "
+                f"'{columns.delimiter}'"
             )
-        yield cells[columns.image].strip(), cells[columns.caption], line_where
+        image = cells[columns.image].strip()
+        split = None if columns.split is None else cells[columns.split].strip()
+        captions: list[str | None] = [cells[column] for column in columns.captions]
+        if len(captions) > 1:  # an image may have fewer captions than there are columns
+            captions = [caption for caption in captions if caption and caption.strip()] or [""]
+        for caption in captions or [None]:
+            yield CaptionRecord(image, caption, split, number)
 
 
-def _columns(header: str, where: str) -> Columns:
-    for delimiter in QUOTING:
-        parts = header.split(delimiter)
-        names = [part.strip().strip('"').strip().lower() for part in parts]
-        image, caption = (_first_known(known, names) for known in (IMAGE_NAMES, CAPTION_NAMES))
-        if image is not None and caption is not None:
-            if (names[image], names[caption]) != ("image", "caption"):
-                message = "%s: reading images from the column '%s', captions from '%s'"
-                log.info(message, where, names[image], names[caption])
-            spaces = all(part.startswith(" ") for part in parts[1:])
-            return Columns(delimiter, spaces, len(names), image, caption)
-    if is_image_name(header.split(",")[0].strip()):
-        raise InputError(
-            f"{where} has no header, it begins with {header[:60]!r}; add the line "
-            f"'{EXPECTED_HEADER}' above that"
-        )
-    raise InputError(
-        f"{where}: expected the header '{EXPECTED_HEADER}', found {header[:60]!r}; name the column "
-        "of the images 'image' and that of the captions 'caption', with one row per caption"
-    )
+def _caption_columns(names: Sequence[str], named: ColumnNames) -> tuple[int, ...]:
+    if named.captions is not None:
+        wanted = [name.lower() for name in named.captions]
+        return tuple(map(names.index, wanted)) if set(wanted) <= set(names) else ()
+    if (single := _first_known(CAPTION_NAMES, names)) is not None:
+        return (single,)
+    return tuple(column for column, name in enumerate(names) if NUMBERED.fullmatch(name))
 
 
 def _first_known(known: Sequence[str], names: Sequence[str]) -> int | None:
-    return next((names.index(name) for name in known if name in names), None)
+    return next((names.index(name.lower()) for name in known if name.lower() in names), None)
+
+
+def _log_columns(columns: Columns, where: str) -> None:
+    """Say which columns were taken, unless they are the plain ones."""
+    image = columns.names[columns.image]
+    captions = [columns.names[column] for column in columns.captions]
+    if captions and [image, *captions] != ["image", "caption"]:
+        message = "%s: reading images from the column '%s', captions from '%s'"
+        log.info(message, where, image, ", ".join(captions))
+
+
+def _explain_header(header: str, where: str, named: ColumnNames) -> str:
+    if named != ColumnNames():
+        wanted = [named.image, *(named.captions or ()), named.split]
+        names = ", ".join(repr(name) for name in wanted if name)
+        return f"{where}: expected the columns {names} of params, found the header {header[:60]!r}"
+    if is_image_name(header.split(",")[0].strip()):
+        return (
+            f"{where} has no header, it begins with {header[:60]!r}; add the line "
+            f"'{EXPECTED_HEADER}' above that"
+        )
+    return (
+        f"{where}: expected the header '{EXPECTED_HEADER}', found {header[:60]!r}; name the column "
+        "of the images 'image' and that of the captions 'caption', with one row per caption, or "
+        "name your columns in prepare.image_column and prepare.caption_column"
+    )
+
+
+def _repair(cells: list[str], columns: Columns) -> list[str]:
+    """Mend a row whose last column is the caption and has a delimiter, or lacks the one before."""
+    last = len(columns.names) - 1
+    if columns.captions != (last,):
+        return cells
+    if len(cells) > last + 1:  # an unquoted delimiter is part of the caption
+        delimiter = columns.delimiter + " " * columns.spaces
+        return [*cells[:last], delimiter.join(cells[last:])]
+    match = MISSING_BAR.fullmatch(cells[-1].strip())
+    if match and len(cells) == last and columns.delimiter == "|":
+        return [*cells[:-1], *match.groups()]
+    return cells
 
 
 def _cells(line: str, columns: Columns, where: str) -> list[str]:

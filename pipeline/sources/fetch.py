@@ -1,4 +1,4 @@
-"""Download a large zip over HTTP: resume, retry, verify, then move it into place."""
+"""Download a large file over HTTP: resume, retry, verify, then move it into place."""
 
 import errno
 import http.client
@@ -15,12 +15,12 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from pipeline.images.archive import MAX_BYTES
 from pipeline.images.zip_files import open_zip, read_member
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import file_digest, replace_durably
 from pipeline.runtime.locks import try_lock
 from pipeline.runtime.progress import progress_bar
+from pipeline.sources.containers import MAX_TEXT_BYTES, is_archive_name, is_text_name
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,12 @@ class RetryableError(Exception):
     """A transient failure."""
 
 
+def is_zip_name(name: str) -> bool:
+    """Whether a file should be a zip: its suffix does not say that it is a tar or text."""
+    name = name.lower()
+    return name.endswith(".zip") or not (is_text_name(name) or is_archive_name(name))
+
+
 def fetch(
     url: str,
     out: Path,
@@ -42,13 +48,13 @@ def fetch(
     timeout: float,
     first_pause: float = 1.0,
 ) -> None:
-    """Download a zip to `out`.
+    """Download a zip, or a file that `containers` reads by its suffix, to `out`.
 
     A `.part` file beside `out` holds what has arrived. An interrupted download resumes from it if
     the server supports that (HTTP Range, RFC 9110 §14) and still has the same file (If-Range).
 
     Args:
-        md5: the digest that the file must have; None only checks that it is a complete zip.
+        md5: the digest that the file must have; None only checks that a zip is complete.
         retries: retries after failures that may pass.
         timeout: seconds without data after which an attempt fails.
         first_pause: seconds before the first retry; doubled for each further one.
@@ -60,9 +66,10 @@ def fetch(
     part = out.with_name(f"{out.name}.{sha256(url.encode()).hexdigest()[:8]}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive(part, out):
-        _fetch_whole(url, part, md5, partial(_retry, url, part, retries, timeout, first_pause))
+        _fetch_whole(url, part, out, md5, partial(_retry, url, part, retries, timeout, first_pause))
         try:
-            open_zip(part).close()
+            if is_zip_name(out.name):
+                open_zip(part).close()
         except InputError as error:
             _discard(part)
             raise InputError(f"fetched {url}, but {str(error).replace(str(part), 'it')}") from None
@@ -99,7 +106,9 @@ def _exclusive(part: Path, out: Path) -> Iterator[None]:
                 _discard(part)
 
 
-def _fetch_whole(url: str, part: Path, md5: str | None, fetch_rest: Callable[[], None]) -> None:
+def _fetch_whole(
+    url: str, part: Path, out: Path, md5: str | None, fetch_rest: Callable[[], None]
+) -> None:
     resumed = part.stat().st_size > 0
     if resumed and _is_zip(part):  # complete: an earlier run was killed or found another digest
         if md5 is not None and file_digest(part) == md5:
@@ -107,7 +116,7 @@ def _fetch_whole(url: str, part: Path, md5: str | None, fetch_rest: Callable[[],
         _truncate(part)
         resumed = False
     fetch_rest()
-    if resumed and not _is_intact(part, md5):
+    if resumed and is_zip_name(out.name) and not _is_intact(part, md5):
         log.warning("%s: the resumed download is damaged; starting over", url)
         _truncate(part)
         fetch_rest()
@@ -128,7 +137,7 @@ def _is_intact(part: Path, md5: str | None) -> bool:
     try:
         with open_zip(part) as archive:
             for member in progress_bar(archive.infolist(), label="check", unit="file"):
-                read_member(archive, member, MAX_BYTES)
+                read_member(archive, member, MAX_TEXT_BYTES)
     except InputError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""Stage 1: fetch or copy the two archives, images and text, and check them.
+"""Stage 1: bring images and captions here, as one zip each, and check the images.
 
 An archive that is already in place with the right digest is not fetched again: `persist: true` in
 dvc.yaml keeps DVC from deleting it.
@@ -6,12 +6,9 @@ dvc.yaml keeps DVC from deleting it.
 
 import logging
 import os
-import shlex
 import shutil
-import urllib.parse
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,150 +16,119 @@ import typer
 from pipeline.config.load import load_params
 from pipeline.config.schema import DownloadConfig
 from pipeline.images.archive import ImageArchive, decode_image
-from pipeline.images.names import MAX_SHOWN, first_few, similar_names
+from pipeline.images.names import first_few
+from pipeline.images.unreadable import write_unreadable
 from pipeline.images.zip_files import open_zip
 from pipeline.runtime import options
 from pipeline.runtime.errors import InputError, pluralize
-from pipeline.runtime.files import atomic_write, file_digest, named_file
+from pipeline.runtime.files import atomic_write, file_digest
 from pipeline.runtime.progress import progress_bar
 from pipeline.sources.fetch import fetch
-from pipeline.sources.flickr8k import (
-    KAGGLE,
-    ORPHAN_CAPTIONS,
-    TextArchive,
-    read_kaggle_table,
-    read_text_archive,
-)
+from pipeline.sources.gather import Source, check_md5, gathered, parse_sources
+from pipeline.sources.pack import has_comment, pack
 
 log = logging.getLogger(__name__)
 
-UNZIPPED = (".csv", ".tsv", ".txt", ".json")  # suffixes of captions outside a zip
 
+def download(images: Path, text: Path, unreadable: Path, config: DownloadConfig) -> None:
+    """Get images and captions as one zip each, and list the images that cannot be used.
 
-def download(images: Path, text: Path, config: DownloadConfig) -> None:
-    """Get the image archive and the text archive, and check them.
+    A single zip stays as it is. Any other sources (folders, tars, several zips, bare files) are
+    packed into one.
 
     Raises:
-        InputError: a source is unavailable or has another digest, or the archives do not fit
-            together.
+        InputError: a source is unavailable, damaged or has another digest, or images are bad.
     """
-    fetch_or_copy(config.images, images, config.images_md5, config, key="images")
-    if config.text is None:
-        _text_from_kaggle(images, text)
+    sources = parse_sources(config.images, config.images_md5, "download.images")
+    texts = text if config.text is None else None  # captions that come with the images
+    if _is_single_zip(sources):
+        _fetch_or_copy(sources[0], images, config)
+        if texts:
+            pack([images], None, texts)
     else:
-        fetch_or_copy(config.text, text, config.text_md5, config, key="text")
-    check_archives(images, text, decode=config.images_md5 is None)
-
-
-def fetch_or_copy(
-    source: str, out: Path, md5: str | None, config: DownloadConfig, key: str
-) -> None:
-    """Fetch a URL or copy a local file to `out`, and check its digest."""
-    if md5 is not None and out.is_file() and file_digest(out) == md5:
-        log.info("%s is already here, with the right digest", out)
-        return
-    try:
-        url = urllib.parse.urlsplit(source)
-    except ValueError as error:
-        raise InputError(f"download.{key} is {source}, not a URL ({error}); check it") from None
-    if url.scheme in ("http", "https"):
-        fetch(source, out, md5, retries=config.retries, timeout=config.timeout)
-        return
-    path = _local_path(source, url, f"download.{key}")
-    if md5 is not None and (digest := file_digest(path)) != md5:
-        raise InputError(
-            f"{path} has MD5 {digest}, but download.{key}_md5 is {md5}; "
-            "it is another file, or damaged"
-        )
-    with open_zip(path), atomic_write(out) as scratch:
-        shutil.copyfile(path, scratch)
-
-
-def _local_path(source: str, url: urllib.parse.SplitResult, key: str) -> Path:
-    """Return the path of a local archive.
-
-    Raises:
-        InputError: there is no such file, or it cannot be a zip.
-    """
-    if url.scheme == "file":
-        source = urllib.parse.unquote(url.path)
-    elif "://" in source:
-        raise InputError(
-            f"cannot fetch {source}: expected an http://, https:// or file:// URL, or a path"
-        )
-    path = Path(os.path.expanduser(source))  # noqa: PTH111  Path.expanduser raises for unknown users
-    if path.is_dir() or path.suffix.lower() in UNZIPPED:
-        what = "a folder" if path.is_dir() else "not a zip"
-        raise InputError(
-            f"{key} names {source}, which is {what}; zip it and use that path: "
-            f"python -m zipfile -c {path.stem}.zip {shlex.quote(source)}"
-        )
-    return named_file(source, key)
-
-
-def _text_from_kaggle(images: Path, text: Path) -> None:
-    """Copy the captions of Kaggle's single zip to a text archive, always with the same bytes."""
-    captions = read_kaggle_table(images)
-    with atomic_write(text) as scratch, zipfile.ZipFile(scratch, "w") as archive:
-        archive.writestr(zipfile.ZipInfo(KAGGLE), captions, zipfile.ZIP_DEFLATED)
-
-
-def check_archives(images: Path, text: Path, decode: bool) -> None:
-    """Check that every image of a split is present and has captions; log other mismatches.
-
-    Args:
-        decode: also decode every image, for an archive without a known digest.
-    """
-    captions = read_text_archive(text)
-    with ImageArchive(images) as archive:
-        present, captioned = set(archive.ids), captions.captions.keys()
-        required = required_ids(captions)
-        if missing := [image_id for image_id in required if image_id not in present]:
-            raise InputError(f"{text} needs {_explain_missing(missing, archive)}")
-        if uncaptioned := [
-            image_id for image_id in required if not captions.captions.get(image_id)
-        ]:
+        _pack(sources, images, texts, config)
+    if config.text is not None:
+        sources = parse_sources(config.text, config.text_md5, "download.text")
+        if _is_single_zip(sources):
+            _fetch_or_copy(sources[0], text, config)
+        else:
+            _pack(sources, None, text, config)
+    with open_zip(text) as archive:
+        if not archive.namelist():
             raise InputError(
-                f"{text} has no captions for {pluralize(len(uncaptioned), 'image')} of a split: "
-                f"{first_few(uncaptioned)}; add captions, or remove the images from the list"
+                f"{', '.join(config.text or config.images)}: no files that may hold captions; "
+                "name them in download.text"
             )
-        if uncaptioned := sorted(present - captioned):
-            number = pluralize(len(uncaptioned), "image")
-            log.warning("skipped %s without captions: %s", number, first_few(uncaptioned))
-        if absent := sorted(captioned - present - ORPHAN_CAPTIONS):
-            number = pluralize(len(absent), "missing image")
-            log.warning("skipped the captions of %s: %s", number, first_few(absent))
-        if decode:
-            _check_images(archive)
-    log.info("%s, %d with captions", pluralize(len(present), "image"), len(present & captioned))
+    check_images(images, unreadable, config)
 
 
-def _explain_missing(missing: list[str], archive: ImageArchive) -> str:
-    """Return which images are missing, and a likely reason."""
-    if unsupported := [name for name in missing if name in archive.other_files]:
-        kinds = ", ".join(
-            sorted({PurePosixPath(name).suffix or "no suffix" for name in unsupported})
-        )
-        return (
-            f"{pluralize(len(unsupported), 'image')} of an unsupported format ({kinds}) in "
-            f"{archive.path}: {first_few(unsupported)}; convert to JPEG, or remove the captions"
-        )
-    similar = similar_names(missing, archive.ids)
-    shown = sorted(missing, key=lambda name: name not in similar)[:MAX_SHOWN]
-    hints = [f"{name!r} is named {similar[name]!r} there" for name in shown if name in similar]
-    hint = f"{'; '.join(hints)}: use one name" if hints else "add them, or remove their captions"
-    number = pluralize(len(missing), "image")
-    return f"{number} that {archive.path} lacks: {first_few(missing)}; {hint}"
+def _is_single_zip(sources: list[Source]) -> bool:
+    return len(sources) == 1 and sources[0].is_zip()
 
 
-def _check_images(archive: ImageArchive) -> None:
-    """Decode all images, and report all bad ones at once, not one per run.
+def _fetch_or_copy(source: Source, out: Path, config: DownloadConfig) -> None:
+    """Fetch a zip or copy a local one to `out`, and check its digest."""
+    if source.md5 is not None and out.is_file() and file_digest(out) == source.md5:
+        log.info("%s is already here, with the right digest", out)
+    elif source.url is not None:
+        fetch(source.url, out, source.md5, retries=config.retries, timeout=config.timeout)
+    else:
+        (path,) = source.paths()
+        check_md5(path, source.md5, source.key)
+        with open_zip(path), atomic_write(out) as scratch:
+            shutil.copyfile(path, scratch)
+
+
+def _pack(
+    sources: list[Source], images: Path | None, texts: Path | None, config: DownloadConfig
+) -> None:
+    """Pack sources, unless archives of sources with the same digests are here already."""
+    outs = [out for out in (images, texts) if out]
+    digests = [source.md5 for source in sources if source.md5]
+    comment = " ".join(["md5", *digests]).encode() if digests else b""
+    if digests and all(has_comment(out, comment) for out in outs):
+        log.info("%s: already here, of sources with the right digests", ", ".join(map(str, outs)))
+        return
+    with gathered(sources, outs[0].parent, retries=config.retries, timeout=config.timeout) as paths:
+        pack(paths, images, texts, comment)
+
+
+def check_images(images: Path, unreadable: Path, config: DownloadConfig) -> None:
+    """Write the list of images that cannot be used.
+
+    Images of an archive with a known digest are not decoded, unless bad ones are to be set aside.
 
     Raises:
-        InputError: some images cannot be used.
+        InputError: some images cannot be used, and params do not allow it, or not so many.
     """
     errors: dict[str, str] = {}
-    ids, workers = archive.ids, os.cpu_count() or 1
+    with ImageArchive(images) as archive:
+        ids = archive.ids
+        if config.images_md5 is None or config.on_bad_image == "exclude":
+            errors = _decode_all(archive)
+    log.info("%s", pluralize(len(ids), "image"))
+    if errors:
+        what = f"{images}: {next(iter(errors.values()))}"
+        if len(errors) > 1:
+            what = (
+                f"{len(errors):,} of {len(ids):,} images in {images} cannot be used: "
+                f"{first_few(list(errors))}; the lines above say why"
+            )
+            for error in errors.values():
+                log.warning("%s", error)
+        share = len(errors) / len(ids)
+        if config.on_bad_image == "fail":
+            raise InputError(f"{what}; or set download.on_bad_image to exclude")
+        if share > config.max_excluded or len(errors) == len(ids):
+            limit = f"download.max_excluded ({config.max_excluded:g})"
+            raise InputError(f"{what}; that is {share:.1%}, more than {limit}")
+        log.warning("set aside: %s", what)
+    write_unreadable(unreadable, errors)
+
+
+def _decode_all(archive: ImageArchive) -> dict[str, str]:
+    """Decode all images; return why the bad ones cannot be used, sorted by id."""
+    errors: dict[str, str] = {}
 
     def check(image_id: str) -> None:
         try:
@@ -171,27 +137,12 @@ def _check_images(archive: ImageArchive) -> None:
             errors[image_id] = str(error)
 
     with (
-        ThreadPoolExecutor(workers) as pool,  # Pillow releases Python's lock
-        progress_bar(label="check", total=len(ids), unit="image") as progress,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,  # Pillow releases Python's lock
+        progress_bar(label="check", total=len(archive.ids), unit="image") as progress,
     ):
-        for _ in pool.map(check, ids):
+        for _ in pool.map(check, archive.ids):
             progress.update()
-    if len(errors) == 1:
-        raise InputError(f"{archive.path}: {next(iter(errors.values()))}")
-    if errors:
-        for _, error in sorted(errors.items()):
-            log.warning("%s", error)
-        raise InputError(
-            f"{len(errors):,} of {len(ids):,} images in {archive.path} cannot be used: "
-            f"{first_few(sorted(errors))}; the lines above say why"
-        )
-
-
-def required_ids(text: TextArchive) -> list[str]:
-    """Return the images that must be present: those of the split lists, else all with captions."""
-    if text.splits is None:
-        return sorted(text.captions.keys() - ORPHAN_CAPTIONS)
-    return [image_id for ids in text.splits.values() for image_id in ids]
+    return dict(sorted(errors.items()))
 
 
 def main(
@@ -199,7 +150,10 @@ def main(
         "data/images.zip"
     ),
     text: Annotated[Path, typer.Option(help="The text archive to write.")] = Path("data/text.zip"),
+    unreadable: Annotated[
+        Path, typer.Option(help="The list of images that cannot be used, to write (CSV).")
+    ] = Path("data/unreadable_images.csv"),
     params: options.Params = Path("params.yaml"),
 ) -> None:
-    """Fetch and check the archives of images and captions."""
-    download(images, text, load_params(params, DownloadConfig))
+    """Bring images and captions here, and check the images."""
+    download(images, text, unreadable, load_params(params, DownloadConfig))

@@ -93,6 +93,7 @@ def evaluate(
                 "split_digest": table.info.split_digest,
                 "images": len(generated),
                 "references": sum(map(len, split.references)) / len(generated),
+                "excluded": table.info.excluded,
                 "features": cache.recipe.label,
                 "models": len(models),
                 "max_length": search.max_length,
@@ -130,6 +131,8 @@ def compute_baselines(
     baselines = [{"name": "constant", "caption": " ".join(constant), **scores}]
     if human := human_scores(references):
         baselines.append({"name": "human", **human})
+    else:
+        log.info("no human baseline: most images have a single reference")
     return baselines
 
 

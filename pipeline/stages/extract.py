@@ -24,6 +24,7 @@ from pipeline.extraction.stream import Rows, iter_features, load
 from pipeline.features.feature_cache import CacheSpec
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.images.archive import ImageArchive
+from pipeline.images.unreadable import read_unreadable
 from pipeline.runtime import options
 from pipeline.runtime.checkpoint import Checkpoint, run_fingerprint
 from pipeline.runtime.device import fast_dtypes, resolve_device, seed_everything
@@ -36,8 +37,10 @@ MAX_DECODE_THREADS = 16
 NUM_PROBE_IMAGES = 64  # for the choice of precision and JPEG decoder
 
 
-def extract(images: Path, backbone: Path, out: Path, config: ExtractConfig) -> None:
-    """Write the features of every image in the archive `images` to `out`.
+def extract(
+    images: Path, unreadable: Path, backbone: Path, out: Path, config: ExtractConfig
+) -> None:
+    """Write the features of every image in the archive `images`, but the unreadable ones, to `out`.
 
     A killed run resumes, with the same bytes in the end. If images have changed since, it resumes
     before the first of them.
@@ -51,7 +54,7 @@ def extract(images: Path, backbone: Path, out: Path, config: ExtractConfig) -> N
     recipe = make_recipe(backbones, config)
     batch = default_batch_size(recipe, device) if config.batch_size == "auto" else config.batch_size
     workers = default_num_workers(device) if config.num_workers == "auto" else config.num_workers
-    with ImageArchive(images) as archive:
+    with ImageArchive(images, read_unreadable(unreadable)) as archive:
         ids = archive.ids
         cnn = _build_extractor(backbones, recipe, device, config.precision, batch, archive)
         recipe = cnn.recipe = _choose_jpeg_decoder(cnn, config.jpeg_decoder, batch, archive)
@@ -192,6 +195,7 @@ def default_num_workers(device: torch.device) -> int:
 
 def main(
     images: options.Images = Path("data/images.zip"),
+    unreadable: options.Unreadable = Path("data/unreadable_images.csv"),
     backbone: options.Backbone = Path("models/backbone.safetensors"),
     out: Annotated[Path, typer.Option(help="The feature cache to write (HDF5).")] = Path(
         "features/features.h5"
@@ -199,4 +203,4 @@ def main(
     params: options.Params = Path("params.yaml"),
 ) -> None:
     """Extract the frozen CNN's features of every image, once."""
-    extract(images, backbone, out, load_params(params, ExtractConfig))
+    extract(images, unreadable, backbone, out, load_params(params, ExtractConfig))

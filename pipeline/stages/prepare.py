@@ -1,8 +1,9 @@
-"""Stage 2: tokenise the captions of all splits into one table."""
+"""Stage 2: bring captions and images together, and tokenise the captions of all splits."""
 
+import csv
 import hashlib
 import logging
-import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -11,104 +12,171 @@ import typer
 
 from pipeline.captions.table import (
     FLICKR8K_SPLIT_DIGEST,
+    KARPATHY_SIZES,
     SPLIT_NAMES,
     TableInfo,
     split_digest,
+    to_cell,
     warn_small,
     write_info,
     write_rows,
 )
-from pipeline.captions.tokenizer import TOKENIZER, tokenize
+from pipeline.captions.tokenizer import TOKENIZER, UnspacedWords, tokenize
 from pipeline.config.load import load_params
 from pipeline.config.schema import PrepareConfig
+from pipeline.images.archive import ImageArchive
+from pipeline.images.names import first_few
+from pipeline.images.unreadable import read_unreadable
 from pipeline.runtime import options
-from pipeline.runtime.errors import InputError
-from pipeline.sources.flickr8k import ORPHAN_CAPTIONS, TextArchive, read_text_archive
+from pipeline.runtime.errors import InputError, pluralize
+from pipeline.runtime.files import atomic_write
+from pipeline.sources.captions import SourceCaptions, read_captions
+from pipeline.sources.matching import EMPTY, UNCAPTIONED, Excluded, Matched, explain, match
+from pipeline.sources.records import ColumnNames
 
 log = logging.getLogger(__name__)
 
-# Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+"
-)
-MAX_MEAN_LETTERS = 6.0  # per token of these scripts: words have fewer letters, sentences more
 
+def prepare(
+    text: Path,
+    images: Path,
+    unreadable: Path,
+    captions: Path,
+    excluded: Path,
+    config: PrepareConfig,
+) -> None:
+    """Write the captions table, beside it its info, and the list of what was set aside.
 
-def prepare(text: Path, captions: Path, config: PrepareConfig) -> None:
-    """Write the captions table, and beside it its info.
+    Args:
+        text: the text archive.
+        images: the image archive, of which only the directory is read.
+        unreadable: the list of its images that cannot be used.
 
     Raises:
-        InputError: a split has no images, or an image of one has no words in its captions.
+        InputError: captions and images do not fit together, or a split has no images.
     """
-    archive = read_text_archive(text)
-    split_of = assign_splits(archive, config)
-    written = empty = 0
-    unspaced = letters = 0  # tokens of such scripts, and their letters
+    source = read_captions(
+        text,
+        form=config.format,
+        file=config.file,
+        named=ColumnNames(config.image_column, config.caption_column, config.split_column),
+    )
+    bad_ids = read_unreadable(unreadable)
+    with ImageArchive(images, bad_ids) as archive:
+        ids, other_files = set(archive.ids), archive.other_files
+    matched = match(source, ids, bad_ids)
+    matched, tokens_of = _tokenize(matched)
+    if matched.excluded:
+        reason = explain(matched.excluded, images, ids, other_files)
+        _check_excluded(matched, f"{text} and {images} do not fit together: {reason}", config)
+    if unused := sorted(matched.captions.keys() - (matched.splits or matched.captions).keys()):
+        log.info("%s in no split: %s", pluralize(len(unused), "image"), first_few(unused))
+    split_of = assign_splits(matched, config)
+    _write_excluded(excluded, matched.excluded)
 
-    def rows() -> Iterator[tuple[str, str, str, list[str]]]:  # a generator: tokens need memory
-        nonlocal written, empty, unspaced, letters
+    def rows() -> Iterator[tuple[str, str, str, str]]:
         for image_id in sorted(split_of):
-            before = written
-            for caption in archive.captions.get(image_id, []):
-                tokens = tokenize(caption)
-                for parts in filter(None, map(UNSPACED.findall, tokens)):
-                    unspaced, letters = unspaced + 1, letters + len("".join(parts))
-                if tokens:
-                    yield image_id, split_of[image_id], caption, tokens
-                    written += 1
-                else:
-                    log.warning("skipped a caption of %s without words", image_id)
-                    empty += 1
-            if written == before:
-                raise InputError(f"{text}: no caption of {image_id!r} has any words")
+            for caption, tokens in zip(
+                matched.captions[image_id], tokens_of[image_id], strict=True
+            ):
+                yield image_id, split_of[image_id], caption, tokens
 
     table_digest = write_rows(captions, rows())
-    images = {name: list(split_of.values()).count(name) for name in SPLIT_NAMES}
-    sizes = ", ".join(f"{number} in {name}" for name, number in images.items())
-    log.info("%d captions of %d images: %s", written, len(split_of), sizes)
-    for name in ("val", "test"):
-        warn_small(name, images[name])
-    if letters > MAX_MEAN_LETTERS * unspaced:
-        message = "%d words without spaces have %.1f letters on average, so they are whole "
-        message += "sentences; put spaces between the words first (see docs/params.md)"
-        log.warning(message, unspaced, letters / unspaced)
-    digest = split_digest(split_of)
-    split_source = "hash, not official" if archive.splits is None else "lists"
-    write_info(
-        captions,
-        TableInfo(
-            split="official" if digest == FLICKR8K_SPLIT_DIGEST else split_source,
-            split_digest=digest,
-            tokenizer=TOKENIZER,
-            table_digest=table_digest,
-            images=images,
-            captions=written,
-            empty_captions=empty,
-        ),
+    sizes = Counter(split_of.values())
+    info = TableInfo(
+        split=_split_source(source, split_of, matched.splits is None or config.splits == "hash"),
+        split_digest=split_digest(split_of),
+        tokenizer=TOKENIZER,
+        table_digest=table_digest,
+        images={name: sizes[name] for name in SPLIT_NAMES},
+        captions=sum(len(matched.captions[image_id]) for image_id in split_of),
+        excluded=dict(sorted(Counter(entry.reason for entry in matched.excluded).items())),
     )
+    shares = ", ".join(f"{number} in {name}" for name, number in info.images.items())
+    log.info("%d captions of %d images: %s", info.captions, len(split_of), shares)
+    for name in ("val", "test"):
+        warn_small(name, sizes[name])
+    write_info(captions, info)
 
 
-def assign_splits(archive: TextArchive, config: PrepareConfig) -> dict[str, str]:
-    """Assign every image to a split: by the archive's lists, else by a hash of its id.
+def _tokenize(matched: Matched) -> tuple[Matched, dict[str, list[str]]]:
+    """Tokenise all captions; set those aside that have no words.
+
+    Returns:
+        What remains, and the tokens of each image's captions, separated by spaces.
+    """
+    captions: dict[str, list[str]] = {}
+    tokens_of: dict[str, list[str]] = {}
+    excluded = list(matched.excluded)
+    unspaced = UnspacedWords()
+    for image_id, own in matched.captions.items():
+        tokenized = [(caption, tokenize(caption)) for caption in own]
+        for caption, tokens in tokenized:
+            unspaced.add(tokens)
+            if tokens:
+                captions.setdefault(image_id, []).append(caption)
+                tokens_of.setdefault(image_id, []).append(" ".join(tokens))
+            else:
+                excluded.append(Excluded(EMPTY, image_id, caption))
+        if image_id not in captions:
+            excluded.append(Excluded(UNCAPTIONED, image_id, ""))
+    unspaced.warn()
+    return Matched(captions, matched.splits, excluded), tokens_of
+
+
+def _check_excluded(matched: Matched, what: str, config: PrepareConfig) -> None:
+    """Refuse what does not fit, or say that it is set aside.
+
+    Raises:
+        InputError: params say so, or it is too much.
+    """
+    images = {entry.image for entry in matched.excluded if entry.reason != EMPTY}
+    captions = sum(bool(entry.caption) or entry.reason == EMPTY for entry in matched.excluded)
+    share = max(
+        len(images) / (len(images) + len(matched.captions)),
+        captions / max(1, captions + sum(map(len, matched.captions.values()))),
+    )
+    if config.on_mismatch == "fail":
+        raise InputError(f"{what}; or set prepare.on_mismatch to exclude")
+    if share > config.max_excluded:
+        raise InputError(
+            f"{what}; that is {share:.1%}, more than prepare.max_excluded ({config.max_excluded:g})"
+        )
+    log.warning("set aside: %s", what)
+
+
+def _write_excluded(path: Path, excluded: list[Excluded]) -> None:
+    with atomic_write(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Excluded._fields)
+        writer.writerows(tuple(map(to_cell, entry)) for entry in sorted(excluded))
+
+
+def assign_splits(matched: Matched, config: PrepareConfig) -> dict[str, str]:
+    """Assign every image that has captions to a split: by the source, else by a hash of its id.
 
     A hash keeps each image in its split when others are added or the order changes.
+
+    Raises:
+        InputError: a split has no images.
     """
-    if archive.splits is not None:
-        hint = "add some to its list in the text archive"
-        split_of = {image_id: split for split, ids in archive.splits.items() for image_id in ids}
+    if matched.splits is not None and config.splits == "auto":
+        hint = "add some to it in the text source, or set prepare.splits to hash"
+        split_of = {
+            image_id: split
+            for image_id, split in matched.splits.items()
+            if split and image_id in matched.captions
+        }
     else:
         hint = (
             f"change prepare.val_fraction ({config.val_fraction:g}) or prepare.test_fraction "
             f"({config.test_fraction:g}), or add images"
         )
-        log.warning(
-            "no split lists: splitting by a hash of the ids; this is not the official split"
-        )
-        split_of = {
-            image_id: _split_by_hash(image_id, config)
-            for image_id in archive.captions
-            if image_id not in ORPHAN_CAPTIONS
-        }
+        if matched.splits is None:
+            log.warning(
+                "no split lists: splitting by a hash of the ids; this is not the official split"
+            )
+        split_of = {image_id: _split_by_hash(image_id, config) for image_id in matched.captions}
     for name in SPLIT_NAMES:
         if name not in split_of.values():
             raise InputError(f"none of {len(split_of)} images is in the split '{name}'; {hint}")
@@ -122,12 +190,32 @@ def _split_by_hash(image_id: str, config: PrepareConfig) -> str:
     return "val" if fraction < config.test_fraction + config.val_fraction else "train"
 
 
+def _split_source(source: SourceCaptions, split_of: dict[str, str], hashed: bool) -> str:
+    """Return what the metrics say of the split."""
+    if split_digest(split_of) == FLICKR8K_SPLIT_DIGEST:
+        return "official"
+    if hashed:
+        return "hash, not official"
+    if source.form == "karpathy" and (expected := KARPATHY_SIZES.get(source.dataset)):
+        sizes = Counter(split_of.values())
+        if tuple(sizes[name] for name in SPLIT_NAMES) == expected:
+            return f"Karpathy's of {source.dataset}"
+        message = "Karpathy's %s has %s images in train, val and test; these are %s: a part of it"
+        log.warning(message, source.dataset, expected, tuple(sizes[name] for name in SPLIT_NAMES))
+    return "lists"
+
+
 def main(
     text: Annotated[Path, typer.Option(help="The text archive.")] = Path("data/text.zip"),
+    images: options.Images = Path("data/images.zip"),
+    unreadable: options.Unreadable = Path("data/unreadable_images.csv"),
     captions: Annotated[
         Path, typer.Option(help="The captions table to write (CSV; its info goes beside it).")
     ] = Path("data/captions.csv"),
+    excluded: Annotated[
+        Path, typer.Option(help="The list of what was set aside, to write (CSV).")
+    ] = Path("data/excluded.csv"),
     params: options.Params = Path("params.yaml"),
 ) -> None:
     """Tokenise every caption into one table."""
-    prepare(text, captions, load_params(params, PrepareConfig))
+    prepare(text, images, unreadable, captions, excluded, load_params(params, PrepareConfig))

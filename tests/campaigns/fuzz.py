@@ -36,7 +36,7 @@ from pipeline.evaluation.reports import ReportFiles, read_evaluation
 from pipeline.features.feature_cache import read_features
 from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.runtime.errors import InputError
-from pipeline.sources.flickr8k import read_text_archive
+from pipeline.sources.captions import read_captions
 from tests.conftest import Artifacts, make_tiny, make_world
 from tests.helpers.mutations import (
     mutated,
@@ -70,7 +70,7 @@ def parsers(tiny: Artifacts) -> list[Parser]:
                 decode_image(archive.read(one), one)
 
     def captions(path: Path) -> None:
-        for every in read_text_archive(path).captions.values():
+        for every in read_captions(path).captions.values():
             for caption in every:
                 assert all(word.isprintable() for word in tokenize(caption))
 

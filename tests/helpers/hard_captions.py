@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pycocoevalcap
 
-from pipeline.sources.flickr8k import read_text_archive
+from pipeline.sources.captions import read_captions
 
 TABLE = Path(__file__).with_suffix(".tsv")
 JAR = Path(pycocoevalcap.__path__[0]) / "tokenizer/stanford-corenlp-3.4.1.jar"
@@ -114,7 +114,7 @@ def main() -> None:
     TABLE.write_text("".join(f"{caption}\t{tokens}\n" for caption, tokens in rows), "utf-8")
     print(f"{TABLE.name}: {len(captions)} captions")
     for path in map(Path, sys.argv[1:]):
-        archive = read_text_archive(path)
+        archive = read_captions(path)
         captions = [caption for captions in archive.captions.values() for caption in captions]
         print(f"{path.name}: {len(captions)} captions, {digest(stanford_tokens(captions))}")
 

@@ -67,6 +67,7 @@ def meta(images: int, references: float = 5.0) -> dict[str, object]:
         "references": references,
         "features": "a CNN",
         "models": 1,
+        "excluded": {},
     }
 
 
