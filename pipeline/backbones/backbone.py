@@ -79,19 +79,15 @@ class ViTBackbone(nn.Module):
         return encoded.transpose(1, 2).reshape(B, D, H, W)
 
 
-def classifier_names() -> list[str]:
-    """Return the names of torchvision's image classifiers, except the quantised ones."""
-    return sorted(torchvision.models.list_models(module=torchvision.models))
-
-
 def check_name(name: str) -> None:
     """Check that torchvision has an image classifier of this name.
 
     Raises:
         InputError: it has none.
     """
-    if name not in classifier_names():
-        similar = difflib.get_close_matches(name, classifier_names(), n=3)
+    names = torchvision.models.list_models(module=torchvision.models)  # without quantised ones
+    if name not in names:
+        similar = difflib.get_close_matches(name, names, n=3)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "for example resnet50"
         raise InputError(f"torchvision has no image classifier '{name}'; {hint} (backbone.name)")
 

@@ -77,9 +77,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 def _validate(path: Path, groups: dict[str, Any], config: type[Config]) -> Config:
     values = groups.get(config.group())
     if not isinstance(values, dict):
-        raise InputError(
-            f"{path}: the group '{config.group()}' is missing; it needs {_keys(config)}"
-        )
+        keys = ", ".join(config.model_fields)
+        raise InputError(f"{path}: the group '{config.group()}' is missing; it needs {keys}")
     try:
         return config(**values)
     except ValidationError as error:
@@ -126,10 +125,6 @@ def _short_repr(value: Any) -> str:
         return short.repr(value)
     except ValueError:  # Python refuses to convert numbers of thousands of digits
         return f"a {type(value).__name__} too long to show"
-
-
-def _keys(config: type[Config]) -> str:
-    return ", ".join(config.model_fields)
 
 
 def _is_small(merged: yaml.Node) -> bool:

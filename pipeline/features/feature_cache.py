@@ -139,7 +139,7 @@ def allocate(path: Path, spec: CacheSpec) -> Layout:
 def _allocate_hdf5(path: Path, spec: CacheSpec) -> Layout:
     count = len(spec.ids)
     with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
-        file.attrs["recipe"] = json.dumps(spec.recipe.to_json(), ensure_ascii=False)
+        file.attrs["recipe"] = json.dumps(asdict(spec.recipe), ensure_ascii=False)
         names = np.array([image_id.encode() for image_id in spec.ids])
         file.create_dataset("ids", data=names, track_times=False)
         settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
