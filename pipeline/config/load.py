@@ -48,11 +48,7 @@ def load_params(path: Path, config: type[AnyConfig]) -> AnyConfig:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML with the floats of YAML 1.2, as DVC does: in PyYAML's 1.1, `1e-4` is a string.
-
-    Raises:
-        yaml.YAMLError: the text is not YAML.
-    """
+    """Parse YAML with the floats of YAML 1.2, as DVC does: in PyYAML's 1.1, `1e-4` is a string."""
     return yaml.load(text, Loader=_Yaml12Loader)
 
 

@@ -97,8 +97,7 @@ class _ViewEncoder:
         batch: int,
     ) -> None:
         pre = view.preprocessing
-        own_size = backbone.preprocessing.size
-        model = load_backbone(pre.size, backbone.name, backbone.tensors, own_size)
+        model = load_backbone(backbone, pre.size)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.zeros(batch, 3, pre.size, pre.size, dtype=precision, device=device)
         self._model = fuse(model, example.to(memory_format=torch.channels_last))

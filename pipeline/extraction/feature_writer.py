@@ -43,20 +43,12 @@ class FeatureWriter:
     def __init__(
         self, file: FileIO, layout: Layout, dtype: str, fingerprints: Sequence[str] = ()
     ) -> None:
-        """
-        Args:
-            fingerprints: of the rows' images, saved in checkpoints.
-        """
         self._file, self._layout, self._dtype = file, layout, dtype
-        self._fingerprints = list(fingerprints)
+        self._fingerprints = list(fingerprints)  # of the rows' images, saved in checkpoints
         self.rows_written = 0
 
     def append(self, rows: NDArray[Any], checksums: NDArray[np.uint32] | None = None) -> None:
-        """Write the next `rows` (n, …) and their checksums.
-
-        Args:
-            checksums: (n,), of the rows in the file's dtype, if known.
-        """
+        """Write the next rows (n, …) and the checksums (n,) of them in the file's dtype."""
         layout, values = self._layout, np.ascontiguousarray(rows, dtype=self._dtype)
         self._write(layout.rows + self.rows_written * layout.row_size, values)
         checksums = row_checksums(values) if checksums is None else checksums
@@ -72,8 +64,7 @@ class FeatureWriter:
     def save(self, checkpoint: Checkpoint) -> None:
         """Put the rows on the disk, so that they survive a power loss."""
         os.fsync(self._file.fileno())
-        state = {"rows": self.rows_written, "fingerprints": self._fingerprints}
-        checkpoint.save({}, state)
+        checkpoint.save({}, {"rows": self.rows_written, "fingerprints": self._fingerprints})
 
     def resume(self, rows: int) -> bool:
         """Continue after this number of rows, if they are intact."""

@@ -24,7 +24,6 @@ def select_dtype(
         build: builds the CNN in a precision.
         candidates: the device's fast precisions, the most precise first.
         sample: images of the data set, per view uint8 (N, S, S, 3).
-        batch: the batch size.
     """
     reference = build(torch.float32)
     expected = pooled_features(reference, sample, batch)

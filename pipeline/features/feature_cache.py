@@ -42,11 +42,7 @@ class FeatureCache:
     checksums: NDArray[np.uint32]  # (N,)
 
     def row_indices(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row indices of these images, in this order.
-
-        Raises:
-            ArtifactError: an image is not in the cache.
-        """
+        """Return the row indices of these images; an ArtifactError if the cache lacks one."""
         row_of = {image_id: row for row, image_id in enumerate(self.ids)}
         missing = [image_id for image_id in ids if image_id not in row_of]
         if missing:
@@ -55,11 +51,7 @@ class FeatureCache:
         return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
 
     def read_verified(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read the features (n, …) of these rows and verify their checksums.
-
-        Raises:
-            ArtifactError: a row is damaged.
-        """
+        """Read the features (n, …) of these rows; an ArtifactError if one is damaged."""
         features = np.ascontiguousarray(self.array[rows])
         damaged = (row_checksums(features) != self.checksums[rows]).nonzero()[0]
         if len(damaged):
@@ -118,11 +110,7 @@ class Layout:
 
 
 def allocate(path: Path, spec: CacheSpec) -> Layout:
-    """Write a cache without the values of its rows and checksums.
-
-    Raises:
-        OSError: the disk is full, or not writable.
-    """
+    """Write a cache without the values of its rows and checksums; a full disk is an OSError."""
     try:
         layout = _allocate_hdf5(path, spec)
     except RuntimeError as error:  # HDF5 puts the errno into its message

@@ -70,11 +70,7 @@ class FeatureRecipe:
 
     @classmethod
     def from_json(cls, content: Any, where: str) -> "FeatureRecipe":
-        """Parse the recipe of the file `where`.
-
-        Raises:
-            InputError: `content` is not a recipe.
-        """
+        """Parse the recipe of the file `where`; anything else is an InputError."""
         try:
             views = tuple(
                 View(**{**view, "preprocessing": Preprocessing.from_json(view["preprocessing"])})
@@ -86,11 +82,8 @@ class FeatureRecipe:
 
 
 def require_same_recipe(features: FeatureRecipe, model: FeatureRecipe, where: str) -> None:
-    """Check that features, from the file `where`, are of the kind that a model was trained on.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Raise an InputError unless features, from the file `where`, are of the kind that a model was
+    trained on."""
     given, expected = _comparable_fields(features), _comparable_fields(model)
     for name in expected | given:
         if given.get(name) != expected.get(name):

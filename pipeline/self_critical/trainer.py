@@ -45,10 +45,7 @@ class SelfCriticalTrainer(BaseTrainer):
         dtype: torch.dtype,
         max_length: int,
     ) -> None:
-        """
-        Args:
-            max_length: maximum length of a sampled caption, in tokens.
-        """
+        """Train on captions of at most `max_length` tokens."""
         optimizer = adamw(decoder, config.learning_rate, weight_decay=0.0)
         super().__init__(decoder, split, config, dtype, optimizer)
         self.config = config
@@ -119,12 +116,8 @@ class SelfCriticalTrainer(BaseTrainer):
     def _step(
         self, features: Tensor, samples: Tensor, rewards: Tensor, *xe_batch: Tensor
     ) -> tuple[Tensor]:
-        """One training step; its loss.
-
-        Args:
-            samples, rewards: as `_sample_and_score` returns them.
-            xe_batch: inputs, targets and token index of a batch for the cross-entropy.
-        """
+        """One training step on what `_sample_and_score` returned; its loss. `xe_batch` has inputs,
+        targets and token index of a batch for the cross-entropy."""
         config = self.config
         with nullcontext() if config.use_dropout else without_dropout(self.decoder):
             loss = self._policy_loss(features, samples, rewards)

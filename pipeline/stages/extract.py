@@ -118,11 +118,7 @@ def _build_extractor(
 def _choose_jpeg_decoder(
     cnn: FeatureExtractor, choice: str, batch: int, archive: ImageArchive
 ) -> FeatureRecipe:
-    """Return the recipe with the params' JPEG decoder; `auto` tries nvJPEG on some images.
-
-    Raises:
-        InputError: nvJPEG is chosen but not available.
-    """
+    """Return the recipe with the params' JPEG decoder; `auto` tries nvJPEG on some images."""
     if choice == "pillow" or (choice == "auto" and cnn.device.type == "cpu"):
         return cnn.recipe
     usable = nvjpeg.is_available(cnn.device)
