@@ -15,7 +15,6 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,17 +86,11 @@ class Layout:
 
     def gaps(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Return the ranges between `begin` and `end` that are neither rows nor checksums."""
-        data = sorted(
-            [
-                (self.rows, self.rows + self.count * self.row_size),
-                (self.checksums, self.checksums + self.count * np.dtype(CHECKSUM_DTYPE).itemsize),
-            ]
-        )
-        return [
-            gap
-            for gap in pairwise([begin, *chain.from_iterable(data), end])
-            if gap not in data and gap[0] < gap[1]
-        ]
+        rows_end = self.rows + self.count * self.row_size
+        checksums_end = self.checksums + self.count * np.dtype(CHECKSUM_DTYPE).itemsize
+        first, second = sorted([(self.rows, rows_end), (self.checksums, checksums_end)])
+        gaps = ((begin, first[0]), (first[1], second[0]), (second[1], end))
+        return [gap for gap in gaps if gap[0] < gap[1]]
 
     def digest(self, file: BinaryIO) -> str:
         """Return the SHA-256 of the gaps, which HDF5 wrote."""

@@ -106,12 +106,15 @@ class SelfCriticalTrainer(BaseTrainer):
             self._check_finite()
 
     def _sample_and_score(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Captions (P * samples, T) of these images (P,), and their rewards (P, samples)."""
+        """Captions (P * samples, T) of these images (P,), and their rewards (P, samples): CIDEr-D
+        plus `bleu_weight` times BLEU-4."""
+        count = self.config.samples_per_image
         with without_dropout(self.decoder):
-            samples = sample(
-                self.decoder, features, self.config.samples_per_image, self._sampling, self._rng
-            )
-        return samples, self.rewards(images, samples)
+            samples = sample(self.decoder, features, count, self._sampling, self._rng)
+        rewards = self._cider(images, samples)
+        if self._bleu:
+            rewards += self.config.bleu_weight * self._bleu(images, samples)
+        return samples, rewards.view(-1, count).float()
 
     def _step(
         self, features: Tensor, samples: Tensor, rewards: Tensor, *xe_batch: Tensor
@@ -156,13 +159,6 @@ class SelfCriticalTrainer(BaseTrainer):
         self._batches = list(remaining.split(self.config.batch_size)) if len(remaining) else []
         self._epoch, self._steps = header["epoch"], header["steps"]
         self._sums.copy_(tensors["sums"])
-
-    def rewards(self, images: Tensor, samples: Tensor) -> Tensor:
-        """CIDEr-D plus `bleu_weight` times BLEU-4 of captions (P * samples, T): (P, samples)."""
-        rewards = self._cider(images, samples)
-        if self._bleu:
-            rewards += self.config.bleu_weight * self._bleu(images, samples)
-        return rewards.view(len(images), -1).float()
 
     def _policy_loss(self, features: Tensor, samples: Tensor, rewards: Tensor) -> Tensor:
         """REINFORCE loss; the baseline is the mean reward of the image's other samples."""
