@@ -39,7 +39,7 @@ def test_metrics_contain_how_they_were_computed(tiny: Artifacts) -> None:
     assert {"unique_captions", "repeated", "bad_endings", "vocabulary_used"} <= metrics.keys()
     assert metrics["split"] == "test (lists)"
     (meta,) = metrics["meta"]
-    assert (meta["scale"], meta["tokenizer"]) == (100.0, "ptb-lower-nopunct-2")
+    assert (meta["scale"], meta["tokenizer"]) == (100.0, "ptb-lower-nopunct-3")
     assert (meta["images"], meta["references"]) == (12, 5.0)
     assert meta["features"] == "shufflenet_v2_x0_5 (shapes.safetensors), pooled, squash"
     assert 0 <= metrics["bleu_4"] <= metrics["bleu_1"] <= 100

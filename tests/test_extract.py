@@ -116,11 +116,11 @@ def test_the_first_precision_that_keeps_the_features_is_selected(
         candidates = [torch.float16]
         backbone = with_large_weights(backbone)
     recipe = make_recipe([backbone], config(tmp_path))
-    images = [(image,) for image in torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8)]
+    images = [torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8)]
     cnn = select_dtype(
         lambda precision: FeatureExtractor([backbone], recipe, CPU, precision),
         candidates,
-        lambda: images,
+        images,
         batch=4,
     )
     assert cnn.precision is selected

@@ -11,7 +11,7 @@ from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.dataset.split import load_split
 from pipeline.decoders.captioner_file import read_model
 from pipeline.features.feature_cache import read_features
-from pipeline.generation.generate import GreedyValidator
+from pipeline.generation.generate import greedy_validator
 from pipeline.training.history import History
 from tests.conftest import Artifacts
 from tests.test_train import run
@@ -28,7 +28,7 @@ def test_it_stops_early_and_keeps_the_best_epoch(tiny: Artifacts, tmp_path: Path
     words = read_vocabulary(tiny.vocabulary, table.info.table_digest)
     val = load_split(read_features(tiny.features), table, "val", words, CPU)
     made = read_model(model, CPU)
-    kept = GreedyValidator(made.decoder, val, words, made.max_length)()
+    kept = greedy_validator(made.decoder, val, words, made.max_length)()
     assert kept["cider"] == pytest.approx(history["cider"][best], rel=1e-4)
 
 

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from pipeline.backbones.weights import BackboneWeights
 from pipeline.runtime.errors import InputError
 
 # By class name, the children before the pooling, of models whose forward calls them in sequence.
@@ -79,19 +80,11 @@ class ViTBackbone(nn.Module):
         return encoded.transpose(1, 2).reshape(B, D, H, W)
 
 
-def classifier_names() -> list[str]:
-    """Return the names of torchvision's image classifiers, except the quantised ones."""
-    return sorted(torchvision.models.list_models(module=torchvision.models))
-
-
 def check_name(name: str) -> None:
-    """Check that torchvision has an image classifier of this name.
-
-    Raises:
-        InputError: it has none.
-    """
-    if name not in classifier_names():
-        similar = difflib.get_close_matches(name, classifier_names(), n=3)
+    """Raise an InputError unless torchvision has an image classifier of this name."""
+    names = torchvision.models.list_models(module=torchvision.models)  # without quantised ones
+    if name not in names:
+        similar = difflib.get_close_matches(name, names, n=3)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "for example resnet50"
         raise InputError(f"torchvision has no image classifier '{name}'; {hint} (backbone.name)")
 
@@ -123,19 +116,17 @@ def build_backbone(name: str, input_size: int | None = None) -> nn.Module:
     return remove_head(model, name).eval().requires_grad_(False)
 
 
-def load_backbone(size: int, name: str, tensors: dict[str, Tensor], own_size: int) -> nn.Module:
+def load_backbone(weights: BackboneWeights, size: int) -> nn.Module:
     """Build a backbone with these weights, for images of `size` x `size` pixels.
-
-    Args:
-        own_size: the image side that the weights were trained with.
 
     Raises:
         InputError: the weights are of another model, or the model does not support this size.
     """
+    name, own_size = weights.name, weights.preprocessing.size
     check_name(name)
     try:
         backbone = build_backbone(name, input_size=size)
-        backbone.load_state_dict(tensors)
+        backbone.load_state_dict(weights.tensors)
         if size < own_size:  # too small a grid only fails in the forward pass
             with torch.inference_mode():
                 backbone(torch.zeros(1, 3, size, size))

@@ -45,11 +45,7 @@ def write_backbones(path: Path, backbones: Sequence[BackboneWeights]) -> None:
 
 
 def read_backbones(path: Path) -> list[BackboneWeights]:
-    """Read what `write_backbones` wrote.
-
-    Raises:
-        ArtifactError: the file is missing, damaged, or holds no backbones.
-    """
+    """Read what `write_backbones` wrote; anything else is an ArtifactError."""
     tensors, content = read_tensors(path)
     backbones = []
     try:

@@ -6,22 +6,30 @@ is worse by a rule of `--fail-on`, 2 if the two cannot be compared.
 
 import posixpath
 import traceback
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.comparison.format import as_json, as_markdown, as_text, markdown_text
+from pipeline.comparison.format import as_json, as_text, markdown_text
 from pipeline.comparison.revisions import WORKSPACE, repository_root, resolve_revision
 from pipeline.comparison.run_reports import RunReports, read_run
-from pipeline.comparison.verdict import Comparison, FailOn, compare, failures
-from pipeline.comparison.welch import compare_groups
+from pipeline.comparison.verdict import Comparison, MetricChange, compare
 from pipeline.config.load import load_params
 from pipeline.config.schema import CompareConfig
 from pipeline.entrypoint import exit_with_error
 from pipeline.runtime.errors import InputError
 
 WORSE, INCOMPARABLE = 1, 2
+
+
+class FailOn(StrEnum):
+    """What counts as worse: a loss beyond a tolerance, or beyond noise."""
+
+    TOLERANCE = "tolerance"
+    NOISE = "noise"
 
 
 def load_runs(side: str, reports: str) -> list[RunReports]:
@@ -50,18 +58,48 @@ def load_compare_config(params: Path | None) -> CompareConfig:
     return load_params(path if params or path.exists() else repository_root() / path, CompareConfig)
 
 
-def compare_sides(
-    base: str, head: str, reports: str, config: CompareConfig, examples: int
-) -> Comparison:
-    """Compare two runs, or two groups of runs.
+def failures(
+    comparison: Comparison, rules: Sequence[FailOn], tolerance: Mapping[str, float]
+) -> list[str]:
+    """Return what is worse by these rules, a line for each metric.
+
+    `tolerance`: a metric lost more than its tolerance. `noise`: the whole interval of a tested
+    metric is below no change; metrics that are never tested, such as `unique_captions`, are held
+    to their tolerance.
 
     Raises:
-        InputError: they cannot be compared.
+        InputError: the rules cannot be applied: a run is stale, head lacks a metric that base has,
+            a metric with a tolerance is missing, or nothing was tested.
     """
-    base_runs, head_runs = load_runs(base, reports), load_runs(head, reports)
-    if len(base_runs) == len(head_runs) == 1:
-        return compare(base_runs[0], head_runs[0], config, examples)
-    return compare_groups(base_runs, head_runs, config)
+    if not rules:
+        return []
+    if comparison.stale:
+        raise InputError(f"cannot compare: {comparison.stale[0]}")
+    if missing := [row.metric for row in comparison.changes if row.verdict == "missing"]:
+        raise InputError(
+            f"cannot compare: {comparison.head} lacks {', '.join(missing)}, which "
+            f"{comparison.base} has; evaluate again"
+        )
+    if FailOn.NOISE in rules and all(row.difference is None for row in comparison.changes):
+        raise InputError(
+            "cannot compare beyond noise: nothing could be tested; evaluate on more images, or "
+            "give each side two or more runs with different seeds"
+        )
+    lines, changes = [], {row.metric: row for row in comparison.changes}
+    for metric, allowed in tolerance.items():
+        change = changes.get(metric) or MetricChange(metric, None, None, None)
+        if change.change is None:
+            side = comparison.head if change.head is None else comparison.base
+            raise InputError(
+                f"cannot compare: {metric} is missing in {side}, and compare.tolerance has a rule "
+                "for it; evaluate again, or remove the rule"
+            )
+        by_tolerance = FailOn.TOLERANCE in rules or change.difference is None
+        if FailOn.NOISE in rules and change.verdict == "worse":
+            lines.append(f"{metric} {-change.gain:.2f} worse, beyond chance")
+        elif by_tolerance and -change.gain > allowed:
+            lines.append(f"{metric} {-change.gain:.2f} worse, more than {allowed:g}")
+    return lines
 
 
 def main(
@@ -99,7 +137,8 @@ def main(
         if md and json:
             raise InputError("--md and --json exclude each other; give one")
         config = load_compare_config(params)
-        comparison = compare_sides(base, head, reports, config, examples)
+        base_runs, head_runs = (load_runs(side, reports) for side in (base, head))
+        comparison = compare(base_runs, head_runs, config, examples)
         failed = failures(comparison, fail_on or [], config.tolerance)
     except InputError as error:
         _incomparable(str(error), md)
@@ -111,7 +150,7 @@ def main(
     if json:
         print(as_json(comparison, failed, config))
     else:
-        print((as_markdown if md else as_text)(comparison, failed, config.confidence))
+        print(as_text(comparison, failed, config.confidence, markdown=md))
     if failed:
         exit_with_error(f"worse: {'; '.join(failed)}", WORSE)
 

@@ -13,77 +13,10 @@ from pipeline.metrics.registry import METRICS, TESTED_NAMES
 from pipeline.runtime.errors import sanitize
 
 
-def as_text(comparison: Comparison, failed: Sequence[str], confidence: float) -> str:
-    """Format for a terminal."""
-    return "\n".join(_lines(comparison, failed, confidence, markdown=False))
-
-
-def as_markdown(comparison: Comparison, failed: Sequence[str], confidence: float) -> str:
-    """Format for a pull request or a step summary; untrusted text cannot become markup."""
-    return "\n".join(_lines(comparison, failed, confidence, markdown=True))
-
-
-def as_json(comparison: Comparison, failed: Sequence[str], config: CompareConfig) -> str:
-    """Format for programs: full precision, and null for a missing value."""
-    content = {
-        "base": comparison.base,
-        "head": comparison.head,
-        "revisions": {
-            side: list(runs)
-            for side, runs in zip(("base", "head"), comparison.revisions, strict=True)
-        },
-        "images": comparison.images,
-        "confidence": config.confidence,
-        "resamples": config.resamples,
-        "seed": config.seed,
-        "runs": list(comparison.seeds),
-        "summary": summary(comparison),
-        "params": [
-            {"key": key, "base": _or_none(base), "head": _or_none(head)}
-            for key, base, head in comparison.params
-        ],
-        "metrics": [
-            {**asdict(row), "change": row.change, "verdict": row.verdict}
-            for row in comparison.changes
-        ],
-        "same_captions": comparison.same,
-        "better": [asdict(example) for example in comparison.better],
-        "worse": [asdict(example) for example in comparison.worse],
-        "stale": list(comparison.stale),
-        "notes": list(comparison.notes),
-        "failed": list(failed),
-    }
-    return json.dumps(content, indent=2, ensure_ascii=True)
-
-
-def summary(comparison: Comparison) -> str:
-    """Summarise the outcome in a sentence or two."""
-    parts = []
-    for verdict in ("missing", "new"):
-        names = [_title(row) for row in comparison.changes if row.verdict == verdict]
-        if names:
-            parts.append(f"{verdict.capitalize()} in head: {', '.join(names)}.")
-    if comparison.seeds == (1, 1) and comparison.same == comparison.images:
-        return " ".join([f"No change: all {comparison.images:,} captions are the same.", *parts])
-    known = [row for row in comparison.changes if row.change is not None]
-    tested = [row for row in known if row.difference is not None]
-    for verdict in ("better", "worse"):
-        rows = _main_metrics(tested, verdict)
-        if rows:
-            gains = ", ".join(f"{_title(row)} by {abs(row.gain):.2f}" for row in rows)
-            parts.append(f"{verdict.capitalize()}: {gains}.")
-    if rows := _main_metrics(tested, "within chance", "no change"):
-        parts.append(f"No difference beyond chance: {', '.join(map(_title, rows))}.")
-    return " ".join(parts if tested else [*parts, "Nothing could be tested."])
-
-
-def _main_metrics(changes: Sequence[MetricChange], *verdicts: str) -> list[MetricChange]:
-    return [row for row in changes if row.verdict in verdicts and row.metric in TESTED_NAMES]
-
-
-def _lines(
-    comparison: Comparison, failed: Sequence[str], confidence: float, markdown: bool
-) -> list[str]:
+def as_text(
+    comparison: Comparison, failed: Sequence[str], confidence: float, markdown: bool = False
+) -> str:
+    """Format for a terminal, or for a pull request: untrusted text cannot become markup."""
     clean = markdown_text if markdown else _plain
     base, head = clean(comparison.base), clean(comparison.head)
     title = f"{base} → {head}"
@@ -119,8 +52,64 @@ def _lines(
         if examples:
             lines += ["", f"#### {label}" if markdown else f"{label}:"]
             lines += [line for example in examples for line in _example(example, markdown)]
-    lines += ["", *(f"Note: {clean(note)}." for note in comparison.notes)]
-    return lines if comparison.notes else lines[:-1]
+    if comparison.notes:
+        lines += ["", *(f"Note: {clean(note)}." for note in comparison.notes)]
+    return "\n".join(lines)
+
+
+def as_json(comparison: Comparison, failed: Sequence[str], config: CompareConfig) -> str:
+    """Format for programs: full precision, and null for a missing value."""
+    content = {
+        "base": comparison.base,
+        "head": comparison.head,
+        "revisions": dict(zip(("base", "head"), comparison.revisions, strict=True)),
+        "images": comparison.images,
+        "confidence": config.confidence,
+        "resamples": config.resamples,
+        "seed": config.seed,
+        "runs": comparison.seeds,
+        "summary": summary(comparison),
+        "params": [
+            {"key": key, "base": _or_none(base), "head": _or_none(head)}
+            for key, base, head in comparison.params
+        ],
+        "metrics": [
+            {**asdict(row), "change": row.change, "verdict": row.verdict}
+            for row in comparison.changes
+        ],
+        "same_captions": comparison.same,
+        "better": [asdict(example) for example in comparison.better],
+        "worse": [asdict(example) for example in comparison.worse],
+        "stale": comparison.stale,
+        "notes": comparison.notes,
+        "failed": failed,
+    }
+    return json.dumps(content, indent=2, ensure_ascii=True)
+
+
+def summary(comparison: Comparison) -> str:
+    """Summarise the outcome in a sentence or two."""
+    parts = []
+    for verdict in ("missing", "new"):
+        names = [_title(row) for row in comparison.changes if row.verdict == verdict]
+        if names:
+            parts.append(f"{verdict.capitalize()} in head: {', '.join(names)}.")
+    if comparison.seeds == (1, 1) and comparison.same == comparison.images:
+        return " ".join([f"No change: all {comparison.images:,} captions are the same.", *parts])
+    known = [row for row in comparison.changes if row.change is not None]
+    tested = [row for row in known if row.difference is not None]
+    for verdict in ("better", "worse"):
+        rows = _main_metrics(tested, verdict)
+        if rows:
+            gains = ", ".join(f"{_title(row)} by {abs(row.gain):.2f}" for row in rows)
+            parts.append(f"{verdict.capitalize()}: {gains}.")
+    if rows := _main_metrics(tested, "within chance", "no change"):
+        parts.append(f"No difference beyond chance: {', '.join(map(_title, rows))}.")
+    return " ".join(parts if tested else [*parts, "Nothing could be tested."])
+
+
+def _main_metrics(changes: Sequence[MetricChange], *verdicts: str) -> list[MetricChange]:
+    return [row for row in changes if row.verdict in verdicts and row.metric in TESTED_NAMES]
 
 
 def _row(row: MetricChange) -> list[str]:

@@ -25,11 +25,6 @@ class SignificanceResult:
     p: float  # two-sided: the probability of such a change by chance alone
 
 
-def tested_scores(scores: pd.DataFrame, drawn: np.ndarray) -> np.ndarray:
-    """Return the tested scores x100, (R, …), of resamples `drawn` as of `corpus_scores`."""
-    return corpus_scores(*counts_and_means(scores), drawn)[:, TESTED]
-
-
 def compare_scores(
     base: pd.DataFrame, head: pd.DataFrame, resamples: int, confidence: float, seed: int
 ) -> dict[str, SignificanceResult]:
@@ -43,11 +38,14 @@ def compare_scores(
         By score: the change, its percentile interval, and twice the fraction of resamples on the
         smaller side of no change.
     """
-    all_images = np.ones((1, len(base)))
-    change = (tested_scores(head, all_images) - tested_scores(base, all_images))[0]
+
+    def change_of(drawn: np.ndarray) -> np.ndarray:
+        before, after = (corpus_scores(*counts_and_means(side), drawn) for side in (base, head))
+        return (after - before)[:, TESTED]
+
+    change = change_of(np.ones((1, len(base))))[0]
     chunks = resample_counts(len(base), resamples, seed)
-    rows = [tested_scores(head, drawn) - tested_scores(base, drawn) for drawn in chunks]
-    changes = np.concatenate(rows)  # (resamples, tested scores)
+    changes = np.concatenate([change_of(drawn) for drawn in chunks])  # (resamples, tested scores)
     tail = (1 - confidence) / 2
     low, high = np.quantile(changes, [tail, 1 - tail], axis=0)
     smaller_side = np.minimum((changes <= 0).sum(axis=0), (changes >= 0).sum(axis=0))

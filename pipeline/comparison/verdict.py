@@ -1,26 +1,20 @@
-"""Compare two runs: what changed, and whether it is worse."""
+"""Compare two runs, or groups of runs: what changed, and whether it is worse."""
 
 import json
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from pipeline.comparison.paired_bootstrap import SignificanceResult, compare_scores
 from pipeline.comparison.run_reports import RunReports
+from pipeline.comparison.welch import welch_test
 from pipeline.config.schema import CompareConfig
 from pipeline.evaluation.reports import Evaluation
 from pipeline.metrics.registry import METRICS
 from pipeline.runtime.errors import InputError
 
-
-class FailOn(StrEnum):
-    """What counts as worse: a loss beyond a tolerance, or beyond noise."""
-
-    TOLERANCE = "tolerance"
-    NOISE = "noise"
-
-
+Runs = Sequence[RunReports]  # of one side
 MIN_IMAGES = 6  # with fewer, all of them get better by chance more often than 1 in 20 times
 
 
@@ -100,58 +94,94 @@ class _Absent:
 ABSENT = _Absent()
 
 
-def compare(base: RunReports, head: RunReports, config: CompareConfig, examples: int) -> Comparison:
-    """Compare two runs.
+def compare(base: Runs, head: Runs, config: CompareConfig, examples: int) -> Comparison:
+    """Compare two runs by the paired bootstrap over images, or groups of runs by Welch's t-test.
 
     Args:
-        examples: how many captions to show at most, of the better and of the worse ones.
+        examples: how many captions of two runs to show at most, of the better and of the worse.
 
     Raises:
         InputError: the runs were evaluated in different ways.
     """
-    require_comparable([base, head])
-    before, after = base.evaluation, head.evaluation
-    scores, new_scores = before.scores, after.scores.loc[before.scores.index]
+    runs = [*base, *head]
+    _require_comparable(runs)
+    images = len(runs[0].evaluation.captions)
+    stale_base, stale_head = ([run.stale for run in side if run.stale] for side in (base, head))
+    # A stale base does not prevent a comparison: its scores hold.
+    notes = list(dict.fromkeys([*(note for run in runs for note in run.notes), *stale_base]))
+    same, better, worse = 0, list[Example](), list[Example]()
     tested: dict[str, SignificanceResult] = {}
-    notes = collect_notes([base], [head])
-    if len(scores) < MIN_IMAGES:
-        notes.append(f"{len(scores)} images are too few to tell a difference from chance")
-    else:
-        tested = compare_scores(
-            scores, new_scores, config.resamples, config.confidence, config.seed
-        )
-    gains = (new_scores["cider"] - scores["cider"]).sort_values(kind="stable")
-    changed = [key for key in gains.index if before.captions[key] != after.captions[key]]
-    worse = [key for key in changed if gains[key] < 0][:examples]
-    better = [key for key in reversed(changed) if gains[key] > 0][:examples]
+    is_pair = len(runs) == 2
+    if is_pair:
+        before, after = base[0].evaluation, head[0].evaluation
+        same, better, worse = _compare_captions(before, after, examples)
+        if images < MIN_IMAGES:
+            notes.append(f"{images} images are too few to tell a difference from chance")
+        else:
+            tested = compare_scores(
+                before.scores,
+                after.scores.loc[before.scores.index],
+                config.resamples,
+                config.confidence,
+                config.seed,
+            )
+    changes = []
+    for name in dict.fromkeys(name for run in runs for name in run.metrics):
+        old, new = _values(name, base), _values(name, head)
+        difference = tested.get(name) if is_pair else welch_test(old, new, config.confidence)
+        spread = _stdev(old), _stdev(new)
+        changes.append(MetricChange(name, _mean(old), _mean(new), difference, spread))
+    if not is_pair and min(len(base), len(head)) < 2:
+        notes.append("a side with one run has no variance: no test across seeds")
+    elif not is_pair and any(row.change and row.difference is None for row in changes):
+        notes.append("a metric that is the same in all runs of each side cannot be tested")
     return Comparison(
-        base=base.name,
-        head=head.name,
-        images=len(scores),
-        params=changed_params([base], [head]),
-        changes=_changes(base.metrics, head.metrics, tested),
-        same=len(scores) - len(changed),
-        better=[_example(before, after, image_id) for image_id in better],
-        worse=[_example(before, after, image_id) for image_id in worse],
+        base=", ".join(run.name for run in base),
+        head=", ".join(run.name for run in head),
+        images=images,
+        params=_changed_params(base, head),
+        changes=changes,
+        same=same,
+        better=better,
+        worse=worse,
         notes=notes,
-        seeds=(1, 1),
-        stale=stale_runs([head]),
-        revisions=([base.revision], [head.revision]),
+        seeds=(len(base), len(head)),
+        stale=stale_head,
+        revisions=([run.revision for run in base], [run.revision for run in head]),
     )
 
 
-def stale_runs(runs: Sequence[RunReports]) -> list[str]:
-    """Return a message for each run whose reports do not belong to the params beside them."""
-    return [run.stale for run in runs if run.stale]
+def _compare_captions(
+    base: Evaluation, head: Evaluation, examples: int
+) -> tuple[int, list[Example], list[Example]]:
+    """Return the number of equal captions, the most improved captions, and the worst."""
+    gains = head.scores.loc[base.scores.index, "cider"] - base.scores["cider"]
+    gains = gains.sort_values(kind="stable")
+    changed = [key for key in gains.index if base.captions[key] != head.captions[key]]
+    worse = [key for key in changed if gains[key] < 0][:examples]
+    better = [key for key in reversed(changed) if gains[key] > 0][:examples]
+    return (
+        len(gains) - len(changed),
+        [_example(base, head, image_id) for image_id in better],
+        [_example(base, head, image_id) for image_id in worse],
+    )
 
 
-def collect_notes(base: Sequence[RunReports], head: Sequence[RunReports]) -> list[str]:
-    """Return caveats that do not prevent a comparison, such as a stale base: its scores hold."""
-    notes = [note for run in (*base, *head) for note in run.notes]
-    return list(dict.fromkeys([*notes, *stale_runs(base)]))
+def _values(name: str, runs: Runs) -> list[float]:
+    """Return a metric of all runs; of none if one lacks it, because that is another group."""
+    values = [run.metrics[name] for run in runs if name in run.metrics]
+    return values if len(values) == len(runs) else []
 
 
-def require_comparable(runs: Sequence[RunReports]) -> None:
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _stdev(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _require_comparable(runs: Runs) -> None:
     """Check that all runs were evaluated in the same way on the same images.
 
     Raises:
@@ -178,9 +208,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 160 else f"{text[:160]}…"
 
 
-def changed_params(
-    base: Sequence[RunReports], head: Sequence[RunReports]
-) -> list[tuple[str, Any, Any]]:
+def _changed_params(base: Runs, head: Runs) -> list[tuple[str, Any, Any]]:
     """Return (key, base, head) of each param that differs; all values of a side whose own runs
     differ, as their seeds do."""
     keys = sorted({key for run in (*base, *head) for key in run.params})
@@ -188,16 +216,9 @@ def changed_params(
     return [row for row in rows if row[1] != row[2]]
 
 
-def _param(runs: Sequence[RunReports], key: str) -> Any:
+def _param(runs: Runs, key: str) -> Any:
     values = [run.params.get(key, ABSENT) for run in runs]
     return values[0] if all(value == values[0] for value in values) else values
-
-
-def _changes(
-    base: Mapping[str, float], head: Mapping[str, float], tested: Mapping[str, SignificanceResult]
-) -> list[MetricChange]:
-    names = [*base, *(name for name in head if name not in base)]
-    return [MetricChange(name, base.get(name), head.get(name), tested.get(name)) for name in names]
 
 
 def _example(base: Evaluation, head: Evaluation, image_id: str) -> Example:
@@ -209,50 +230,3 @@ def _example(base: Evaluation, head: Evaluation, image_id: str) -> Example:
         head_cider=float(head.scores.loc[image_id, "cider"]),
         references=base.references[image_id],
     )
-
-
-def failures(
-    comparison: Comparison, rules: Sequence[FailOn], tolerance: Mapping[str, float]
-) -> list[str]:
-    """Return what is worse by these rules, a line for each metric.
-
-    `tolerance`: a metric lost more than its tolerance. `noise`: the whole interval of a tested
-    metric is below no change; metrics that are never tested, such as `unique_captions`, are held
-    to their tolerance.
-
-    Raises:
-        InputError: the rules cannot be applied: a run is stale, head lacks a metric that base has,
-            a metric with a tolerance is missing, or nothing was tested.
-    """
-    if not rules:
-        return []
-    if comparison.stale:
-        raise InputError(f"cannot compare: {comparison.stale[0]}")
-    if missing := [row.metric for row in comparison.changes if row.verdict == "missing"]:
-        raise InputError(
-            f"cannot compare: {comparison.head} lacks {', '.join(missing)}, which "
-            f"{comparison.base} has; evaluate again"
-        )
-    if FailOn.NOISE in rules and all(row.difference is None for row in comparison.changes):
-        raise InputError(
-            "cannot compare beyond noise: nothing could be tested; evaluate on more images, or "
-            "give each side two or more runs with different seeds"
-        )
-    lines, changes = [], {row.metric: row for row in comparison.changes}
-    for metric, allowed in tolerance.items():
-        change = changes.get(metric) or MetricChange(metric, None, None, None)
-        if change.change is None:
-            side = comparison.head if change.head is None else comparison.base
-            raise InputError(
-                f"cannot compare: {metric} is missing in {side}, and compare.tolerance has a rule "
-                "for it; evaluate again, or remove the rule"
-            )
-        by_noise = FailOn.NOISE in rules and change.difference is not None
-        by_tolerance = FailOn.TOLERANCE in rules or (
-            FailOn.NOISE in rules and change.difference is None
-        )
-        if by_noise and change.verdict == "worse":
-            lines.append(f"{metric} {-change.gain:.2f} worse, beyond chance")
-        elif by_tolerance and -change.gain > allowed:
-            lines.append(f"{metric} {-change.gain:.2f} worse, more than {allowed:g}")
-    return lines

@@ -48,11 +48,7 @@ def load_params(path: Path, config: type[AnyConfig]) -> AnyConfig:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML with the floats of YAML 1.2, as DVC does: in PyYAML's 1.1, `1e-4` is a string.
-
-    Raises:
-        yaml.YAMLError: the text is not YAML.
-    """
+    """Parse YAML with the floats of YAML 1.2, as DVC does: in PyYAML's 1.1, `1e-4` is a string."""
     return yaml.load(text, Loader=_Yaml12Loader)
 
 
@@ -77,9 +73,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 def _validate(path: Path, groups: dict[str, Any], config: type[Config]) -> Config:
     values = groups.get(config.group())
     if not isinstance(values, dict):
-        raise InputError(
-            f"{path}: the group '{config.group()}' is missing; it needs {_keys(config)}"
-        )
+        keys = ", ".join(config.model_fields)
+        raise InputError(f"{path}: the group '{config.group()}' is missing; it needs {keys}")
     try:
         return config(**values)
     except ValidationError as error:
@@ -126,10 +121,6 @@ def _short_repr(value: Any) -> str:
         return short.repr(value)
     except ValueError:  # Python refuses to convert numbers of thousands of digits
         return f"a {type(value).__name__} too long to show"
-
-
-def _keys(config: type[Config]) -> str:
-    return ", ".join(config.model_fields)
 
 
 def _is_small(merged: yaml.Node) -> bool:

@@ -41,11 +41,8 @@ class FeatureDataset:
         return len(self._rows)
 
     def __getitem__(self, images: Tensor | slice) -> Tensor:
-        """float32 (P, …) on the device, of images (P,) by index, or of a slice.
-
-        Raises:
-            ArtifactError: rows of the file are not what was written.
-        """
+        """float32 (P, …) on the device, of images (P,) by index, or of a slice; an ArtifactError if
+        rows of the file are damaged."""
         if self._resident is not None:
             index = images if isinstance(images, slice) else images.to(self.device)
             return self._resident[index].float()

@@ -1,11 +1,9 @@
 """The trained decoder's file: weights, vocabulary and feature recipe, in one safetensors."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pipeline.captions.tokenizer import TOKENIZER
 from pipeline.captions.vocabulary import Vocabulary, parse_words
@@ -69,7 +67,8 @@ def read_model(path: Path, device: torch.device) -> TrainedDecoder:
             raise ValueError(f"{len(tensors)} tensors for {config.num_layers} layers")
         with torch.device("meta"):  # allocates nothing for what the header claims
             expected = build_decoder(config).state_dict()
-        if _shapes(expected) != _shapes(tensors):
+        ours, given = ({k: t.shape for k, t in part.items()} for part in (expected, tensors))
+        if ours != given:
             raise ValueError("names or shapes differ")
         decoder = build_decoder(config)
         decoder.load_state_dict(tensors)
@@ -78,16 +77,9 @@ def read_model(path: Path, device: torch.device) -> TrainedDecoder:
     return TrainedDecoder(decoder.to(device).eval(), vocabulary, recipe, split_digest, max_length)
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
 def require_same_split(model: TrainedDecoder, split_digest: str, where: str) -> None:
-    """Check that the model was trained on this split, so that no test image was trained on.
-
-    Raises:
-        InputError: it was trained on another split.
-    """
+    """Raise an InputError unless the model was trained on this split: otherwise it may have been
+    trained on test images."""
     if model.split_digest != split_digest:
         raise InputError(
             f"{where} was trained on another split than that of the captions table; "

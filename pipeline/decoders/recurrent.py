@@ -33,11 +33,8 @@ class RecurrentDecoder(Decoder):
         init_forget_bias(self.rnn)
 
     def _run_rnn(self, vectors: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The LSTM's inputs (B, 1 + T, E) and outputs (B, 1 + T, H); the first step is the image's.
-
-        Args:
-            vectors: standardised, (P, D).
-        """
+        """The LSTM's inputs (B, 1 + T, E) and outputs (B, 1 + T, H); the first step is that of the
+        images' standardised vectors (P, D)."""
         image = expand_to_captions(self.image_proj(vectors), token_ids).unsqueeze(1)  # (B, 1, E)
         inputs = self.dropout(torch.cat([image, self.embed(token_ids)], dim=1))
         if token_ids.device.type != "cpu":
@@ -172,13 +169,8 @@ class SpatialAttention(RecurrentDecoder):
     def _attend(
         self, inputs: Tensor, prev_hidden: Tensor, outputs: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        """The LSTM's outputs and the context, (B, T, 2 H), and the attention weights.
-
-        Args:
-            inputs: (B, T, E), the LSTM's.
-            prev_hidden: (B, T, H), its outputs one step before.
-            outputs: (B, T, H), its outputs.
-        """
+        """The LSTM's outputs and the context, (B, T, 2 H), and the attention weights, from its
+        inputs (B, T, E), its outputs one step before, and its outputs, (B, T, H) each."""
         query, sentinel = self.dropout(outputs), self._sentinel(inputs, prev_hidden, outputs)
         context, weights = self.attn(query, *memory, sentinel)
         return torch.cat([outputs, context], dim=-1), weights

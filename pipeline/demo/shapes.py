@@ -3,7 +3,6 @@
 import math
 import random
 from dataclasses import dataclass
-from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -102,30 +101,20 @@ def _draw_shape(
     canvas.polygon(points, fill=colour)
 
 
-Relation = Literal["left", "right", "above", "below"]
-
-_PHRASES: dict[Relation, tuple[str, ...]] = {
-    "left": ("left of", "beside"),
-    "right": ("right of", "beside"),
-    "above": ("above", "over"),
-    "below": ("below", "under"),
-}
-
-
-def relation(a: Shape, b: Shape) -> Relation:
-    """Return the position of `a` relative to `b`."""
+def _relations(a: Shape, b: Shape) -> tuple[str, str]:
+    """Return two phrases for the position of `a` relative to `b`."""
     if abs(a.x - b.x) > abs(a.y - b.y):
-        return "left" if a.x < b.x else "right"
-    return "above" if a.y < b.y else "below"
+        return ("left of" if a.x < b.x else "right of"), "beside"
+    return ("above", "over") if a.y < b.y else ("below", "under")
 
 
-def describe(scene: list[Shape], rng: random.Random, count: int = 5) -> list[str]:
-    """Return different captions of a scene of two shapes."""
+def describe(scene: list[Shape], rng: random.Random) -> list[str]:
+    """Return five different captions of a scene of two shapes."""
     first, second = scene
     captions: list[str] = []
-    while len(captions) < count:
+    while len(captions) < 5:
         a, b = (first, second) if rng.random() < 0.5 else (second, first)
-        phrase = rng.choice(_PHRASES[relation(a, b)])
+        phrase = rng.choice(_relations(a, b))
         caption = (
             rng.choice(
                 [

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.metrics.csv_file import to_number
 from pipeline.metrics.registry import METRICS, SCORE_NAMES
 from pipeline.runtime.errors import ArtifactError
-from pipeline.runtime.files import json_digest, parse_json, read_bytes, write_json
+from pipeline.runtime.files import json_digest, parse_json, write_json
 
 DECIMALS = 4  # of every score in the reports
 # The keys of `meta` that describe how the captions were scored, and what messages call them.
@@ -63,7 +63,8 @@ def write_metrics(path: Path, metrics: dict[str, Any], reports: Sequence[Path]) 
     Raises:
         ValueError: a number is not finite.
     """
-    write_json(path, add_digest(_rounded(metrics), [report.read_bytes() for report in reports]))
+    rounded = json.loads(json.dumps(metrics), parse_float=lambda text: round(float(text), DECIMALS))
+    write_json(path, add_digest(rounded, [report.read_bytes() for report in reports]))
 
 
 def add_digest(metrics: dict[str, Any], reports: Sequence[bytes]) -> dict[str, Any]:
@@ -83,16 +84,11 @@ def require_intact(content: bytes, where: object, reports: Sequence[bytes]) -> N
         raise ArtifactError(where, "or a report beside it is not what was written")
 
 
-def read_metrics(path: Path) -> Metrics:
-    """Read metrics without their reports; raises as `parse_metrics`."""
-    return parse_metrics(read_bytes(path), path)
-
-
 def parse_metrics(content: bytes, where: object) -> Metrics:
     """Parse metrics.json; `where` is what messages call it.
 
     Raises:
-        ArtifactError: the file is missing or damaged, or a number is not finite.
+        ArtifactError: the file is damaged, or a number is not finite.
     """
     raw = parse_json(content, where)
     try:
@@ -129,11 +125,3 @@ def score_table(metrics: dict[str, Any]) -> str:
 
 def _numbers(values: dict[str, Any], keys: Sequence[str], where: object) -> dict[str, float]:
     return {key: to_number(values[key], f"{where}, {key}") for key in keys}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(value, DECIMALS) if isinstance(value, float) else value

@@ -43,7 +43,7 @@ class FeatureExtractor:
         """
         self.recipe, self.device, self.precision = recipe, device, precision
         self._views = [
-            _ViewEncoder(_find_backbone(view, backbones), view, device, precision, batch)
+            _ViewEncoder(view, backbones, recipe.hflip, device, precision, batch)
             for view in recipe.views
         ]
         self._graphs = CudaGraphs(lambda *images: (self._features(*images),))
@@ -58,7 +58,7 @@ class FeatureExtractor:
 
     def _features(self, *images: Tensor) -> Tensor:
         views = zip(self._views, images, strict=True)
-        grids = [self._encode(encoder, view) for encoder, view in views]  # (B, D, H, W) each
+        grids = [encode(view) for encode, view in views]  # (B, D, H, W) each
         if self.recipe.layer == "pooled":
             return torch.cat([global_avg_pool(grid) for grid in grids], dim=1)
         size = self.recipe.grid_size
@@ -76,47 +76,42 @@ class FeatureExtractor:
         blank = [torch.zeros(1, size, size, 3, dtype=torch.uint8) for size in sizes]
         return tuple(self(blank).shape[1:])
 
-    def _encode(self, encoder: "_ViewEncoder", images: Tensor) -> Tensor:
-        """uint8 (B, S, S, 3) -> (B, D, H, W)."""
-        inputs = encoder.normalize(images)
-        grid = encoder(inputs)
-        if not self.recipe.hflip:
-            return grid
-        return (grid + encoder(inputs.flip(-1)).flip(-1)) / 2  # the mirror image's grid, unmirrored
-
 
 class _ViewEncoder:
     """One backbone, fused for one image size."""
 
     def __init__(
         self,
-        backbone: BackboneWeights,
         view: View,
+        backbones: Sequence[BackboneWeights],
+        hflip: bool,
         device: torch.device,
         precision: torch.dtype,
         batch: int,
     ) -> None:
         pre = view.preprocessing
-        own_size = backbone.preprocessing.size
-        model = load_backbone(pre.size, backbone.name, backbone.tensors, own_size)
+        model = load_backbone(_find_backbone(view, backbones), pre.size)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.zeros(batch, 3, pre.size, pre.size, dtype=precision, device=device)
         self._model = fuse(model, example.to(memory_format=torch.channels_last))
-        self._device, self._precision = device, precision
+        self._hflip, self._device, self._precision = hflip, device, precision
         # For pixel values of 0 to 255. Repeated for a whole row, since a CPU is slow to broadcast
         # over three numbers at a time.
         self._mean, self._std = (
             255 * torch.tensor(rgb, device=device).repeat(pre.size) for rgb in (pre.mean, pre.std)
         )  # (S * 3)
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """uint8 (B, S, S, 3) -> (B, 3, S, S), channels last."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (B, S, S, 3) -> float32 (B, D, H, W)."""
         rows = images.flatten(2).float().sub_(self._mean).div_(self._std)  # (B, S, S * 3)
         rows = rows.to(self._precision) if self._device.type == "cuda" else rows
-        return rows.view(images.shape).permute(0, 3, 1, 2)
+        inputs = rows.view(images.shape).permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
+        grid = self._run(inputs)
+        if self._hflip:  # the mean with the mirror image's grid, unmirrored
+            grid = (grid + self._run(inputs.flip(-1)).flip(-1)) / 2
+        return grid
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """(B, 3, S, S) -> float32 (B, D, H, W)."""
+    def _run(self, inputs: Tensor) -> Tensor:
         if self._device.type == "cuda":  # weights and inputs already have the precision
             return self._model(inputs).float()
         autocast = self._precision != torch.float32

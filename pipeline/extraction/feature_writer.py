@@ -11,6 +11,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import FileIO
 from itertools import takewhile
 from pathlib import Path
@@ -37,52 +38,42 @@ log = logging.getLogger(__name__)
 BLOCK = 1 << 20  # bytes
 
 
+@dataclass
 class FeatureWriter:
     """Appends rows, in the order of the ids."""
 
-    def __init__(
-        self, file: FileIO, layout: Layout, dtype: str, fingerprints: Sequence[str] = ()
-    ) -> None:
-        """
-        Args:
-            fingerprints: of the rows' images, saved in checkpoints.
-        """
-        self._file, self._layout, self._dtype = file, layout, dtype
-        self._fingerprints = list(fingerprints)
-        self.rows_written = 0
+    file: FileIO  # unbuffered
+    layout: Layout
+    dtype: str
+    fingerprints: Sequence[str] = ()  # of the rows' images, saved in checkpoints
+    rows_written: int = 0
 
     def append(self, rows: NDArray[Any], checksums: NDArray[np.uint32] | None = None) -> None:
-        """Write the next `rows` (n, …) and their checksums.
-
-        Args:
-            checksums: (n,), of the rows in the file's dtype, if known.
-        """
-        layout, values = self._layout, np.ascontiguousarray(rows, dtype=self._dtype)
+        """Write the next rows (n, …) and the checksums (n,) of them in the file's dtype."""
+        layout, values = self.layout, np.ascontiguousarray(rows, dtype=self.dtype)
         self._write(layout.rows + self.rows_written * layout.row_size, values)
         checksums = row_checksums(values) if checksums is None else checksums
         self._write(layout.checksums + self.rows_written * checksums.itemsize, checksums)
         self.rows_written += len(values)  # last: Ctrl-C may come at any time
 
     def _write(self, offset: int, values: NDArray[Any]) -> None:
-        self._file.seek(offset)
+        self.file.seek(offset)
         left = values.data.cast("B")
         while left:  # the file is unbuffered, and a write may be partial
-            left = left[self._file.write(left) :]
+            left = left[self.file.write(left) :]
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Put the rows on the disk, so that they survive a power loss."""
-        os.fsync(self._file.fileno())
-        state = {"rows": self.rows_written, "fingerprints": self._fingerprints}
-        checkpoint.save({}, state)
+        os.fsync(self.file.fileno())
+        checkpoint.save({}, {"rows": self.rows_written, "fingerprints": list(self.fingerprints)})
 
     def resume(self, rows: int) -> bool:
         """Continue after this number of rows, if they are intact."""
-        layout = self._layout
-        self._file.seek(layout.checksums)
-        expected = np.frombuffer(self._file.read(4 * rows), dtype=CHECKSUM_DTYPE)
-        self._file.seek(layout.rows)
+        self.file.seek(self.layout.checksums)
+        expected = np.frombuffer(self.file.read(4 * rows), dtype=CHECKSUM_DTYPE)
+        self.file.seek(self.layout.rows)
         for checksum in expected:
-            if zlib.crc32(self._file.read(layout.row_size)) != checksum:
+            if zlib.crc32(self.file.read(self.layout.row_size)) != checksum:
                 return False
         self.rows_written = rows
         return True

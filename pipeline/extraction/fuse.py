@@ -87,13 +87,11 @@ def _use_onednn(graph: fx.GraphModule, dtype: torch.dtype) -> None:
         fused = OneDNNConv2d(conv, _shape(node.args[0]), dtype)
         follower = _only_user(node)
         residual = _residual_input(node, follower, order) if follower else None
+        allowed = set(_ACTIVATIONS) if residual is None else {nn.ReLU}
         if residual is not None:
             node.args = (*node.args, residual)
             _merge_into(node, follower)
             follower = _only_user(node)
-            allowed: set[type] = {nn.ReLU}
-        else:
-            allowed = set(_ACTIVATIONS)
         if follower is not None and (kind := _activation(follower, modules)) in allowed:
             fused.activation = _ACTIVATIONS[kind]
             _merge_into(node, follower)

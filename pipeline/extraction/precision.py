@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from pipeline.extraction.feature_extractor import FeatureExtractor
-from pipeline.extraction.preprocess import PreprocessedViews, collate
 
 # The lowest allowed cosine similarity of an image's features to float32's. MobileNetV2 in bfloat16
 # has 0.995 and loses 0.8 points of CIDEr; the sample is small, so the limit is stricter.
@@ -16,7 +15,7 @@ MIN_COSINE = 0.9995
 def select_dtype(
     build: Callable[[torch.dtype], FeatureExtractor],
     candidates: Sequence[torch.dtype],
-    sample: Callable[[], Sequence[PreprocessedViews]],
+    sample: Sequence[Tensor],
     batch: int,
 ) -> FeatureExtractor:
     """Return the CNN in the first candidate precision that keeps float32's direction, or float32.
@@ -24,43 +23,24 @@ def select_dtype(
     Args:
         build: builds the CNN in a precision.
         candidates: the device's fast precisions, the most precise first.
-        sample: returns preprocessed images of the data set; not called without candidates.
-        batch: the batch size.
+        sample: images of the data set, per view uint8 (N, S, S, 3).
     """
     reference = build(torch.float32)
-    if not candidates:
-        return reference
-    images = sample()
-    batches = [collate(images[begin : begin + batch]) for begin in range(0, len(images), batch)]
-    expected = _pooled_features(reference, batches)
+    expected = pooled_features(reference, sample, batch)
     for precision in candidates:
         cnn = build(precision)
-        if _features_match(_pooled_features(cnn, batches), expected):
+        if same_direction(pooled_features(cnn, sample, batch), expected):
             return cnn
     return reference
 
 
-def features_match(
-    cnn: FeatureExtractor, images: Sequence[Tensor], reference: Sequence[Tensor], batch: int
-) -> bool:
-    """Whether two ways to preprocess the same images give features of the same direction.
-
-    Args:
-        images, reference: per view uint8 (B, S, S, 3).
-        batch: the batch size.
-    """
-    features, expected = (
-        _pooled_features(cnn, list(zip(*(view.split(batch) for view in views), strict=True)))
-        for views in (images, reference)
-    )
-    return _features_match(features, expected)
-
-
-def _features_match(features: Tensor, expected: Tensor) -> bool:
-    # False for the NaN of an overflow.
+def same_direction(features: Tensor, expected: Tensor) -> bool:
+    """Whether vectors (N, D) have the expected directions; not so for the NaN of an overflow."""
     return bool(torch.cosine_similarity(features, expected).min() >= MIN_COSINE)
 
 
-def _pooled_features(cnn: FeatureExtractor, batches: Sequence[Sequence[Tensor]]) -> Tensor:
+def pooled_features(cnn: FeatureExtractor, images: Sequence[Tensor], batch: int) -> Tensor:
+    """Per view uint8 (N, S, S, 3) -> (N, D), computed in batches of this size."""
+    batches = zip(*(view.split(batch) for view in images), strict=True)
     features = torch.cat([cnn(batch).cpu() for batch in batches])  # (N, D) or (N, H, W, D)
     return features if features.dim() == 2 else features.mean(dim=(1, 2))

@@ -38,11 +38,7 @@ def collate(images: Sequence[PreprocessedViews]) -> list[Tensor]:
 
 
 def decode(content: bytes, name: str) -> Tensor:
-    """Decode an image file -> uint8 (H, W, 3): upright, RGB, transparency on white.
-
-    Raises:
-        InputError: the file is empty, not an image, truncated, or absurdly large.
-    """
+    """Decode an image file -> uint8 (H, W, 3): upright, RGB, transparency on white."""
     return torch.from_numpy(np.array(decode_image(content, name)))
 
 

@@ -49,10 +49,7 @@ def iter_features(
     workers: int,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Rows]:
-    """Yield features batch by batch, in the order of `ids`.
-
-    Args:
-        dtype: the dtype to store them in.
+    """Yield features in the dtype to store, batch by batch, in the order of `ids`.
 
     Raises:
         InputError: an image cannot be used.
@@ -78,11 +75,7 @@ def iter_features(
 def load(
     archive: ImageArchive, ids: Sequence[str], recipe: FeatureRecipe
 ) -> list[PreprocessedViews]:
-    """Read and preprocess images.
-
-    Raises:
-        InputError: an image cannot be used.
-    """
+    """Read and preprocess images; an InputError names one that cannot be used."""
     return [
         preprocess(archive.read(image_id), f"{image_id} in {archive.path}", recipe)
         for image_id in ids

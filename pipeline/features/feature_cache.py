@@ -15,7 +15,6 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,11 +41,7 @@ class FeatureCache:
     checksums: NDArray[np.uint32]  # (N,)
 
     def row_indices(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row indices of these images, in this order.
-
-        Raises:
-            ArtifactError: an image is not in the cache.
-        """
+        """Return the row indices of these images; an ArtifactError if the cache lacks one."""
         row_of = {image_id: row for row, image_id in enumerate(self.ids)}
         missing = [image_id for image_id in ids if image_id not in row_of]
         if missing:
@@ -55,11 +50,7 @@ class FeatureCache:
         return np.array([row_of[image_id] for image_id in ids], dtype=np.int64)
 
     def read_verified(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read the features (n, …) of these rows and verify their checksums.
-
-        Raises:
-            ArtifactError: a row is damaged.
-        """
+        """Read the features (n, …) of these rows; an ArtifactError if one is damaged."""
         features = np.ascontiguousarray(self.array[rows])
         damaged = (row_checksums(features) != self.checksums[rows]).nonzero()[0]
         if len(damaged):
@@ -95,17 +86,11 @@ class Layout:
 
     def gaps(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Return the ranges between `begin` and `end` that are neither rows nor checksums."""
-        data = sorted(
-            [
-                (self.rows, self.rows + self.count * self.row_size),
-                (self.checksums, self.checksums + self.count * np.dtype(CHECKSUM_DTYPE).itemsize),
-            ]
-        )
-        return [
-            gap
-            for gap in pairwise([begin, *chain.from_iterable(data), end])
-            if gap not in data and gap[0] < gap[1]
-        ]
+        rows_end = self.rows + self.count * self.row_size
+        checksums_end = self.checksums + self.count * np.dtype(CHECKSUM_DTYPE).itemsize
+        first, second = sorted([(self.rows, rows_end), (self.checksums, checksums_end)])
+        gaps = ((begin, first[0]), (first[1], second[0]), (second[1], end))
+        return [gap for gap in gaps if gap[0] < gap[1]]
 
     def digest(self, file: BinaryIO) -> str:
         """Return the SHA-256 of the gaps, which HDF5 wrote."""
@@ -118,11 +103,7 @@ class Layout:
 
 
 def allocate(path: Path, spec: CacheSpec) -> Layout:
-    """Write a cache without the values of its rows and checksums.
-
-    Raises:
-        OSError: the disk is full, or not writable.
-    """
+    """Write a cache without the values of its rows and checksums; a full disk is an OSError."""
     try:
         layout = _allocate_hdf5(path, spec)
     except RuntimeError as error:  # HDF5 puts the errno into its message
@@ -139,7 +120,7 @@ def allocate(path: Path, spec: CacheSpec) -> Layout:
 def _allocate_hdf5(path: Path, spec: CacheSpec) -> Layout:
     count = len(spec.ids)
     with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
-        file.attrs["recipe"] = json.dumps(spec.recipe.to_json(), ensure_ascii=False)
+        file.attrs["recipe"] = json.dumps(asdict(spec.recipe), ensure_ascii=False)
         names = np.array([image_id.encode() for image_id in spec.ids])
         file.create_dataset("ids", data=names, track_times=False)
         settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

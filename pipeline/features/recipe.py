@@ -68,16 +68,9 @@ class FeatureRecipe:
         decoder = ", nvJPEG" if self.jpeg_decoder == "nvjpeg" else ""
         return f"{views}, {self.layer}, {self.crop_mode}{mirrored}{decoder}"
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, content: Any, where: str) -> "FeatureRecipe":
-        """Parse the recipe of the file `where`.
-
-        Raises:
-            InputError: `content` is not a recipe.
-        """
+        """Parse the recipe of the file `where`; anything else is an InputError."""
         try:
             views = tuple(
                 View(**{**view, "preprocessing": Preprocessing.from_json(view["preprocessing"])})
@@ -89,11 +82,8 @@ class FeatureRecipe:
 
 
 def require_same_recipe(features: FeatureRecipe, model: FeatureRecipe, where: str) -> None:
-    """Check that features, from the file `where`, are of the kind that a model was trained on.
-
-    Raises:
-        InputError: they differ.
-    """
+    """Raise an InputError unless features, from the file `where`, are of the kind that a model was
+    trained on."""
     given, expected = _comparable_fields(features), _comparable_fields(model)
     for name in expected | given:
         if given.get(name) != expected.get(name):
@@ -105,16 +95,12 @@ def require_same_recipe(features: FeatureRecipe, model: FeatureRecipe, where: st
 
 def _comparable_fields(recipe: FeatureRecipe) -> dict[str, Any]:
     """Return what must agree, by name: the weights by their digest, not by their file's name."""
-    fields: dict[str, Any] = {
-        "layer": recipe.layer,
-        "crop_mode": recipe.crop_mode,
-        "hflip": recipe.hflip,
-        "grid_size": recipe.grid_size,
-        "number of views": len(recipe.views),
-    }
-    for number, view in enumerate(recipe.views, start=1):
-        of = f" of view {number}" if len(recipe.views) > 1 else ""
-        fields[f"backbone{of}"] = view.backbone
-        fields[f"weights_digest{of}"] = view.weights_digest
-        fields[f"preprocessing{of}"] = asdict(view.preprocessing)
+    fields = asdict(recipe)
+    del fields["jpeg_decoder"]
+    views = fields.pop("views")
+    fields["number of views"] = len(views)
+    for number, view in enumerate(views, start=1):
+        del view["weights"]
+        of = f" of view {number}" if len(views) > 1 else ""
+        fields |= {f"{name}{of}": value for name, value in view.items()}
     return fields

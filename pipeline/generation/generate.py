@@ -1,6 +1,7 @@
 """Captions of a data set, and the scores of greedy captions for validation."""
 
 import logging
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -32,25 +33,22 @@ def generate_captions(
     return captions
 
 
-class GreedyValidator:
-    """BLEU-4 and CIDEr, x100, of a decoder's greedy captions of a split.
+def greedy_validator(
+    decoder: Decoder, split: Split, vocabulary: Vocabulary, max_length: int
+) -> Callable[[], dict[str, float]]:
+    """A function that computes BLEU-4 and CIDEr, x100, of a decoder's greedy captions of a split.
 
     They select the same epoch as beam search, or nearly, in a fifth of the time.
     """
+    search = BeamSearch(decoder, BeamSearchConfig(beam_size=1, max_length=max_length))
+    scores = SplitScores(split.references)
 
-    def __init__(
-        self, decoder: Decoder, split: Split, vocabulary: Vocabulary, max_length: int
-    ) -> None:
-        self._decoder, self._split, self._vocabulary = decoder, split, vocabulary
-        self._search = BeamSearch(decoder, BeamSearchConfig(beam_size=1, max_length=max_length))
-        self._scores = SplitScores(split.references)
+    def validate() -> dict[str, float]:
+        decoder.eval()
+        captions = generate_captions(search, split.features, vocabulary, batch_size=250)
+        return dict(zip(("bleu_4", "cider"), scores(captions), strict=True))
 
-    def __call__(self) -> dict[str, float]:
-        self._decoder.eval()
-        features = self._split.features
-        captions = generate_captions(self._search, features, self._vocabulary, batch_size=250)
-        bleu_4, cider = self._scores(captions)
-        return {"bleu_4": bleu_4, "cider": cider}
+    return validate
 
 
 def warn_if_below_constant(score: float, train: Split, val: Split) -> None:

@@ -97,11 +97,8 @@ def mask_special_tokens(logits: Tensor, first: bool) -> Tensor:
 def log_probabilities(
     decoder: Decoder, features: Tensor, captions: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probability (B, T) with which `sample` draws each token of captions (B, T); 0 for <pad>.
-
-    Args:
-        features: of P images, (P, …), P a divisor of B.
-    """
+    """Log-probability (B, T) with which `sample` draws each token of P images' captions (B, T);
+    0 for <pad>."""
     start = captions.new_full((len(captions), 1), START)
     inputs = torch.cat([start, captions[:, :-1]], dim=1)
     hidden, _ = decoder.forward_hidden(features, inputs)  # (B, T, ·)

@@ -2,16 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from pipeline.metrics.scores import Tokens, compute_scores
+from nltk.util import everygrams
+
+from pipeline.metrics.registry import ORDERS
+from pipeline.metrics.scores import ReferenceLists, Tokens, compute_scores
 
 MAX_ROUNDS = 10  # of human captions against the others
 
 
-def best_constant_caption(
-    candidates: Iterable[Tokens], references: Sequence[Sequence[Tokens]]
-) -> Tokens:
+def best_constant_caption(candidates: Iterable[Tokens], references: ReferenceLists) -> Tokens:
     """Return the candidate with the best BLEU-4 as the caption of every image; the first of equals.
 
     The result is exact, not sampled. For one caption repeated N times, the clipped matches of an
@@ -24,7 +25,7 @@ def best_constant_caption(
     for refs in references:
         most: Counter[tuple[str, ...]] = Counter()
         for ref in refs:
-            most |= _ngram_counts(ref)
+            most |= Counter(everygrams(ref, max_len=ORDERS))
         at_least.update((ngram, k) for ngram, count in most.items() for k in range(1, count + 1))
         lengths[tuple(sorted({len(ref) for ref in refs}))] += 1
     images = len(references)
@@ -35,7 +36,7 @@ def best_constant_caption(
         if length < 4:
             return 0.0
         matches = [0] * 5
-        for ngram, count in _ngram_counts(caption).items():
+        for ngram, count in Counter(everygrams(caption, max_len=ORDERS)).items():
             matches[len(ngram)] += sum(at_least[ngram, k] for k in range(1, count + 1))
         if not all(matches[1:]):
             return 0.0
@@ -52,7 +53,7 @@ def best_constant_caption(
     return max(unique, key=bleu_4)
 
 
-def human_scores(references: Sequence[Sequence[Tokens]]) -> dict[str, float] | None:
+def human_scores(references: ReferenceLists) -> dict[str, float] | None:
     """Return the scores of one reference against the image's others, averaged over which one.
 
     Images with a single reference have nothing to score it against and are left out; if they are
@@ -70,12 +71,3 @@ def human_scores(references: Sequence[Sequence[Tokens]]) -> dict[str, float] | N
         for i in range(min(MAX_ROUNDS, max(map(len, several))))
     ]
     return {key: sum(scores[key] for scores in rounds) / len(rounds) for key in rounds[0]}
-
-
-def _ngram_counts(tokens: Tokens) -> Counter[tuple[str, ...]]:
-    """Count each 1- to 4-gram."""
-    return Counter(
-        tuple(tokens[start : start + n])
-        for n in range(1, 5)
-        for start in range(len(tokens) - n + 1)
-    )

@@ -21,9 +21,11 @@ from pipeline.metrics.bleu import ORDERS, SCALE, add_ngram_totals, bleu_from_cou
 from pipeline.metrics.registry import BLEU_NAMES
 
 Tokens = Sequence[str]
+Captions = Sequence[Tokens]  # one per image
+ReferenceLists = Sequence[Sequence[Tokens]]  # several per image
 
 
-def bleu_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
+def bleu_counts(captions: Captions, references: ReferenceLists) -> np.ndarray:
     """Return integers per caption, (N, 2 + ORDERS): its length, the length of the closest
     reference, and for n = 1 to 4 its clipped n-gram matches.
 
@@ -44,31 +46,23 @@ def bleu_counts(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens
     return np.array(rows, dtype=np.int64).reshape(len(rows), 2 + ORDERS)
 
 
-def bleu(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+def bleu(captions: Captions, references: ReferenceLists) -> list[float]:
     """Return corpus BLEU-1 to BLEU-4, x100, unsmoothed: 0 where no n-gram matches."""
     sums = add_ngram_totals(bleu_counts(captions, references)).sum(axis=0)
     return [float(score) for score in bleu_from_counts(sums)]
 
 
-def cider(
-    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
-) -> tuple[float, list[float]]:
+def cider(captions: Captions, references: ReferenceLists) -> tuple[float, list[float]]:
     """Return CIDEr-D, x100: the mean and each caption's."""
-    mean, scores = Cider().compute_score(*_as_coco(captions, references))
-    return SCALE * float(mean), [SCALE * float(score) for score in scores]
+    return _coco_scores(Cider(), captions, references)
 
 
-def rouge_l(
-    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
-) -> tuple[float, list[float]]:
+def rouge_l(captions: Captions, references: ReferenceLists) -> tuple[float, list[float]]:
     """Return ROUGE-L, x100: the mean and each caption's."""
-    mean, scores = Rouge().compute_score(*_as_coco(captions, references))
-    return SCALE * float(mean), [SCALE * float(score) for score in scores]
+    return _coco_scores(Rouge(), captions, references)
 
 
-def sentence_bleu_4(
-    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
-) -> list[float]:
+def sentence_bleu_4(captions: Captions, references: ReferenceLists) -> list[float]:
     """Return the smoothed sentence BLEU-4 of each caption, x100: to sort by, not to average.
 
     Corpus BLEU is not a mean over sentences, and without smoothing most sentences would score 0.
@@ -81,9 +75,7 @@ def sentence_bleu_4(
     ]
 
 
-def compute_scores(
-    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
-) -> dict[str, float]:
+def compute_scores(captions: Captions, references: ReferenceLists) -> dict[str, float]:
     """Return the scores of a set of captions, by the keys of metrics.json."""
     return {
         **dict(zip(BLEU_NAMES, bleu(captions, references), strict=True)),
@@ -92,10 +84,11 @@ def compute_scores(
     }
 
 
-def _as_coco(
-    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
-) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """References and captions by number, as pycocoevalcap takes them."""
+def _coco_scores(
+    scorer: Cider | Rouge, captions: Captions, references: ReferenceLists
+) -> tuple[float, list[float]]:
+    """Return a score of pycocoevalcap, which takes references and captions by number."""
     gts = {i: [" ".join(ref) for ref in refs] for i, refs in enumerate(references)}
     res = {i: [" ".join(caption)] for i, caption in enumerate(captions)}
-    return gts, res
+    mean, scores = scorer.compute_score(gts, res)
+    return SCALE * float(mean), [SCALE * float(score) for score in scores]

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from markupsafe import Markup
-
 from pipeline.evaluation.reports import read_lengths
 from pipeline.metrics.csv_file import parse_csv, read_numbers, to_numbers
 from pipeline.metrics.registry import METRICS
-from pipeline.report.charts import Chart, Series, bar_chart, format_number, line_chart, nice_ticks
+from pipeline.report.charts import Chart, Series, format_number, nice_ticks
 from pipeline.report.gallery import CaptionedImage
 from pipeline.runtime.errors import ArtifactError
 from pipeline.runtime.files import read_bytes
@@ -23,13 +21,11 @@ CIDER, BLEU_4, ROUGE_L = (METRICS[key].title for key in ("cider", "bleu_4", "rou
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart as the page shows it, and its numbers as a table: a header and rows of text."""
+    """A chart, and its numbers as a table: a header and rows of text."""
 
     chart: Chart
-    drawing: Markup
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    is_lines: bool
 
 
 def training_figures(history: Path, select_by: str) -> list[Figure]:
@@ -127,15 +123,15 @@ def length_figure(lengths: Path) -> Figure:
     used = [row[0] for row in rows if row[1] or row[2]] or table["words"]
     words, ours, theirs = zip(*(row for row in rows if used[0] <= row[0] <= used[-1]), strict=True)
     return _figure(
-        is_lines=False,
-        chart=Chart(
+        Chart(
             key="lengths",
             title="Caption length",
             x_label="words",
             y_label="captions, %",
             x=words,
             series=[Series("model", ours, "ours"), Series("references", theirs, "theirs")],
-        ),
+            is_lines=False,
+        )
     )
 
 
@@ -163,20 +159,21 @@ def _histogram(key: str, title: str, values: Sequence[float]) -> Figure:
         series=[Series("images", counts, "ours")],
         mark=(mean, f"mean {mean:.1f}"),
         step=width,
+        is_lines=False,
     )
     bins = [f"{format_number(edge)} to {format_number(edge + width)}" for edge in edges[:-1]]
     rows = [(label, str(count)) for label, count in zip(bins, counts, strict=True)]
-    return Figure(chart, bar_chart(chart), ("score", "images"), rows, is_lines=False)
+    return Figure(chart, ("score", "images"), rows)
 
 
-def _figure(chart: Chart, is_lines: bool = True) -> Figure:
+def _figure(chart: Chart) -> Figure:
     columns = [chart.x, *(series.values for series in chart.series)]
     rows = [
         ["" if value is None else format_number(value) for value in row]
         for row in zip(*columns, strict=True)
     ]
     header = [chart.x_label, *(series.name for series in chart.series)]
-    return Figure(chart, (line_chart if is_lines else bar_chart)(chart), header, rows, is_lines)
+    return Figure(chart, header, rows)
 
 
 def _check_epochs(epochs: list[float], path: Path) -> list[float]:

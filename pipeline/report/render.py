@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.report.charts import format_number
 from pipeline.runtime.errors import pluralize
 
 HERE = Path(__file__).parent
@@ -34,6 +35,7 @@ def render_page(images_json: str, **content: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(px="{:.1f}".format, number=format_number)  # px: a coordinate
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "

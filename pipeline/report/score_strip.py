@@ -7,10 +7,11 @@ from pathlib import Path
 from markupsafe import Markup
 
 from pipeline.evaluation.bootstrap import score_intervals
-from pipeline.evaluation.metrics_file import Baseline, Metrics, read_metrics
+from pipeline.evaluation.metrics_file import Baseline, Metrics, parse_metrics
 from pipeline.evaluation.reports import Evaluation, counts_and_means
 from pipeline.metrics.registry import METRICS, SCORE_NAMES
 from pipeline.runtime.errors import InputError
+from pipeline.runtime.files import read_bytes
 
 LARGE = ("cider", "bleu_4", "rouge_l")  # shown as large numbers; the table has all scores
 WIDTH, EDGE = 300.0, 6.0
@@ -34,7 +35,7 @@ def read_base(path: Path, metrics: Metrics) -> Baseline:
     Raises:
         InputError: the file is missing or damaged, or that run was scored in another way.
     """
-    base = read_metrics(path)
+    base = parse_metrics(read_bytes(path), path)
     for name, value in metrics.protocol.items():
         if base.protocol[name] != value:
             raise InputError(

@@ -109,21 +109,12 @@ def read_checked_json(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: the file is missing, not a JSON object, or not what was written.
     """
-    content = read_json(path)
+    content = parse_json(read_bytes(path), path)
     if not isinstance(content, dict) or "digest" not in content:
         raise ArtifactError(path, "was not written by this version")
     if content.pop("digest") != json_digest(content):
         raise ArtifactError(path, "is damaged: it is not what was written")
     return content
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON that a stage wrote.
-
-    Raises:
-        ArtifactError: the file is missing or not JSON.
-    """
-    return parse_json(read_bytes(path), path)
 
 
 def parse_json(content: bytes, where: object) -> Any:

@@ -45,10 +45,7 @@ class SelfCriticalTrainer(BaseTrainer):
         dtype: torch.dtype,
         max_length: int,
     ) -> None:
-        """
-        Args:
-            max_length: maximum length of a sampled caption, in tokens.
-        """
+        """Train on captions of at most `max_length` tokens."""
         optimizer = adamw(decoder, config.learning_rate, weight_decay=0.0)
         super().__init__(decoder, split, config, dtype, optimizer)
         self.config = config
@@ -109,22 +106,21 @@ class SelfCriticalTrainer(BaseTrainer):
             self._check_finite()
 
     def _sample_and_score(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Captions (P * samples, T) of these images (P,), and their rewards (P, samples)."""
+        """Captions (P * samples, T) of these images (P,), and their rewards (P, samples): CIDEr-D
+        plus `bleu_weight` times BLEU-4."""
+        count = self.config.samples_per_image
         with without_dropout(self.decoder):
-            samples = sample(
-                self.decoder, features, self.config.samples_per_image, self._sampling, self._rng
-            )
-        return samples, self.rewards(images, samples)
+            samples = sample(self.decoder, features, count, self._sampling, self._rng)
+        rewards = self._cider(images, samples)
+        if self._bleu:
+            rewards += self.config.bleu_weight * self._bleu(images, samples)
+        return samples, rewards.view(-1, count).float()
 
     def _step(
         self, features: Tensor, samples: Tensor, rewards: Tensor, *xe_batch: Tensor
     ) -> tuple[Tensor]:
-        """One training step; its loss.
-
-        Args:
-            samples, rewards: as `_sample_and_score` returns them.
-            xe_batch: inputs, targets and token index of a batch for the cross-entropy.
-        """
+        """One training step on what `_sample_and_score` returned; its loss. `xe_batch` has inputs,
+        targets and token index of a batch for the cross-entropy."""
         config = self.config
         with nullcontext() if config.use_dropout else without_dropout(self.decoder):
             loss = self._policy_loss(features, samples, rewards)
@@ -163,13 +159,6 @@ class SelfCriticalTrainer(BaseTrainer):
         self._batches = list(remaining.split(self.config.batch_size)) if len(remaining) else []
         self._epoch, self._steps = header["epoch"], header["steps"]
         self._sums.copy_(tensors["sums"])
-
-    def rewards(self, images: Tensor, samples: Tensor) -> Tensor:
-        """CIDEr-D plus `bleu_weight` times BLEU-4 of captions (P * samples, T): (P, samples)."""
-        rewards = self._cider(images, samples)
-        if self._bleu:
-            rewards += self.config.bleu_weight * self._bleu(images, samples)
-        return rewards.view(len(images), -1).float()
 
     def _policy_loss(self, features: Tensor, samples: Tensor, rewards: Tensor) -> Tensor:
         """REINFORCE loss; the baseline is the mean reward of the image's other samples."""

@@ -31,8 +31,10 @@ log = logging.getLogger(__name__)
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 # Complex, quantised and packed types cannot be used.
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+PLAIN_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
 
 # With torchvision's weights these models renormalise their input from ImageNet's mean and std to
 # (x - 0.5) / 0.5 (torchvision's `transform_input`); here that is part of the preprocessing.
@@ -136,7 +138,8 @@ def _load_state_dict_file(weights: str) -> dict[str, Tensor]:
     ):
         raise InputError(f"{path} is not a state dict; save model.state_dict() alone")
     for name, tensor in content.items():
-        if not _is_plain(tensor):
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not dense or tensor.dtype not in PLAIN_DTYPES:
             raise InputError(
                 f"{path}: {name} is not a plain tensor ({tensor.dtype}, {tensor.layout}, on "
                 f"{tensor.device}); save dense real numbers, on the CPU"
@@ -161,19 +164,10 @@ def _reject_zip_bomb(path: Path) -> None:
         )
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return dense and tensor.dtype in FLOATS + INTEGERS
-
-
 def _match_state_dict(
     given: dict[str, Tensor], expected: dict[str, Tensor], mismatch: str
 ) -> dict[str, Tensor]:
-    """Return the backbone's tensors of a classifier's state dict.
-
-    Args:
-        mismatch: the beginning of error messages.
-    """
+    """Return the backbone's tensors of a classifier's state dict; errors begin with `mismatch`."""
     matched = {}
     for name, reference in expected.items():
         if name not in given and name.endswith("num_batches_tracked"):

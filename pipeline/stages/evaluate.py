@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from pipeline.captions.table import read_table, warn_small
@@ -72,12 +71,17 @@ def evaluate(
     warn_blocked(training, config.no_repeat_ngram_size)
 
     trained_length = max(model.max_length for model in trained)
-    search = beam_search_config(config, trained_length)
+    params = config.model_dump(include={field.name for field in fields(BeamSearchConfig)})
+    if config.max_length == "auto":
+        params["max_length"] = trained_length
+    search = BeamSearchConfig(**params)
+    # A GPU needs more images per batch to keep its cores busy.
+    default_batch_size = 100 if device.type == "cpu" else 500
     generated = generate_captions(
         BeamSearch(decoder, search),
         FeatureDataset(cache, split.ids, device),
         trained[0].vocabulary,
-        default_batch_size(device) if config.batch_size == "auto" else config.batch_size,
+        default_batch_size if config.batch_size == "auto" else config.batch_size,
     )
     baselines = compute_baselines(training, split.references)
     metrics: dict[str, Any] = {
@@ -161,20 +165,6 @@ def warn_blocked(training: Sequence[Sequence[str]], n: int) -> None:
             100 * fraction,
             n,
         )
-
-
-def beam_search_config(config: EvaluateConfig, max_length: int) -> BeamSearchConfig:
-    """Return the search of the params; `max_length` is the model's, for `auto`."""
-    names = [field.name for field in fields(BeamSearchConfig)]
-    params = config.model_dump(include=set(names))
-    if config.max_length == "auto":
-        params["max_length"] = max_length
-    return BeamSearchConfig(**params)
-
-
-def default_batch_size(device: torch.device) -> int:
-    """Return the number of images per batch: a GPU needs more to keep its cores busy."""
-    return 100 if device.type == "cpu" else 500
 
 
 def main(

@@ -18,8 +18,8 @@ from pipeline.config.schema import ExtractConfig
 from pipeline.extraction import nvjpeg
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.feature_writer import resume_features
-from pipeline.extraction.precision import features_match, select_dtype
-from pipeline.extraction.preprocess import PreprocessedViews, collate
+from pipeline.extraction.precision import pooled_features, same_direction, select_dtype
+from pipeline.extraction.preprocess import collate
 from pipeline.extraction.stream import Rows, iter_features, load
 from pipeline.features.feature_cache import CacheSpec
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
@@ -109,22 +109,19 @@ def _build_extractor(
     def build(dtype: torch.dtype) -> FeatureExtractor:
         return FeatureExtractor(backbones, recipe, device, dtype, batch)
 
-    def sample() -> list[PreprocessedViews]:
-        return load(archive, archive.ids[:NUM_PROBE_IMAGES], recipe)
-
     if precision != "auto":
         return build(getattr(torch, precision))
-    return select_dtype(build, fast_dtypes(device), sample, batch)
+    candidates = fast_dtypes(device)
+    if not candidates:
+        return build(torch.float32)
+    sample = collate(load(archive, archive.ids[:NUM_PROBE_IMAGES], recipe))
+    return select_dtype(build, candidates, sample, batch)
 
 
 def _choose_jpeg_decoder(
     cnn: FeatureExtractor, choice: str, batch: int, archive: ImageArchive
 ) -> FeatureRecipe:
-    """Return the recipe with the params' JPEG decoder; `auto` tries nvJPEG on some images.
-
-    Raises:
-        InputError: nvJPEG is chosen but not available.
-    """
+    """Return the recipe with the params' JPEG decoder; `auto` tries nvJPEG on some images."""
     if choice == "pillow" or (choice == "auto" and cnn.device.type == "cpu"):
         return cnn.recipe
     usable = nvjpeg.is_available(cnn.device)
@@ -136,8 +133,10 @@ def _choose_jpeg_decoder(
     if usable and choice == "auto":
         ids = archive.ids[:NUM_PROBE_IMAGES]
         contents = [archive.read(image_id) for image_id in ids]
-        views = nvjpeg.preprocess_on_gpu(contents, ids, cnn.recipe, cnn.device)
-        usable = features_match(cnn, views, collate(load(archive, ids, cnn.recipe)), batch)
+        on_gpu = nvjpeg.preprocess_on_gpu(contents, ids, cnn.recipe, cnn.device)
+        on_cpu = collate(load(archive, ids, cnn.recipe))
+        features = [pooled_features(cnn, images, batch) for images in (on_gpu, on_cpu)]
+        usable = same_direction(*features)
     return replace(cnn.recipe, jpeg_decoder="nvjpeg") if usable else cnn.recipe
 
 

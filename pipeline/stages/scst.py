@@ -15,10 +15,9 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import ScstConfig
 from pipeline.dataset.split import load_split
 from pipeline.decoders.captioner_file import read_model, require_same_split, write_model
-from pipeline.decoders.decoder import Decoder
 from pipeline.features.feature_cache import read_features
 from pipeline.features.recipe import require_same_recipe
-from pipeline.generation.generate import GreedyValidator, warn_if_below_constant
+from pipeline.generation.generate import greedy_validator, warn_if_below_constant
 from pipeline.runtime import options
 from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete, run_fingerprint
 from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
@@ -51,10 +50,8 @@ def scst(
     require_same_split(model, table.info.split_digest, where=str(trained))
     val_split = load_split(cache, table, "val", model.vocabulary, device)
 
-    def build_validator(decoder: Decoder) -> GreedyValidator:
-        return GreedyValidator(decoder, val_split, model.vocabulary, model.max_length)
-
-    before = build_validator(model.decoder)()
+    validated_on = (val_split, model.vocabulary, model.max_length)
+    before = greedy_validator(model.decoder, *validated_on)()
     log.info("epoch 0: bleu_4 %.4g, cider %.4g", before["bleu_4"], before["cider"])
     rows = History(history, rank_by=["cider", "bleu_4"])
     rows.rows = [{"epoch": 0, "reward": None, "cross_entropy": None, **before}]
@@ -68,7 +65,7 @@ def scst(
     fingerprint = run_fingerprint("scst", params, inputs, device.type)
     train_split = load_split(cache, table, "train", model.vocabulary, device)
     trainer = SelfCriticalTrainer(model.decoder, train_split, config, dtype, model.max_length)
-    validate = build_validator(trainer.ema_decoder)
+    validate = greedy_validator(trainer.ema_decoder, *validated_on)
 
     def write_best() -> None:
         write_model(out, replace(model, decoder=trainer.ema_decoder))

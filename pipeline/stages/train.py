@@ -19,7 +19,7 @@ from pipeline.decoders.captioner_file import TrainedDecoder, write_model
 from pipeline.decoders.decoder import DecoderConfig
 from pipeline.decoders.registry import build_decoder
 from pipeline.features.feature_cache import read_features
-from pipeline.generation.generate import GreedyValidator, warn_if_below_constant
+from pipeline.generation.generate import greedy_validator, warn_if_below_constant
 from pipeline.runtime import options
 from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete, run_fingerprint
 from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
@@ -66,10 +66,10 @@ def train(
     decoder = build_decoder(decoder_config).to(device)
     decoder.set_feature_stats(train_split.features.mean, train_split.features.std)
     trainer = Trainer(decoder, config, train_split, dtype)
-    validator = GreedyValidator(trainer.ema_decoder, val_split, vocab, max_length)
+    score_captions = greedy_validator(trainer.ema_decoder, val_split, vocab, max_length)
 
     def validate() -> Row:
-        return {"val_loss": trainer.loss(val_split), **validator()}
+        return {"val_loss": trainer.loss(val_split), **score_captions()}
 
     def write_best() -> None:
         digest = table.info.split_digest

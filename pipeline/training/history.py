@@ -1,6 +1,7 @@
 """The history of a training, as CSV: one row per epoch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.metrics.csv_file import write_csv
@@ -8,18 +9,15 @@ from pipeline.metrics.csv_file import write_csv
 Row = Mapping[str, float | None]  # by column; `epoch` is one
 
 
+@dataclass
 class History:
     """The rows so far, and which of them is the best."""
 
-    def __init__(self, path: Path, rank_by: Sequence[str]) -> None:
-        """
-        Args:
-            path: where `write` puts the CSV.
-            rank_by: columns by which epochs are ranked, the most important first; a `-` before a
-                column's name means that lower is better. Of equals the first is the best.
-        """
-        self.rows: list[Row] = []
-        self._path, self._rank_by = path, rank_by
+    path: Path  # where `write` puts the CSV
+    # Columns by which epochs are ranked, the most important first; a `-` before a column's name
+    # means that lower is better. Of equals the first is the best.
+    rank_by: Sequence[str]
+    rows: list[Row] = field(default_factory=list)
 
     @property
     def last_epoch(self) -> int:
@@ -41,14 +39,14 @@ class History:
         """
         if self.last_epoch == epochs:
             return True
-        learned = any((row[self._rank_by[0]] or 0) > 0 for row in self.rows)
+        learned = any((row[self.rank_by[0]] or 0) > 0 for row in self.rows)
         return learned and self.last_epoch - self.best_epoch >= patience
 
     def write(self) -> None:
-        write_csv(self._path, [dict(row) for row in self.rows], float_format="%.6g")
+        write_csv(self.path, [dict(row) for row in self.rows], float_format="%.6g")
 
     def _rank(self, row: Row) -> tuple[float, ...]:
         return tuple(
             -(row[name[1:]] or 0.0) if name.startswith("-") else row[name] or 0.0
-            for name in self._rank_by
+            for name in self.rank_by
         )

@@ -15,13 +15,10 @@ def apply_word_dropout(inputs: Tensor, p: float) -> Tensor:
 
 @torch.no_grad()
 def scheduled_sampling(decoder: Decoder, features: Tensor, inputs: Tensor, p: float) -> Tensor:
-    """Replace tokens (B, T) by the decoder's own samples with probability p.
+    """Replace tokens (B, T) of P images' captions by the decoder's own samples with probability p.
 
     Scheduled sampling (Bengio et al., NeurIPS 2015) for all tokens at once: samples are drawn after
     the given tokens, in one pass (Duckworth et al. 2019).
-
-    Args:
-        features: of the batch's images, (P, …).
     """
     if not p:
         return inputs

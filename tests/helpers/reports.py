@@ -61,7 +61,7 @@ def meta(images: int, references: float = 5.0) -> dict[str, object]:
     """Return the `meta` of metrics.json."""
     return {
         "scale": 100.0,
-        "tokenizer": "ptb-lower-nopunct-2",
+        "tokenizer": "ptb-lower-nopunct-3",
         "split_digest": "0123456789abcdef",
         "images": images,
         "references": references,
