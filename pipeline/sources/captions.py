@@ -174,7 +174,7 @@ def _has_json_lines(archive: TextArchive, name: str) -> bool:
     if not (head.startswith("{") and head.endswith("}")):
         return False
     try:
-        return isinstance(from_json(head), dict) and len(archive.content(name).split(None, 1)) > 1
+        return isinstance(from_json(head), dict) and b"\n" in archive.content(name).strip()
     except ValueError:  # the line ends within an object
         return False
 
