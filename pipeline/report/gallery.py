@@ -50,9 +50,7 @@ def images_json(images: Sequence[CaptionedImage], thumbnails: Iterator[Thumbnail
                 round(image.cider, DECIMALS),
                 round(image.rouge_l, DECIMALS),
                 image.words,
-                thumbnail.width,
-                thumbnail.height,
-                thumbnail.jpeg,
+                *thumbnail,
             ]
             for image, thumbnail in zip(images, thumbnails, strict=True)
         ]

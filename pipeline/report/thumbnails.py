@@ -3,8 +3,8 @@
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -12,13 +12,12 @@ from pipeline.images.archive import ImageArchive, decode_image
 from pipeline.runtime.progress import progress_bar
 
 
-@dataclass(frozen=True)
-class Thumbnail:
+class Thumbnail(NamedTuple):
     """A base64 JPEG, with its width and height in pixels."""
 
-    jpeg: str
     width: int
     height: int
+    jpeg: str
 
 
 def thumbnails(
@@ -42,4 +41,4 @@ def thumbnails(
             Image.frombytes("RGB", image.size, image.tobytes()).save(
                 jpeg, "JPEG", quality=quality, optimize=True
             )
-            yield Thumbnail(base64.b64encode(jpeg.getvalue()).decode(), *image.size)
+            yield Thumbnail(*image.size, base64.b64encode(jpeg.getvalue()).decode())
