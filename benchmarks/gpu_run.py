@@ -20,6 +20,7 @@ from pipeline.demo.archives import SPLIT_LISTS, TOKEN_FILE
 from pipeline.extraction.feature_writer import create_features
 from pipeline.features.feature_cache import row_checksums
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
+from pipeline.images.unreadable import write_unreadable
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = {"train": 6000, "val": 1000, "test": 1000}
@@ -38,12 +39,14 @@ STAGES = {
 def rows(device: torch.device, folder: Path, params: Path) -> Iterator[Row]:
     ids = [f"{number:06d}.jpg" for number in range(sum(COUNTS.values()))]
     _write_captions(folder / "text.zip", ids)
+    _write_images(folder, ids)
     _write_grids(folder / "f.h5", ids, device)
     groups = yaml.safe_load(params.read_text(encoding="utf-8"))
     groups["train"]["patience"] = groups["train"]["epochs"]  # nothing made up is worth stopping for
     groups["scst"]["patience"] = max(1, groups["scst"]["epochs"])
     (folder / "params.yaml").write_text(yaml.safe_dump(groups), encoding="utf-8")
-    _run(folder, "prepare", "--text text.zip --captions captions.csv")
+    inputs = "--text text.zip --images images.zip --unreadable unreadable.csv"
+    _run(folder, "prepare", f"{inputs} --captions captions.csv --excluded excluded.csv")
     whole = 0.0
     for stage, options in STAGES.items():
         took = _run(folder, stage, options)
@@ -67,6 +70,14 @@ def _run(folder: Path, stage: str, options: str) -> float:
 def _environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path}
+
+
+def _write_images(folder: Path, ids: list[str]) -> None:
+    """An archive of empty images: `prepare` reads their names."""
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for image_id in ids:
+            archive.writestr(image_id, b"")
+    write_unreadable(folder / "unreadable.csv", {})
 
 
 def _write_captions(path: Path, ids: list[str]) -> None:

@@ -14,7 +14,7 @@ from pipeline import __version__
 from pipeline.entrypoint import app, one_line_errors
 
 STAGES = {
-    "download": "Fetch and check the archives of images and captions.",
+    "download": "Bring images and captions here, and check the images.",
     "prepare": "Tokenise every caption into one table.",
     "backbone": "Get the frozen CNN's weights.",
     "extract": "Extract the frozen CNN's features of every image, once.",

@@ -34,6 +34,7 @@ def test_extraction(small_disk: Path, tiny: Artifacts) -> None:
     out = small_disk / "features.h5"
     result = command(
         *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
+        *("--unreadable", tiny.unreadable),
         *("--out", out, "--params", tiny.params),
     )
     assert "no space left on the disk" in one_line(result)
@@ -71,6 +72,7 @@ def test_an_extraction_resumes_once_there_is_space(
     )
     run = (
         *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
+        *("--unreadable", tiny.unreadable),
         *("--out", small_disk / "features.h5", "--params", params),
     )
     with monkeypatch.context() as patched:  # as if the space was free when it was checked

@@ -202,6 +202,7 @@ def test_a_missing_gpu_is_reported(tiny: Artifacts, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", extract={"device": "cuda"})
     result = command(
         *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
+        *("--unreadable", tiny.unreadable),
         *("--out", tmp_path / "f.h5", "--params", params),
     )
     assert "no CUDA device is visible" in one_line(result)

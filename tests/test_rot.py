@@ -17,8 +17,8 @@ from tests.conftest import Artifacts, command, make_tiny, make_world, one_line, 
 # option for the file or its folder.
 TABLE = {"table": "captions", "info": "captions"}
 INPUTS: dict[str, dict[str, str]] = {
-    "prepare": {"text": "text"},
-    "extract": {"images": "images", "backbone": "backbone"},
+    "prepare": {"text": "text", "images": "images", "unreadable": "unreadable"},
+    "extract": {"images": "images", "unreadable": "unreadable", "backbone": "backbone"},
     "vocab": {**TABLE},
     "train": {"features": "features", **TABLE, "vocabulary": "vocabulary"},
     "scst": {"trained": "trained", "features": "features", **TABLE},
@@ -30,7 +30,7 @@ INPUTS: dict[str, dict[str, str]] = {
     },
 }
 OUTS: dict[str, dict[str, str]] = {
-    "prepare": {"captions": "captions.csv"},
+    "prepare": {"captions": "captions.csv", "excluded": "excluded.csv"},
     "extract": {"out": "features.h5"},
     "vocab": {"out": "vocabulary.json"},
     "train": {"out": "model", "history": "history.csv"},

@@ -90,11 +90,12 @@ def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
             names = (*outs.values(), *files)
             return Job(name, arguments, names, persistent=name == "download")
 
+        frozen = {"images": tiny.images, "unreadable": tiny.unreadable, "backbone": tiny.backbone}
         data = {"features": tiny.features, "captions": tiny.table}
         model = {"out": "model.safetensors", "history": "history.csv"}
         yield [
-            job("download", {}, images="images.zip", text="text.zip"),
-            job("extract", {"images": tiny.images, "backbone": tiny.backbone}, out="features.h5"),
+            job("download", {}, images="images.zip", text="text.zip", unreadable="unreadable.csv"),
+            job("extract", frozen, out="features.h5"),
             job("train", {**data, "vocabulary": tiny.vocabulary}, **model),
             job("scst", {"trained": tiny.trained, **data}, **model),
             job("evaluate", {"model": tiny.model, **data}, REPORTS),

@@ -15,6 +15,8 @@ from tests.conftest import ROOT, Artifacts, command, params
 PAGE = "reports/report.html"
 # The stages' outs in the cache, besides `data/images.zip` and `data/text.zip`.
 OUTS = (
+    "data/unreadable_images.csv",
+    "data/excluded.csv",
     "data/captions.csv",
     "data/captions.json",
     "data/vocabulary.json",
