@@ -17,14 +17,14 @@ from pipeline.stages.vocab import make_vocabulary
 
 def words_of(folder: Path, min_count: int) -> list[str]:
     rows = [
-        ("a.jpg", "train", "", ["b", "a", "c", "<unk>"]),
-        ("a.jpg", "train", "", ["b", "a", "d"]),
-        ("b.jpg", "val", "", ["x", "x", "x", "b"]),
-        ("c.jpg", "test", "", ["y", "y", "y", "b"]),
+        ("a.jpg", "train", "", "b a c <unk>"),
+        ("a.jpg", "train", "", "b a d"),
+        ("b.jpg", "val", "", "x x x b"),
+        ("c.jpg", "test", "", "y y y b"),
     ]
     table, out = folder / "captions.csv", folder / "vocabulary.json"
     counts = {"train": 1, "val": 1, "test": 1}
-    table_info = TableInfo("lists", "", TOKENIZER, write_rows(table, rows), counts, len(rows), 0)
+    table_info = TableInfo("lists", "", TOKENIZER, write_rows(table, rows), counts, len(rows), {})
     write_info(table, table_info)
     make_vocabulary(table, out, VocabConfig(min_count=min_count))
     return json.loads((folder / "vocabulary.json").read_text())["words"]
