@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_listed_and_counted(tmp_path: Path) -> None:
     table.write_text(
         "image,caption\n"
         + "".join(f"{name},a dog\n" for name in images)
-        + "lost.jpg,a cat\nbad.jpg,a cow\n0.jpg,...\n"
+        + "lost.jpg,a cat\nlost.jpg,a cat\nbad.jpg,a cow\n0.jpg,...\n"
     )
     with pytest.raises(InputError, match=r"bad\.jpg is not an image .*on_bad_image to exclude"):
         run_download(tmp_path, archive, table)
@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_listed_and_counted(tmp_path: Path) -> None:
     assert "1 image without captions: 'alone.jpg'" in str(error.value)
     assert "1 caption without words, of '0.jpg'; or set prepare.on_mis" in str(error.value)
     assert not (out / "captions.csv").exists()
-    with pytest.raises(InputError, match=r"that is 7\.0%, more than prepare\.max_excluded"):
+    with pytest.raises(InputError, match=r"that is 9\.1%, more than prepare\.max_excluded"):
         run_prepare(out, on_mismatch="exclude")
     run_prepare(out, on_mismatch="exclude", max_excluded=0.1)
     assert (out / "excluded.csv").read_text().splitlines() == [
@@ -202,10 +202,16 @@ def test_what_does_not_fit_is_listed_and_counted(tmp_path: Path) -> None:
         "empty caption,0.jpg,...",
         "image without captions,alone.jpg,",
         "missing image,lost.jpg,a cat",
+        "missing image,lost.jpg,a cat",
         "unreadable image,bad.jpg,a cow",
     ]
     info = read_info(out / "captions.csv")
-    assert info.excluded["missing image"] == 1
+    assert info.excluded == {
+        "empty caption": 1,
+        "image without captions": 1,
+        "missing image": 1,
+        "unreadable image": 1,
+    }
     assert sum(info.images.values()) == 40
 
 

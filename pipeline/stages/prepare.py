@@ -90,7 +90,7 @@ def prepare(
         table_digest=table_digest,
         images={name: sizes[name] for name in SPLIT_NAMES},
         captions=sum(len(matched.captions[image_id]) for image_id in split_of),
-        excluded=dict(sorted(Counter(entry.reason for entry in matched.excluded).items())),
+        excluded=_count_excluded(matched.excluded),
     )
     shares = ", ".join(f"{number} in {name}" for name, number in info.images.items())
     log.info("%d captions of %d images: %s", info.captions, len(split_of), shares)
@@ -143,6 +143,13 @@ def _check_excluded(matched: Matched, what: str, config: PrepareConfig) -> None:
             f"{what}; that is {share:.1%}, more than prepare.max_excluded ({config.max_excluded:g})"
         )
     log.warning("set aside: %s", what)
+
+
+def _count_excluded(excluded: list[Excluded]) -> dict[str, int]:
+    """Count images by reason; captions of those that lost only captions."""
+    images = {(entry.reason, entry.image) for entry in excluded if entry.reason != EMPTY}
+    empty = [EMPTY for entry in excluded if entry.reason == EMPTY]
+    return dict(sorted(Counter([*(reason for reason, _ in images), *empty]).items()))
 
 
 def _write_excluded(path: Path, excluded: list[Excluded]) -> None:
