@@ -2,41 +2,29 @@
 
 import hashlib
 import json
-import random
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from pipeline.captions.table import read_info, read_table
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
 from tests.conftest import SHARED, make_zip
 from tests.helpers.datasets import PPM, run_download, run_prepare
-from tests.helpers.forms import FORMS, DataSet, Form, json_lines, token_zip, webdataset, write_tar
-from tests.helpers.images import jpeg
+from tests.helpers.forms import (
+    FORMS,
+    DataSet,
+    Form,
+    json_lines,
+    small_data,
+    token_zip,
+    webdataset,
+    write_tar,
+)
 from tests.helpers.server import serving
-
-WORDS = 'a dog runs on the grass, "quickly" in Straße 5 with été and it\'s red'.split()
-
-
-def own_data(count: int = 24) -> DataSet:
-    """Images of different bytes with one to five captions each."""
-    rng = random.Random(0)
-    names = [f"IMG {n:02}.{'JPG' if n % 2 else 'jpg'}" for n in range(count)]
-    return DataSet(
-        images={
-            name: jpeg(Image.new("RGB", (8, 8), (4 * n, 0, 99))) for n, name in enumerate(names)
-        },
-        captions={
-            name: [" ".join(rng.choices(WORDS, k=6)) + " ." for _ in range(1 + n % 5)]
-            for n, name in enumerate(names)
-        },
-        splits={name: ("train", "train", "val", "test")[n % 4] for n, name in enumerate(names)},
-    )
 
 
 def made(data: DataSet, form: Callable[[DataSet, Path], Form], folder: Path) -> Path:
@@ -65,7 +53,7 @@ def image_bytes(out: Path) -> dict[str, bytes]:
 def test_every_form_gives_the_same_table_and_images(
     form: Callable[[DataSet, Path], Form], tmp_path: Path
 ) -> None:
-    data = own_data()
+    data = small_data()
     expected = made(data, token_zip, tmp_path / "token")
     out = made(data, form, tmp_path / "form")
     assert table_rows(out) == table_rows(expected)
@@ -76,7 +64,7 @@ def test_every_form_gives_the_same_table_and_images(
 
 
 def test_tars_of_samples_have_their_captions_beside_the_images(tmp_path: Path) -> None:
-    data = own_data(60)
+    data = small_data(60)
     out = made(data, webdataset, tmp_path / "tars")
     assert image_bytes(out) == data.images
     rows = read_table(out / "captions.csv").rows
@@ -91,7 +79,7 @@ def test_tars_of_samples_have_their_captions_beside_the_images(tmp_path: Path) -
 
 @pytest.mark.parametrize("packing", ["folder", "zip", "tar.gz", "folder of tars"])
 def test_images_come_from_any_container(tmp_path: Path, packing: str) -> None:
-    data = own_data()
+    data = small_data()
     source = tmp_path / "source"
     source.mkdir()
     form = json_lines(data, source)
@@ -109,7 +97,7 @@ def test_images_come_from_any_container(tmp_path: Path, packing: str) -> None:
 
 
 def test_packing_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    data = own_data()
+    data = small_data()
     source = webdataset(data, tmp_path)
     digests = []
     for folder in ("one", "two"):
@@ -122,7 +110,7 @@ def test_packing_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_img2datasets_repeated_images_become_one_with_all_captions(tmp_path: Path) -> None:
     """Its recipe for COCO has one sample per caption."""
-    data = own_data(40)
+    data = small_data(40)
     members: list[tuple[str, bytes]] = []
     for number, (name, caption, _) in enumerate(data.rows()):
         sample = {"caption": caption, "url": f"http://x/{name}", "status": "success"}
@@ -171,109 +159,8 @@ def test_captions_may_name_the_base_name_or_a_longer_path(tmp_path: Path, named:
         run_prepare(out, val_fraction=0.3, test_fraction=0.3)
 
 
-def test_what_does_not_fit_is_listed_and_counted(tmp_path: Path) -> None:
-    images: dict[str, bytes | str] = dict.fromkeys([f"{n}.jpg" for n in range(40)], PPM)
-    archive = make_zip(tmp_path / "i.zip", images | {"bad.jpg": b"<html>", "alone.jpg": PPM})
-    table = tmp_path / "captions.csv"
-    table.write_text(
-        "image,caption\n"
-        + "".join(f"{name},a dog\n" for name in images)
-        + "lost.jpg,a cat\nlost.jpg,a cat\nbad.jpg,a cow\n0.jpg,...\n"
-    )
-    with pytest.raises(InputError, match=r"bad\.jpg is not an image .*on_bad_image to exclude"):
-        run_download(tmp_path, archive, table)
-    with pytest.raises(InputError, match=r"that is 2\.4%, more than download\.max_excluded"):
-        run_download(tmp_path, archive, table, on_bad_image="exclude", max_excluded=0.02)
-    out = run_download(tmp_path, archive, table, on_bad_image="exclude")
-    assert "bad.jpg" in (out / "unreadable_images.csv").read_text()
-    with pytest.raises(InputError) as error:
-        run_prepare(out)
-    assert "1 image that" in str(error.value)
-    assert "lacks: 'lost.jpg'; add them" in str(error.value)
-    assert "1 image that cannot be read: 'bad.jpg'" in str(error.value)
-    assert "1 image without captions: 'alone.jpg'" in str(error.value)
-    assert "1 caption without words, of '0.jpg'; or set prepare.on_mis" in str(error.value)
-    assert not (out / "captions.csv").exists()
-    with pytest.raises(InputError, match=r"that is 9\.1%, more than prepare\.max_excluded"):
-        run_prepare(out, on_mismatch="exclude")
-    run_prepare(out, on_mismatch="exclude", max_excluded=0.1)
-    assert (out / "excluded.csv").read_text().splitlines() == [
-        "reason,image,caption",
-        "empty caption,0.jpg,...",
-        "image without captions,alone.jpg,",
-        "missing image,lost.jpg,a cat",
-        "missing image,lost.jpg,a cat",
-        "unreadable image,bad.jpg,a cow",
-    ]
-    info = read_info(out / "captions.csv")
-    assert info.excluded == {
-        "empty caption": 1,
-        "image without captions": 1,
-        "missing image": 1,
-        "unreadable image": 1,
-    }
-    assert sum(info.images.values()) == 40
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("a.json", "{", "a.json is not valid JSON"),
-        ("a.json", "[]", "'a.json' has no captions"),
-        ("a.json", '{"x": 1}', "has no captions in a known form; expected Karpathy's"),
-        ("a.json", '[{"foo": 1}]', "entry 1: expected an object with 'image' and 'caption', found"),
-        ("a.json", '[{"image": "a.jpg", "caption": 5}]', "entry 1: expected captions, found 5"),
-        ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{', "line 2 is not valid JSON"),
-        ("a.json", '{"images": [{"filename": 3}]}', "images[0]: expected a text 'filename'"),
-        (
-            "a.json",
-            '{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}',
-            "annotations[0]: 'images' has no id 1",
-        ),
-        ("a.json", '{"images": [{"filename": "a.jpg", "split": "x", "sentences": [{"raw": "b"}]}]}',
-         "the split 'x' is unknown; allowed are train, training, restval, val"),
-        ("a.csv", "image,caption,split\na.jpg,x,train\na.jpg,y,val\n", "is in two splits, 'train'"),
-        ("a.csv", "foto,wort\na.jpg,x\n", "name your columns in prepare.image_column"),
-    ],
-)  # fmt: skip
-def test_an_invalid_file_is_one_line(tmp_path: Path, file: str, content: str, message: str) -> None:
-    text = tmp_path / file
-    text.write_text(content)
-    out = run_download(tmp_path, make_zip(tmp_path / "i.zip", {"a.jpg": PPM}), text)
-    with pytest.raises(InputError) as error:
-        run_prepare(out)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_several_captions_files_need_a_name(tmp_path: Path) -> None:
-    data = own_data()
-    (tmp_path / "source").mkdir()
-    form = json_lines(data, tmp_path / "source")
-    other = tmp_path / "other.csv"
-    other.write_text("image,caption\nIMG 00.jpg,a dog\n")
-    out = run_download(tmp_path, form.images, [form.text, other])
-    with pytest.raises(InputError, match=r"two captions files, 'all\.json', 'other\.csv'; "):
-        run_prepare(out)
-    with pytest.raises(InputError, match=r"has no 'x\.csv', which prepare\.file names; it has"):
-        run_prepare(out, file="x.csv")
-    run_prepare(out, file="all.json")
-    run_prepare(out, format="json")
-    assert len(read_table(out / "captions.csv").rows) == len(data.rows())
-
-
-def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
-    data = own_data()
-    tar = write_tar(tmp_path / "x.tar", data.images.items())
-    content = tar.read_bytes()
-    for size in (len(content) // 2, 1024 * (len(content) // 3 // 1024)):
-        tar.write_bytes(content[:size])
-        with pytest.raises(InputError, match=r"x\.tar is a truncated or damaged tar"):
-            run_download(tmp_path, tar, tmp_path / "none.csv")
-
-
 def test_sources_are_fetched_once_and_packed(tmp_path: Path) -> None:
-    data = own_data()
+    data = small_data()
     source = tmp_path / "source"
     source.mkdir()
     form = token_zip(data, source)

@@ -28,7 +28,7 @@ def test_a_relative_path_is_reported_as_an_absolute_one(
     write_params(tmp_path / "params.yaml", **given)
     line = one_line(command(stage, *options, cwd=tmp_path))
     path = tmp_path / "given/x.pth"
-    assert f"{group}.{key} names given/x.pth, but {path} is not a file; check the path" in line
+    assert f"{group}.{key} names given/x.pth, but {path} does not exist; check the path" in line
 
 
 def test_in_a_temporary_experiment_the_error_explains_the_missing_file(
@@ -44,7 +44,7 @@ def test_in_a_temporary_experiment_the_error_explains_the_missing_file(
     assert result.returncode != 0
     message = re.search(r"error: (download\.images names mine\.zip, but .*)", result.stderr)
     assert message, result.stderr
-    assert re.search(r"\.dvc/tmp/exps/\S+/mine\.zip is not a file", message[1])
+    assert re.search(r"\.dvc/tmp/exps/\S+/mine\.zip does not exist", message[1])
     assert "run in a copy of the repository; use an absolute path" in message[1]
 
 

@@ -42,7 +42,7 @@ def test_prepare_warns_of_a_split_of_one_image(
     table_of(tmp_path, "a.jpg#0\tA cat\nb.jpg#0\tx y\nc.jpg#0\tx y\n")
     (warning,) = (line for line in caplog.messages if f"'{split}' is too small" in line)
     assert "CIDEr of one image is 0 by definition" in warning
-    assert f"prepare.{split}_fraction or the archive's list" in warning
+    assert f"prepare.{split}_fraction or the captions' own splits" in warning
 
 
 def test_an_empty_split_is_refused_with_the_param(tmp_path: Path) -> None:

@@ -196,5 +196,7 @@ def warn_small(split: str, images: int) -> None:
     reason = f"scores of {images} images mean little"
     if images == 1:  # each of its words is in every image, so its TF-IDF weight is 0
         reason = "CIDEr of one image is 0 by definition"
-    message = "the split '%s' is too small: %s; prepare.%s_fraction or the archive's list sets it"
+    message = (
+        "the split '%s' is too small: %s; prepare.%s_fraction or the captions' own splits set it"
+    )
     log.warning(message, split, reason, split)

@@ -19,6 +19,7 @@ from pipeline.images.names import (
     common_folder,
     first_few,
     is_image_name,
+    is_unsupported_name,
     normalize_path,
 )
 from pipeline.images.rgb import scale_transparent_level, to_rgb
@@ -55,12 +56,15 @@ class ImageArchive:
         self._zip = open_zip(path)
         members: dict[str, zipfile.ZipInfo] = {}
         self.other_files: set[str] = set()  # names of the files that are not images
+        unsupported: list[str] = []
         for member in self._zip.infolist():
             member_path = normalize_path(decoded_path(member))
             if is_junk(decoded_path(member)):
                 continue
             if not is_image_name(member_path):
                 self.other_files.add(PurePosixPath(member_path).name)
+                if is_unsupported_name(member_path):
+                    unsupported.append(member_path)
             elif member_path in members:
                 raise InputError(f"{path} has two images {member_path!r}; remove or rename one")
             else:
@@ -72,6 +76,10 @@ class ImageArchive:
             )
         folder = common_folder(members)
         self._members = {name.removeprefix(folder): member for name, member in members.items()}
+        # Images of a format that is not read, and its suffix.
+        self.unsupported = {
+            path.removeprefix(folder): PurePosixPath(path).suffix for path in sorted(unsupported)
+        }
         for image_id in self._members:
             check_id(image_id, where=str(path))
         for image_id in excluded:

@@ -14,6 +14,10 @@ from pipeline.runtime.errors import InputError
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
+# Formats of images that are not read, to name in messages.
+UNSUPPORTED = frozenset(
+    ".heic .heif .avif .jxl .jp2 .svg .eps .psd .ico .dng .cr2 .cr3 .nef .arw .raf .raw".split()
+)
 MAX_ID = 512  # bytes: the feature cache stores all ids at the longest one's size
 MAX_SHOWN = 10  # names in a message
 
@@ -39,6 +43,11 @@ def common_folder(paths: Iterable[str]) -> str:
 
 def is_image_name(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in EXTENSIONS
+
+
+def is_unsupported_name(name: str) -> bool:
+    """Whether a file is an image of a format that is not read."""
+    return PurePosixPath(name).suffix.lower() in UNSUPPORTED
 
 
 def check_id(image_id: str, where: str) -> None:
@@ -74,15 +83,21 @@ def similar_names(missing: Iterable[str], present: Iterable[str]) -> dict[str, s
     """
     by_key: dict[str, str] = {}
     for name in present:
-        by_key.setdefault(_comparison_key(name), name)
-        by_key.setdefault(_comparison_key(PurePosixPath(name).name), name)
-        by_key.setdefault(_comparison_key(PurePosixPath(name).stem), name)
+        for key in _comparison_keys(name):
+            by_key.setdefault(key, name)
     similar = {}
     for name in missing:
-        stem = PurePosixPath(name).stem if is_image_name(name) else name
-        if match := by_key.get(_comparison_key(name)) or by_key.get(_comparison_key(stem)):
-            similar[name] = match
+        known = [key for key in _comparison_keys(name) if key in by_key]
+        if known:
+            similar[name] = by_key[known[0]]
     return similar
+
+
+def _comparison_keys(path: str) -> list[str]:
+    """Return keys of the path and of its name, each with and without the suffix."""
+    whole = PurePosixPath(path)
+    bare = whole.with_suffix("") if is_image_name(path) else whole
+    return [_comparison_key(key) for key in (path, str(bare), whole.name, bare.name)]
 
 
 def _comparison_key(name: str) -> str:

@@ -22,11 +22,11 @@ def named_path(text: str, key: str) -> Path:
     if path.exists():
         return path
     if path.is_absolute():
-        raise InputError(f"{key} names {text}, which is not a file; check the path")
+        raise InputError(f"{key} names {text}, which does not exist; check the path")
     hint = "check the path"
     if in_experiment():
         hint = "--temp and queued experiments run in a copy of the repository; use an absolute path"
-    raise InputError(f"{key} names {text}, but {path.absolute()} is not a file; {hint}")
+    raise InputError(f"{key} names {text}, but {path.absolute()} does not exist; {hint}")
 
 
 def named_file(text: str, key: str) -> Path:

@@ -132,12 +132,11 @@ def _select(files: list[_File], archive: TextArchive, form: str) -> list[_File]:
     if not matching:
         expected = EXPECTED if form == "auto" else f"the form '{form}' (prepare.format)"
         others = archive.names + archive.other_files
-        found = f", found {first_few(others)}, which is not read" if others else ""
+        found = f", found only {first_few(others)}" if others else ""
         raise InputError(f"{archive.path} has no captions; expected {expected}{found}")
     # COCO's archive has captions_train2014.json beside instances_train2014.json and others.
     if len(matching) > 1 and all(entry.form == "json" for entry in matching):
-        named = [entry for entry in matching if "captions_" in entry.name.lower()]
-        matching = named or matching
+        matching = [entry for entry in matching if "captions_" in entry.name.lower()] or matching
     alike = len({(entry.form, entry.header) for entry in matching}) == 1
     if len(matching) > 1 and (not alike or matching[0].form == "token"):
         raise InputError(_too_many(matching, archive))

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.images.archive import MAX_BYTES
 from pipeline.images.names import is_image_name, normalize_path
 from pipeline.images.zip_files import decoded_path, is_junk, open_zip, read_member
 from pipeline.runtime.errors import InputError
 
-MAX_IMAGE_BYTES = 128 << 20
 MAX_TEXT_BYTES = 1 << 30  # COCO's captions in Karpathy's form have 150 MB
 TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".token", ".caption")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -38,10 +38,10 @@ def is_archive_name(path: str) -> bool:
     return path.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def has_zip_signature(path: Path) -> bool:
-    """Whether a file begins as a zip does."""
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar. Zips that store a tar's first block as it is are not."""
     with path.open("rb") as file:
-        return file.read(2) == b"PK"
+        return file.read(2) != b"PK" and tarfile.is_tarfile(path)
 
 
 def iter_files(source: Path) -> Iterator[SourceFile]:
@@ -57,10 +57,10 @@ def iter_files(source: Path) -> Iterator[SourceFile]:
         yield from _iter_folder(source)
     elif is_text_name(source.name):
         yield SourceFile(normalize_path(source.name), lambda: _read_file(source))
-    elif has_zip_signature(source) or not tarfile.is_tarfile(source):
-        yield from _iter_zip(source)
-    else:
+    elif is_tar(source):
         yield from _iter_tar(source)
+    else:
+        yield from _iter_zip(source)
 
 
 def expand_folder(source: Path) -> list[Path]:
@@ -90,7 +90,7 @@ def _iter_folder(folder: Path) -> Iterator[SourceFile]:
 
 
 def _read_file(file: Path) -> bytes:
-    limit = MAX_TEXT_BYTES if is_text_name(file.name) else MAX_IMAGE_BYTES
+    limit = MAX_TEXT_BYTES if is_text_name(file.name) else MAX_BYTES
     try:
         _check_size(file.stat().st_size, limit, str(file))
         return file.read_bytes()
@@ -103,7 +103,7 @@ def _iter_zip(source: Path) -> Iterator[SourceFile]:
         for member in archive.infolist():
             path = decoded_path(member)
             if not is_junk(path):
-                limit = MAX_TEXT_BYTES if is_text_name(path) else MAX_IMAGE_BYTES
+                limit = MAX_TEXT_BYTES if is_text_name(path) else MAX_BYTES
                 yield SourceFile(
                     normalize_path(path),
                     lambda member=member, limit=limit: read_member(archive, member, limit),  # type: ignore[misc]
@@ -116,7 +116,7 @@ def _iter_tar(source: Path) -> Iterator[SourceFile]:
             for member in archive:
                 if not member.isfile() or is_junk(member.name):
                     continue
-                limit = MAX_TEXT_BYTES if is_text_name(member.name) else MAX_IMAGE_BYTES
+                limit = MAX_TEXT_BYTES if is_text_name(member.name) else MAX_BYTES
                 _check_size(member.size, limit, f"{source}: {member.name!r}")
                 yield SourceFile(
                     normalize_path(member.name),

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import tarfile
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
+from pipeline.images.names import is_image_name
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import file_digest, named_path
-from pipeline.sources.containers import expand_folder, has_zip_signature, is_text_name
+from pipeline.sources.containers import expand_folder, is_tar, is_text_name
 from pipeline.sources.fetch import fetch, is_zip_name
+
+OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".arrow", ".feather")
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,25 @@ class Source:
     key: str  # of params, for messages
 
     def is_zip(self) -> bool:
-        """Whether it is one zip; a file of no known kind counts as a damaged one."""
+        """Whether it is one zip; a file of no known kind counts as a damaged one.
+
+        Raises:
+            InputError: it does not exist, or is of a kind that is not read.
+        """
         if self.url is not None:
             return is_zip_name(self.path)
         if glob.has_magic(self.path) and not Path(self.path).exists():
             return False
         path = named_path(self.path, self.key)
+        if is_image_name(path.name):
+            raise InputError(f"{self.key} names {path}, one image; name a folder, a zip or a tar")
+        if path.suffix.lower() in OTHER_TABLES:
+            raise InputError(
+                f"{self.key} names {path}, which is not read; save it as CSV in UTF-8 or as JSON"
+            )
         if path.is_dir() or is_text_name(path.name):
             return False
-        return has_zip_signature(path) or not tarfile.is_tarfile(path)
+        return not is_tar(path)
 
     def paths(self) -> list[Path]:
         """Return the local files or folders.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from pipeline.images.names import MAX_SHOWN, first_few, similar_names
+from pipeline.images.names import first_few, similar_names
 from pipeline.runtime.errors import InputError, pluralize
 from pipeline.sources.captions import SourceCaptions
 
@@ -14,6 +14,7 @@ UNCAPTIONED = "image without captions"
 UNREADABLE = "unreadable image"
 EMPTY = "empty caption"
 
+MAX_HINTS = 3  # of similar names in a message
 # Images that Flickr8k's caption file names but the data set does not have.
 KNOWN_MISSING = frozenset({"2258277193_586949ec62.jpg.1"})
 
@@ -126,10 +127,11 @@ def explain(
             parts.append(_explain_missing(names, images, ids, others))
         elif reason == EMPTY:
             number = pluralize(len(by_reason[reason]), "caption")
-            parts.append(f"{number} without words, of {first_few(names)}")
+            parts.append(f"{number} without words, of {first_few(names)}: write or remove them")
         else:
             what = "without captions" if reason == UNCAPTIONED else "that cannot be read"
-            parts.append(f"{pluralize(len(names), 'image')} {what}: {first_few(names)}")
+            hint = "; add captions, or remove the images" if reason == UNCAPTIONED else ""
+            parts.append(f"{pluralize(len(names), 'image')} {what}: {first_few(names)}{hint}")
     return "; ".join(parts)
 
 
@@ -145,7 +147,8 @@ def _explain_missing(
             "JPEG, or remove the captions"
         )
     similar = similar_names(missing, ids)
-    shown = sorted(missing, key=lambda name: name not in similar)[:MAX_SHOWN]
-    hints = [f"{name!r} is named {similar[name]!r} there" for name in shown if name in similar]
-    hint = f"{'; '.join(hints)}: use one name" if hints else "add them, or remove their captions"
+    hints = [f"{name!r} is named {similar[name]!r} there" for name in missing if name in similar]
+    hint = "add them, or remove their captions"
+    if hints:
+        hint = f"{'; '.join(hints[:MAX_HINTS])}: use one name"
     return f"{pluralize(len(missing), 'image')} that {images} lacks: {first_few(missing)}; {hint}"

@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
-from pipeline.images.names import is_image_name
+from pipeline.images.names import EXTENSIONS, first_few, is_image_name, is_unsupported_name
 from pipeline.images.zip_files import open_zip
 from pipeline.runtime.errors import InputError, pluralize
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.progress import progress_bar
-from pipeline.sources.containers import SourceFile, is_text_name, iter_files
+from pipeline.sources.containers import TEXT_SUFFIXES, SourceFile, is_text_name, iter_files
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class SourceSet:
     def __init__(self, sources: Sequence[Path]) -> None:
         listings = [[file.path for file in iter_files(source)] for source in sources]
         images = [path for listing in listings for path in listing if is_image_name(path)]
+        self.has_images = bool(images)
         nested = len(sources) > 1 and len(set(images)) < len(images)
         self._folders = {
             source: f"{source.name.split('.')[0]}/" if nested else "" for source in sources
@@ -70,15 +71,18 @@ def pack(
         comment: of both zips; `has_comment` tells by it what they were made of.
 
     Raises:
-        InputError: a source is damaged, or two files have the same path.
+        InputError: a source is damaged, two files have the same path, or there are no images, or
+            no files that may hold captions.
     """
     files = SourceSet(sources)
+    if images and not files.has_images:
+        raise InputError(f"{_names(sources)}: no images; expected {' '.join(sorted(EXTENSIONS))}")
     sidecars, repeated = _Sidecars(files.samples), _Repeated(set(files.samples.values()))
     kept: dict[str, bytes] = {}  # text files
     with ExitStack() as stack:
         archive = _open(stack, images, comment) if images else None
         for path, file in progress_bar(files, label="pack", unit="file"):
-            if is_image_name(path):
+            if is_image_name(path) or is_unsupported_name(path):  # the latter to be reported
                 if archive and not repeated.add(path, content := file.read()):
                     archive.writestr(ZipInfo(path), content)
             elif texts and is_text_name(path) and not sidecars.add(path, file):
@@ -86,12 +90,17 @@ def pack(
                     raise InputError(f"two captions files are named {path!r}; rename one")
                 kept[path] = file.read()
     if repeated.first_of:
-        message = "%s of %s have the same bytes as an earlier one; their captions go to that one"
+        message = "%s of %s repeated an earlier one byte for byte; the captions go to that one"
         number = pluralize(len(repeated.first_of), "image")
         log.info(message, number, pluralize(len(files.samples), "sample"))
     if texts:
         if table := sidecars.table(repeated.first_of):
             kept[SIDECARS] = table
+        if not kept:
+            raise InputError(
+                f"{_names(sources)}: no files that may hold captions; name a file in download.text "
+                f"({' '.join(TEXT_SUFFIXES)}), or a folder or an archive with one"
+            )
         with ExitStack() as stack:
             archive = _open(stack, texts, comment)
             for path in sorted(kept):
@@ -181,6 +190,10 @@ def _sidecar_captions(path: str, content: bytes) -> list[str] | None:
     if not all(isinstance(caption, str) for caption in captions):
         raise InputError(f"{path}: expected the caption to be a text, or a list of texts")
     return [" ".join(caption.split()) for caption in captions]
+
+
+def _names(sources: Sequence[Path]) -> str:
+    return first_few([str(source) for source in sources])
 
 
 def _stem(path: str) -> str:

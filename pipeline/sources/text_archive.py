@@ -17,6 +17,7 @@ MAX_LINE = 64 << 10  # bytes
 # Text compresses to a tenth. What compresses to less than a hundredth is a mistake or a bomb.
 MAX_RATIO = 100
 MIN_BOMB_BYTES = 64 << 20
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class TextArchive:
@@ -62,21 +63,24 @@ class TextArchive:
         """Return a file's bytes, without a byte order mark.
 
         Raises:
-            InputError: the file is damaged or too large.
+            InputError: the file is damaged, too large, or UTF-16.
         """
         member = self._members[name]
         limit = max(MIN_BOMB_BYTES, MAX_RATIO * member.compress_size)
         content = read_member(self._zip, member, min(limit, MAX_TEXT_BYTES))
+        if content.startswith(_UTF16_MARKS):
+            raise InputError(f"{self.where(name)} is UTF-16; save it as UTF-8 (Excel: CSV UTF-8)")
         return content.removeprefix(codecs.BOM_UTF8)
 
     def head(self, name: str) -> str:
-        """Return the first line that is not empty, as far as it is UTF-8."""
+        """Return the first line that is not empty, to recognise the file by."""
         try:
             with self._zip.open(self._members[name]) as file:
                 begin = file.read(MAX_LINE)
         except Exception:  # zlib, lzma, bz2 and zipfile raise their own kinds; `content` reports it
             begin = self.content(name)[:MAX_LINE]
-        lines = begin.removeprefix(codecs.BOM_UTF8).decode(errors="replace").splitlines()
+        encoding = "utf-16" if begin.startswith(_UTF16_MARKS) else "utf-8-sig"
+        lines = begin.decode(encoding, errors="replace").splitlines()
         return next((line for line in lines if line.strip()), "")
 
     def lines(self, name: str) -> Iterator[str]:
@@ -99,5 +103,5 @@ class TextArchive:
             except UnicodeDecodeError as error:
                 raise InputError(
                     f"{where}, line {number} is not UTF-8 at its byte {error.start}; save the file "
-                    "as UTF-8"
+                    "as UTF-8 (Excel: CSV UTF-8)"
                 ) from None

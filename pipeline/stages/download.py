@@ -53,12 +53,6 @@ def download(images: Path, text: Path, unreadable: Path, config: DownloadConfig)
             _fetch_or_copy(sources[0], text, config)
         else:
             _pack(sources, None, text, config)
-    with open_zip(text) as archive:
-        if not archive.namelist():
-            raise InputError(
-                f"{', '.join(config.text or config.images)}: no files that may hold captions; "
-                "name them in download.text"
-            )
     check_images(images, unreadable, config)
 
 
@@ -105,7 +99,10 @@ def check_images(images: Path, unreadable: Path, config: DownloadConfig) -> None
     with ImageArchive(images) as archive:
         ids = archive.ids
         if config.images_md5 is None or config.on_bad_image == "exclude":
-            errors = _decode_all(archive)
+            errors = _decode_all(archive) | {
+                path: f"{path} is of an unsupported format ({suffix}); convert it to JPEG"
+                for path, suffix in archive.unsupported.items()
+            }
     log.info("%s", pluralize(len(ids), "image"))
     if errors:
         what = f"{images}: {next(iter(errors.values()))}"
@@ -116,12 +113,12 @@ def check_images(images: Path, unreadable: Path, config: DownloadConfig) -> None
             )
             for error in errors.values():
                 log.warning("%s", error)
-        share = len(errors) / len(ids)
+        share = len(errors) / len({*ids, *errors})
         if config.on_bad_image == "fail":
             raise InputError(f"{what}; or set download.on_bad_image to exclude")
-        if share > config.max_excluded or len(errors) == len(ids):
+        if share > config.max_excluded or errors.keys() >= set(ids):
             limit = f"download.max_excluded ({config.max_excluded:g})"
-            raise InputError(f"{what}; that is {share:.1%}, more than {limit}")
+            raise InputError(f"{what}; that is {share:.1%} of the images, more than {limit}")
         log.warning("set aside: %s", what)
     write_unreadable(unreadable, errors)
 

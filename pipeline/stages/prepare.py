@@ -31,7 +31,15 @@ from pipeline.runtime import options
 from pipeline.runtime.errors import InputError, pluralize
 from pipeline.runtime.files import atomic_write
 from pipeline.sources.captions import SourceCaptions, read_captions
-from pipeline.sources.matching import EMPTY, UNCAPTIONED, Excluded, Matched, explain, match
+from pipeline.sources.matching import (
+    EMPTY,
+    UNCAPTIONED,
+    UNREADABLE,
+    Excluded,
+    Matched,
+    explain,
+    match,
+)
 from pipeline.sources.records import ColumnNames
 
 log = logging.getLogger(__name__)
@@ -130,18 +138,21 @@ def _check_excluded(matched: Matched, what: str, config: PrepareConfig) -> None:
     Raises:
         InputError: params say so, or it is too much.
     """
+    # `download` has set the unreadable images aside, as its params say.
+    if config.on_mismatch == "fail" and any(
+        entry.reason != UNREADABLE for entry in matched.excluded
+    ):
+        raise InputError(f"{what}; or set prepare.on_mismatch to exclude")
     images = {entry.image for entry in matched.excluded if entry.reason != EMPTY}
     captions = sum(bool(entry.caption) or entry.reason == EMPTY for entry in matched.excluded)
-    share = max(
-        len(images) / (len(images) + len(matched.captions)),
-        captions / max(1, captions + sum(map(len, matched.captions.values()))),
-    )
-    if config.on_mismatch == "fail":
-        raise InputError(f"{what}; or set prepare.on_mismatch to exclude")
-    if share > config.max_excluded:
-        raise InputError(
-            f"{what}; that is {share:.1%}, more than prepare.max_excluded ({config.max_excluded:g})"
-        )
+    shares = {
+        "images": len(images) / (len(images) + len(matched.captions)),
+        "captions": captions / max(1, captions + sum(map(len, matched.captions.values()))),
+    }
+    for kind, share in shares.items():
+        if share > config.max_excluded:
+            limit = f"prepare.max_excluded ({config.max_excluded:g})"
+            raise InputError(f"{what}; that is {share:.1%} of the {kind}, more than {limit}")
     log.warning("set aside: %s", what)
 
 
@@ -181,7 +192,8 @@ def assign_splits(matched: Matched, config: PrepareConfig) -> dict[str, str]:
         )
         if matched.splits is None:
             log.warning(
-                "no split lists: splitting by a hash of the ids; this is not the official split"
+                "the captions have no splits: splitting by a hash of the image ids; this is not an "
+                "official split"
             )
         split_of = {image_id: _split_by_hash(image_id, config) for image_id in matched.captions}
     for name in SPLIT_NAMES:

@@ -3,14 +3,19 @@
 import csv
 import io
 import json
+import random
 import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import make_zip
+from PIL import Image
 
+from tests.conftest import make_zip
+from tests.helpers.images import jpeg
+
+WORDS = 'a dog runs on the grass, "quickly" in Straße 5 with été and it\'s red'.split()
 KARPATHY_SPLITS = {"train": "restval", "val": "val", "test": "test"}
 
 
@@ -38,6 +43,22 @@ class Form:
     images: Any
     text: Any = None
     prepare: dict[str, Any] = field(default_factory=dict)
+
+
+def small_data(count: int = 24) -> DataSet:
+    """Images of different bytes with one to five captions each."""
+    rng = random.Random(0)
+    names = [f"IMG {n:02}.{'JPG' if n % 2 else 'jpg'}" for n in range(count)]
+    return DataSet(
+        images={
+            name: jpeg(Image.new("RGB", (8, 8), (4 * n, 0, 99))) for n, name in enumerate(names)
+        },
+        captions={
+            name: [" ".join(rng.choices(WORDS, k=6)) + " ." for _ in range(1 + n % 5)]
+            for n, name in enumerate(names)
+        },
+        splits={name: ("train", "train", "val", "test")[n % 4] for n, name in enumerate(names)},
+    )
 
 
 def token_zip(data: DataSet, folder: Path) -> Form:
