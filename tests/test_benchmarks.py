@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import edges, extraction, gpu, gpu_extraction, gpu_run, search, training
+from benchmarks import edges, extraction, gpu, gpu_extraction, gpu_run, scale, search, training
 from benchmarks.timing import Row, gemm_flops, interleaved
+from pipeline.captions.table import read_info
 from pipeline.config.load import load_params
 from pipeline.config.schema import ScstConfig, TrainConfig
 from tests.conftest import command, write_params
@@ -111,6 +112,21 @@ def test_the_edges_are_measured_whatever_python_the_shell_has(
     monkeypatch.setenv("PATH", os.defpath)
     help_, repro = edges.rows(repeats=1)
     assert (help_.baseline, repro.baseline) == ("0.5 s", "trivial pipeline")
+
+
+def test_a_made_up_coco_goes_through_prepare(tmp_path: Path) -> None:
+    scale.write_coco(tmp_path, 100)
+    write_params(
+        tmp_path / "params.yaml",
+        download={"images": "coco.zip", "images_md5": None, "text": "dataset_coco.json"}
+        | {"text_md5": None},
+    )
+    for stage in ("download", "prepare"):
+        seconds, memory = scale.run_stage(stage, tmp_path)
+        assert seconds > 0
+        assert 0 < memory < 2
+    info = read_info(tmp_path / "data/captions.csv")
+    assert info.images == {"train": 80, "val": 10, "test": 10}
 
 
 def test_rounds_are_interleaved_and_the_first_only_warms_up() -> None:

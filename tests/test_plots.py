@@ -37,7 +37,7 @@ def test_the_curves_of_a_run_are_drawn_without_a_network(tmp_path: Path) -> None
     assert {chart.title for chart in charts} >= {"loss by epoch", "caption length"}
     (loss,) = (chart for chart in charts if chart.title == "loss by epoch")
     assert loss.curves == 2
-    assert loss.axes == ("epoch", "cross-entropy (nats per token)")
+    assert loss.axes == ("epoch", "cross-entropy (nats per token; of train with label smoothing)")
 
 
 def test_the_page_is_the_template_with_the_scripts_that_it_names() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cli import STAGES
 from pipeline.metrics.registry import METRICS
+from pipeline.sources.captions import read_captions
 from tests.conftest import Artifacts
 from tests.helpers.repository import Repository
 
@@ -72,6 +73,31 @@ def test_one_param_reruns_what_depends_on_it(repository: Repository) -> None:
     repository.write()
     # Back again, all that is dear comes from the run cache.
     assert repository.repro() <= {"download", "evaluate"}
+
+
+def test_another_form_of_the_same_data_reruns_nothing_after_prepare(
+    repository: Repository, world: Artifacts, tmp_path: Path
+) -> None:
+    """Karpathy's JSON in the place of the token file and its lists."""
+    source = read_captions(world.text)
+    assert source.splits is not None
+    images = [
+        {
+            "filename": name,
+            "split": source.splits[name],
+            "sentences": [{"raw": caption} for caption in captions],
+        }
+        for name, captions in source.captions.items()
+    ]
+    text = tmp_path / "dataset.json"
+    text.write_text(json.dumps({"images": images, "dataset": "shapes"}))
+    repository.write(download={"text": str(text)})
+    try:
+        # The page shows the params.
+        assert repository.repro() == {"download", "prepare", "report"}
+    finally:
+        repository.run("git", "checkout", "--quiet", ".")
+        repository.run("dvc", "checkout", "--quiet", "--force")
 
 
 def test_metrics_params_plots_and_experiments_show_tables_worth_reading(

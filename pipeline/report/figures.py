@@ -45,7 +45,7 @@ def training_figures(history: Path, select_by: str) -> list[Figure]:
                 key="loss",
                 title="Loss",
                 x_label="epoch",
-                y_label="cross-entropy, nats per token",
+                y_label="cross-entropy, nats per token; of train with label smoothing",
                 x=epochs,
                 series=[
                     Series("val", table["val_loss"], "ours"),

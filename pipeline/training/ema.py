@@ -10,8 +10,9 @@ from pipeline.decoders.decoder import Decoder
 class ModelEma:
     """Polyak & Juditsky 1992, as an exponential moving average; a decay of 0 means none.
 
-    It warms up: the decay of step n is (1 + n) / (10 + n) until that exceeds `decay`. With a fixed
-    decay the initial weights would be most of the average for hundreds of steps.
+    It warms up: the first step copies the weights, and after n steps the next decay is
+    (1 + n) / (10 + n) until that exceeds `decay`. With a fixed decay the initial weights would be
+    most of the average for hundreds of steps.
     """
 
     def __init__(self, decoder: Decoder, decay: float) -> None:

@@ -186,7 +186,7 @@ def caption_loss(
     """
     targets = targets.flatten()
     with torch.autocast(targets.device.type, dtype, enabled=dtype != torch.float32):
-        hidden = decoder.forward_hidden(features, inputs)[0].flatten(0, 1)  # (B * T, H)
+        hidden = decoder.forward_hidden(features, inputs)[0].flatten(0, 1)  # (B * T, ·)
         if token_index is not None:
             rows = pad_to_multiple(token_index)  # the loss ignores the padding
             hidden = hidden[rows]
