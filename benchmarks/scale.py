@@ -1,4 +1,4 @@
-"""Time and memory of every stage over the number of images, on made-up data of COCO's form.
+"""Time and memory of every stage over the number of images, on made-up data in COCO's format.
 
     python -m benchmarks.scale 1000 10000 123287
 

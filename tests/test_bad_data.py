@@ -8,7 +8,7 @@ from pipeline.captions.table import read_info, read_table
 from pipeline.runtime.errors import InputError
 from tests.conftest import make_zip
 from tests.helpers.datasets import PPM, run_download, run_prepare
-from tests.helpers.forms import json_lines, small_data, write_tar
+from tests.helpers.formats import json_lines, small_data, write_tar
 
 
 def test_what_does_not_fit_is_listed_and_counted(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_listed_and_counted(tmp_path: Path) -> None:
     [
         ("a.json", "{", "a.json is not valid JSON"),
         ("a.json", "[]", "'a.json' has no captions"),
-        ("a.json", '{"x": 1}', "has no captions in a known form; expected Karpathy's"),
+        ("a.json", '{"x": 1}', "has no captions in a known format; expected Karpathy's"),
         ("a.json", '[{"foo": 1}]', "entry 1: expected an object with 'image' and 'caption', found"),
         ("a.json", '[{"image": "a.jpg", "caption": 5}]', "entry 1: expected captions, found 5"),
         ("a.jsonl", '{"image": "a.jpg", "caption": "x"}\n{', "line 2 is not valid JSON"),
@@ -95,10 +95,10 @@ def test_an_invalid_file_is_one_line(tmp_path: Path, file: str, content: str, me
 def test_several_captions_files_need_a_name(tmp_path: Path) -> None:
     data = small_data()
     (tmp_path / "source").mkdir()
-    form = json_lines(data, tmp_path / "source")
+    sources = json_lines(data, tmp_path / "source")
     other = tmp_path / "other.csv"
     other.write_text("image,caption\nIMG 00.jpg,a dog\n")
-    out = run_download(tmp_path, form.images, [form.text, other])
+    out = run_download(tmp_path, sources.images, [sources.text, other])
     with pytest.raises(InputError, match=r"two captions files, 'all\.json', 'other\.csv'; "):
         run_prepare(out)
     with pytest.raises(InputError, match=r"has no 'x\.csv', which prepare\.file names; it has"):

@@ -75,7 +75,7 @@ def test_one_param_reruns_what_depends_on_it(repository: Repository) -> None:
     assert repository.repro() <= {"download", "evaluate"}
 
 
-def test_another_form_of_the_same_data_reruns_nothing_after_prepare(
+def test_another_format_of_the_same_data_reruns_nothing_after_prepare(
     repository: Repository, world: Artifacts, tmp_path: Path
 ) -> None:
     """Karpathy's JSON in the place of the token file and its lists."""

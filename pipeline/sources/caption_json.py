@@ -1,4 +1,4 @@
-"""Read captions from JSON: Karpathy's form, COCO's, a list of objects, or JSON Lines."""
+"""Read captions from JSON: Karpathy's format, COCO's, a list of objects, or JSON Lines."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any
 from pydantic_core import from_json
 
 from pipeline.runtime.errors import InputError
-from pipeline.sources.records import CAPTION_NAMES, CaptionRecord, ColumnNames
+from pipeline.sources.records import CAPTION_COLUMNS, CaptionRecord, ColumnNames
 
-# In memory a value takes tens of bytes. COCO in Karpathy's form has 20 million.
+# In memory a value takes tens of bytes. COCO in Karpathy's format has 20 million.
 MAX_VALUES = 60_000_000
-FORMS = (
+FORMATS = (
     'Karpathy\'s {"images": [{"filename": …, "sentences": [{"raw": …}]}]}, '
     'COCO\'s {"images": …, "annotations": [{"image_id": …, "caption": …}]}, '
     'a list of {"image": …, "caption": …}, or {"name.jpg": ["caption", …]}'
@@ -20,15 +20,15 @@ FORMS = (
 
 @dataclass(frozen=True)
 class JsonCaptions:
-    """The captions of one JSON file, its form, and the data set that it says it is."""
+    """The captions of one JSON file, its format, and the data set that it says it is."""
 
-    form: str  # karpathy, coco or json
+    format: str  # karpathy, coco or json
     records: Iterator[CaptionRecord]
     dataset: str = ""
 
 
 def parse_captions(content: bytes, where: str, named: ColumnNames) -> JsonCaptions:
-    """Parse a JSON file in any of the known forms.
+    """Parse a JSON file in any of the known formats.
 
     Raises:
         InputError: it is not JSON, or has no captions; when read, an entry lacks something.
@@ -57,7 +57,7 @@ def parse_captions(content: bytes, where: str, named: ColumnNames) -> JsonCaptio
         objects = lists[0] if len(lists) == 1 and len(top) == 1 else [top]
         if any(isinstance(entry, dict) and _find(entry, named) for entry in objects[:1]):
             return JsonCaptions("json", _read_objects(enumerate(objects, 1), where, "entry", named))
-    raise InputError(f"{where} has no captions in a known form; expected {FORMS}")
+    raise InputError(f"{where} has no captions in a known format; expected {FORMATS}")
 
 
 def parse_json_lines(lines: Iterator[str], where: str, named: ColumnNames) -> JsonCaptions:
@@ -136,7 +136,7 @@ def _read_mapping(top: dict[str, Any]) -> Iterator[CaptionRecord]:
 def _find(entry: dict[str, Any], named: ColumnNames) -> tuple[str, list[str], str | None] | None:
     """Return the keys of the image, the captions and the split; None if one of the first lacks."""
     image = next((key for key in named.known_images() if key in entry), None)
-    captions = [key for key in named.captions or CAPTION_NAMES if key in entry]
+    captions = [key for key in named.captions or CAPTION_COLUMNS if key in entry]
     split = next((key for key in named.known_splits() if key in entry), None)
     if image is None or not (captions or split):
         return None
@@ -144,7 +144,7 @@ def _find(entry: dict[str, Any], named: ColumnNames) -> tuple[str, list[str], st
 
 
 def _captions_of(values: list[Any], where: str) -> list[str | None]:
-    """Flatten captions and lists of captions; those of Karpathy's form are objects with `raw`."""
+    """Flatten captions and lists of captions; those of Karpathy's format are objects with `raw`."""
     captions: list[str | None] = []
     for value in values:
         for caption in value if isinstance(value, list) else [value]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from pipeline.images.names import is_image_name
 from pipeline.runtime.errors import InputError
-from pipeline.sources.records import CAPTION_NAMES, CaptionRecord, ColumnNames
+from pipeline.sources.records import CAPTION_COLUMNS, CaptionRecord, ColumnNames
 
 log = logging.getLogger(__name__)
 
 EXPECTED_HEADER = "image,caption"
 # caption_1, caption_2, …: several captions per row.
-NUMBERED = re.compile(rf"({'|'.join(CAPTION_NAMES)})[ _-]?\d+")
+NUMBERED = re.compile(rf"({'|'.join(CAPTION_COLUMNS)})[ _-]?\d+")
 # Quoting by delimiter. Flickr30k has `|`, and its quotation marks are part of the caption.
 QUOTING = dict.fromkeys(",;\t", csv.QUOTE_MINIMAL) | {"|": csv.QUOTE_NONE}
 # One row of Flickr30k's results.csv lacks the second bar.
@@ -88,7 +88,7 @@ def _caption_columns(names: Sequence[str], named: ColumnNames) -> tuple[int, ...
     if named.captions is not None:
         wanted = [name.lower() for name in named.captions]
         return tuple(map(names.index, wanted)) if set(wanted) <= set(names) else ()
-    if (single := _first_known(CAPTION_NAMES, names)) is not None:
+    if (single := _first_known(CAPTION_COLUMNS, names)) is not None:
         return (single,)
     return tuple(column for column, name in enumerate(names) if NUMBERED.fullmatch(name))
 

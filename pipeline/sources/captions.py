@@ -1,4 +1,4 @@
-"""Find the captions among the text files of a data set, and read them in any known form."""
+"""Find the captions among the text files of a data set, and read them in any known format."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class SourceCaptions:
 
     captions: dict[str, list[str]]
     splits: dict[str, str] | None  # None: the source has none. Images in no split are left out
-    form: str  # token, csv, json, karpathy or coco
+    format: str  # token, csv, json, karpathy or coco
     dataset: str = ""  # what the source calls itself: flickr8k, coco
 
 
@@ -41,20 +41,21 @@ class _File:
     """A file that has captions, or splits alone."""
 
     name: str
-    form: str
+    format: str
     splits_only: bool = False
     header: tuple[str, ...] = ()
     records: Iterator[CaptionRecord] = field(default_factory=lambda: iter(()))
     dataset: str = ""
+    place: str = "line"  # what messages count: lines, or entries of JSON
 
 
 def read_captions(
-    text: Path, *, form: str = "auto", file: str | None = None, named: ColumnNames | None = None
+    text: Path, *, format: str = "auto", file: str | None = None, named: ColumnNames | None = None
 ) -> SourceCaptions:
     """Read all captions of a text archive, and its splits if it has any.
 
     Args:
-        form: token, csv, json, karpathy or coco; auto: what is recognised.
+        format: token, csv, json, karpathy or coco; auto: what is recognised.
         file: the captions file's name or path, where there are several.
         named: the columns or keys that params name.
 
@@ -64,10 +65,12 @@ def read_captions(
     named = named or ColumnNames()
     with TextArchive(text) as archive:
         files = list(_recognized(archive, file, named))
-        caption_files = _select([entry for entry in files if not entry.splits_only], archive, form)
+        caption_files = _select(
+            [entry for entry in files if not entry.splits_only], archive, format
+        )
         for entry in caption_files:
             _open(entry, archive, named)
-        _check_forms(caption_files, archive, form)
+        _check_formats(caption_files, archive, format)
         table = _Collector()
         by_file = _splits_of_files(caption_files)
         for entry in caption_files:
@@ -83,7 +86,7 @@ def read_captions(
         if splits is None and (lists := find_lists(archive)):
             splits = read_lists(archive, lists)
         return SourceCaptions(
-            table.captions, splits, caption_files[0].form, caption_files[0].dataset
+            table.captions, splits, caption_files[0].format, caption_files[0].dataset
         )
 
 
@@ -121,24 +124,24 @@ def _recognize(archive: TextArchive, name: str, named: ColumnNames) -> _File | N
     return None
 
 
-def _select(files: list[_File], archive: TextArchive, form: str) -> list[_File]:
+def _select(files: list[_File], archive: TextArchive, format: str) -> list[_File]:
     """Return the files to read together.
 
     Raises:
         InputError: there is none, or there are several that do not belong together.
     """
-    kind = "json" if form in ("karpathy", "coco") else form
-    matching = [entry for entry in files if form == "auto" or entry.form == kind]
+    kind = "json" if format in ("karpathy", "coco") else format
+    matching = [entry for entry in files if format == "auto" or entry.format == kind]
     if not matching:
-        expected = EXPECTED if form == "auto" else f"the form '{form}' (prepare.format)"
+        expected = EXPECTED if format == "auto" else f"the format '{format}' (prepare.format)"
         others = archive.names + archive.other_files
         found = f", found only {first_few(others)}" if others else ""
         raise InputError(f"{archive.path} has no captions; expected {expected}{found}")
     # COCO's archive has captions_train2014.json beside instances_train2014.json and others.
-    if len(matching) > 1 and all(entry.form == "json" for entry in matching):
+    if len(matching) > 1 and all(entry.format == "json" for entry in matching):
         matching = [entry for entry in matching if "captions_" in entry.name.lower()] or matching
-    alike = len({(entry.form, entry.header) for entry in matching}) == 1
-    if len(matching) > 1 and (not alike or matching[0].form == "token"):
+    alike = len({(entry.format, entry.header) for entry in matching}) == 1
+    if len(matching) > 1 and (not alike or matching[0].format == "token"):
         raise InputError(_too_many(matching, archive))
     return matching
 
@@ -150,11 +153,11 @@ def _too_many(files: Sequence[_File], archive: TextArchive) -> str:
 
 
 def _open(entry: _File, archive: TextArchive, named: ColumnNames) -> None:
-    """Make the file's records ready; of JSON, find its form."""
+    """Make the file's records ready; of JSON, find its format."""
     where = archive.where(entry.name)
-    if entry.form == "token":
+    if entry.format == "token":
         entry.records = read_tokens(archive.lines(entry.name), where)
-    elif entry.form == "csv":
+    elif entry.format == "csv":
         entry.records = read_rows(archive.lines(entry.name), where, named)
     else:
         parsed: JsonCaptions
@@ -162,7 +165,8 @@ def _open(entry: _File, archive: TextArchive, named: ColumnNames) -> None:
             parsed = parse_json_lines(archive.lines(entry.name), where, named)
         else:
             parsed = parse_captions(archive.content(entry.name), where, named)
-        entry.form, entry.records, entry.dataset = parsed.form, parsed.records, parsed.dataset
+            entry.place = "entry"
+        entry.format, entry.records, entry.dataset = parsed.format, parsed.records, parsed.dataset
 
 
 def _has_json_lines(archive: TextArchive, name: str) -> bool:
@@ -178,21 +182,21 @@ def _has_json_lines(archive: TextArchive, name: str) -> bool:
         return False
 
 
-def _check_forms(files: Sequence[_File], archive: TextArchive, form: str) -> None:
-    forms = {entry.form for entry in files}
-    if form in ("karpathy", "coco") and forms != {form}:
+def _check_formats(files: Sequence[_File], archive: TextArchive, format: str) -> None:
+    formats = {entry.format for entry in files}
+    if format in ("karpathy", "coco") and formats != {format}:
         raise InputError(
-            f"{archive.where(files[0].name)} is not in the form '{form}', which prepare.format "
-            f"names; it looks like '{files[0].form}'"
+            f"{archive.where(files[0].name)} is not in the format '{format}', which prepare.format "
+            f"names; it looks like '{files[0].format}'"
         )
-    if len(files) > 1 and (len(forms) > 1 or forms == {"karpathy"}):
+    if len(files) > 1 and (len(formats) > 1 or formats == {"karpathy"}):
         raise InputError(_too_many(files, archive))
 
 
 def _splits_of_files(files: Sequence[_File]) -> dict[str, str]:
     """Return the split of each file where train, val and test have files of their own."""
     splits = {entry.name: split_of_path(entry.name) for entry in files}
-    if set(splits.values()) != {"train", "val", "test"} or files[0].form == "coco":
+    if set(splits.values()) != {"train", "val", "test"} or files[0].format == "coco":
         return {}
     return {name: split for name, split in splits.items() if split}
 
@@ -208,21 +212,21 @@ class _Collector:
         # The metadata of Hugging Face's imagefolder names files relative to itself.
         relative = PurePosixPath(entry.name).name.lower().startswith("metadata.")
         folder = entry.name[: entry.name.rfind("/") + 1] if relative else ""
-        place = "line" if entry.form in ("token", "csv") or entry.name.endswith("l") else "entry"
         name_of = dict[str, str]()  # normalising a name once saves a third of the time
         for record in entry.records:
             name = name_of.get(record.image)
             if name is None:
                 name = name_of[record.image] = normalize_path(folder + record.image.strip())
-                check_id(name if record.image.strip() else "", f"{where}, {place} {record.number}")
+                named = name if record.image.strip() else ""
+                check_id(named, f"{where}, {entry.place} {record.number}")
             split = split_of_file if record.split is None else record.split
             if split is not None:
-                self._add_split(name, split, f"{where}, {place} {record.number}")
+                self._add_split(name, split, f"{where}, {entry.place} {record.number}")
             if record.caption is None:
                 continue
-            if len(record.caption) > MAX_CAPTION:
+            if (length := len(record.caption)) > MAX_CAPTION:
                 raise InputError(
-                    f"{where}, {place} {record.number}: the caption has {len(record.caption)} "
+                    f"{where}, {entry.place} {record.number}: the caption has {length} "
                     f"characters, more than {MAX_CAPTION}; shorten it"
                 )
             self.captions.setdefault(name, []).append(CONTROL.sub(" ", record.caption))

@@ -14,7 +14,7 @@ from pipeline.images.names import is_image_name, normalize_path
 from pipeline.images.zip_files import decoded_path, is_junk, open_zip, read_member
 from pipeline.runtime.errors import InputError
 
-MAX_TEXT_BYTES = 1 << 30  # COCO's captions in Karpathy's form have 150 MB
+MAX_TEXT_BYTES = 1 << 30  # COCO's captions in Karpathy's format have 150 MB
 TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".token", ".caption")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)

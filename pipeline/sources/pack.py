@@ -1,6 +1,6 @@
 """Pack the images of any sources into one zip, and the files that may hold captions into another.
 
-The other stages then read one form. Packing the same sources again gives the same bytes.
+The other stages then read one format. Packing the same sources again gives the same bytes.
 """
 
 import json

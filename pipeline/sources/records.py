@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 # Known names of columns and JSON keys, the least ambiguous first.
-IMAGE_NAMES = "image image_name file_name filename image_path path img image_id file id".split()
-CAPTION_NAMES = "caption comment captions comments text sentence sentences description raw".split()
-SPLIT_NAMES = ("split", "subset", "partition", "fold")
+IMAGE_COLUMNS = "image image_name file_name filename image_path path img image_id file id".split()
+CAPTION_COLUMNS = (
+    "caption comment captions comments text sentence sentences description raw".split()
+)
+SPLIT_COLUMNS = ("split", "subset", "partition", "fold")
 SPLITS = {
     **dict.fromkeys(("train", "training", "restval"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -37,7 +39,7 @@ class ColumnNames:
     split: str | None = None
 
     def known_images(self) -> Sequence[str]:
-        return IMAGE_NAMES if self.image is None else [self.image]
+        return IMAGE_COLUMNS if self.image is None else [self.image]
 
     def known_splits(self) -> Sequence[str]:
-        return SPLIT_NAMES if self.split is None else [self.split]
+        return SPLIT_COLUMNS if self.split is None else [self.split]

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from pipeline.captions.table import SPLIT_NAMES
 from pipeline.images.names import is_image_name, normalize_path
 from pipeline.runtime.errors import InputError
 from pipeline.sources.records import SPLITS
 from pipeline.sources.text_archive import TextArchive
 
-SPLIT_ORDER = ("train", "val", "test")
 _SPLIT_WORD = re.compile(
     rf"(?<![a-z])({'|'.join(filter(None, SPLITS))})(?:images)?(?![a-z])", re.IGNORECASE
 )
@@ -42,13 +42,13 @@ def find_lists(archive: TextArchive) -> dict[str, str]:
                 f"{name!r}; keep one"
             )
         lists[split] = name
-    missing = [split for split in SPLIT_ORDER if split not in lists]
+    missing = [split for split in SPLIT_NAMES if split not in lists]
     if lists and missing:
         raise InputError(
             f"{archive.path} has split lists ({', '.join(sorted(lists.values()))}) but none of "
             f"'{missing[0]}'; add all three split lists or none"
         )
-    return dict(sorted(lists.items(), key=lambda item: SPLIT_ORDER.index(item[0])))
+    return dict(sorted(lists.items(), key=lambda item: SPLIT_NAMES.index(item[0])))
 
 
 def read_lists(archive: TextArchive, lists: Mapping[str, str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ def read_tokens(lines: Iterator[str], where: str) -> Iterator[CaptionRecord]:
     """Yield each line's caption, which is what follows the first tab.
 
     Raises:
-        InputError: a line has another form, or its name and number were there before.
+        InputError: a line has another format, or its name and number were there before.
     """
     keys = set[str]()
     for number, line in enumerate(lines, start=1):

@@ -65,7 +65,7 @@ def prepare(
     """
     source = read_captions(
         text,
-        form=config.format,
+        format=config.format,
         file=config.file,
         named=ColumnNames(config.image_column, config.caption_column, config.split_column),
     )
@@ -215,7 +215,7 @@ def _split_source(source: SourceCaptions, split_of: dict[str, str], hashed: bool
         return "official"
     if hashed:
         return "hash, not official"
-    if source.form == "karpathy" and (expected := KARPATHY_SIZES.get(source.dataset)):
+    if source.format == "karpathy" and (expected := KARPATHY_SIZES.get(source.dataset)):
         sizes = Counter(split_of.values())
         if tuple(sizes[name] for name in SPLIT_NAMES) == expected:
             return f"Karpathy's of {source.dataset}"

@@ -1,4 +1,4 @@
-"""One data set in every form that captioning data comes in."""
+"""One data set in every format that captioning data comes in."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Form:
+class Sources:
     """What params name: the sources of images and captions, and how to read them."""
 
     images: Any
@@ -61,7 +61,7 @@ def small_data(count: int = 24) -> DataSet:
     )
 
 
-def token_zip(data: DataSet, folder: Path) -> Form:
+def token_zip(data: DataSet, folder: Path) -> Sources:
     lines = [
         f"{name}#{i}\t{caption}\n"
         for name, captions in data.captions.items()
@@ -71,10 +71,12 @@ def token_zip(data: DataSet, folder: Path) -> Form:
     for split, file in (("train", "train"), ("val", "dev"), ("test", "test")):
         names = [f"{name}\n" for name, of in data.splits.items() if of == split]
         members[f"Flickr_8k.{file}Images.txt"] = "".join(names)
-    return Form(_image_zip(data, folder, "Flicker8k_Dataset/"), make_zip(folder / "t.zip", members))
+    return Sources(
+        _image_zip(data, folder, "Flicker8k_Dataset/"), make_zip(folder / "t.zip", members)
+    )
 
 
-def karpathy(data: DataSet, folder: Path) -> Form:
+def karpathy(data: DataSet, folder: Path) -> Sources:
     entries = [
         {
             "filename": name,
@@ -85,10 +87,10 @@ def karpathy(data: DataSet, folder: Path) -> Form:
         for name, captions in data.captions.items()
     ]
     file = _write(folder / "dataset.json", json.dumps({"images": entries, "dataset": "mine"}))
-    return Form(_image_folder(data, folder), file)
+    return Sources(_image_folder(data, folder), file)
 
 
-def coco(data: DataSet, folder: Path) -> Form:
+def coco(data: DataSet, folder: Path) -> Sources:
     """Two JSON files as COCO has them, beside another of its files, and two zips of images."""
     names = list(data.images)
     halves = {"train2014": names[::2], "val2014": names[1::2]}
@@ -107,66 +109,72 @@ def coco(data: DataSet, folder: Path) -> Form:
             make_zip(folder / f"{part}.zip", {f"{part}/{name}": data.images[name] for name in own})
         )
     text = make_zip(folder / "annotations.zip", members)
-    return Form(zips, [text, _split_table(data, folder)])
+    return Sources(zips, [text, _split_table(data, folder)])
 
 
-def kaggle(data: DataSet, folder: Path) -> Form:
+def kaggle(data: DataSet, folder: Path) -> Sources:
     table = _table(["image", "caption"], [row[:2] for row in data.rows()])
     images = {f"Images/{name}": content for name, content in data.images.items()}
     archive = make_zip(
         folder / "archive.zip",
         images | {"captions.txt": table, "splits.csv": _split_table(data, folder).read_bytes()},
     )
-    return Form(archive)
+    return Sources(archive)
 
 
-def named_columns(data: DataSet, folder: Path) -> Form:
+def named_columns(data: DataSet, folder: Path) -> Sources:
     rows = [(caption, "x", name, split) for name, caption, split in data.rows()]
     text = _write(folder / "mine.tsv", _table(["Text_DE", "n", "photo", "part"], rows, "\t"))
     columns = {"image_column": "photo", "caption_column": ["text_de"], "split_column": "part"}
-    return Form(_image_folder(data, folder), text, columns)
+    return Sources(_image_folder(data, folder), text, columns)
 
 
-def wide_table(data: DataSet, folder: Path) -> Form:
+def wide_table(data: DataSet, folder: Path) -> Sources:
     most = max(map(len, data.captions.values()))
     header = ["file_name", "split", *(f"caption_{i}" for i in range(most))]
     rows = [
         [name, data.splits[name], *captions, *[""] * (most - len(captions))]
         for name, captions in data.captions.items()
     ]
-    return Form(_image_folder(data, folder), _write(folder / "wide.csv", _table(header, rows, ";")))
+    return Sources(
+        _image_folder(data, folder), _write(folder / "wide.csv", _table(header, rows, ";"))
+    )
 
 
-def flickr30k_table(data: DataSet, folder: Path) -> Form:
+def flickr30k_table(data: DataSet, folder: Path) -> Sources:
     lines = ["image_name| comment_number| comment\n"]
     for name, captions in data.captions.items():
         lines += [f"{name}| {i}| {caption}\n" for i, caption in enumerate(captions)]
     # The real file has one row without its second bar.
     lines[2] = lines[2].replace("| 1| ", "| 1   ")
     text = _write(folder / "results.csv", "".join(lines))
-    return Form(_image_zip(data, folder, "flickr30k_images/"), [text, _split_table(data, folder)])
+    return Sources(
+        _image_zip(data, folder, "flickr30k_images/"), [text, _split_table(data, folder)]
+    )
 
 
-def json_lines(data: DataSet, folder: Path) -> Form:
+def json_lines(data: DataSet, folder: Path) -> Sources:
     lines = [
         json.dumps({"image": f"photos/{name}", "caption": captions, "split": data.splits[name]})
         for name, captions in data.captions.items()
     ]
-    return Form(_image_folder(data, folder), _write(folder / "all.json", "\n".join(lines) + "\n"))
+    return Sources(
+        _image_folder(data, folder), _write(folder / "all.json", "\n".join(lines) + "\n")
+    )
 
 
-def json_objects(data: DataSet, folder: Path) -> Form:
+def json_objects(data: DataSet, folder: Path) -> Sources:
     rows = [{"file_name": n, "text": caption, "split": s} for n, caption, s in data.rows()]
     text = _write(folder / "all.json", json.dumps(rows))
-    return Form(_image_folder(data, folder), text)
+    return Sources(_image_folder(data, folder), text)
 
 
-def json_mapping(data: DataSet, folder: Path) -> Form:
+def json_mapping(data: DataSet, folder: Path) -> Sources:
     text = _write(folder / "all.json", json.dumps(data.captions))
-    return Form(_image_folder(data, folder), [text, _split_table(data, folder)])
+    return Sources(_image_folder(data, folder), [text, _split_table(data, folder)])
 
 
-def image_folder(data: DataSet, folder: Path) -> Form:
+def image_folder(data: DataSet, folder: Path) -> Sources:
     """Hugging Face's imagefolder: metadata.jsonl in a folder of each split."""
     for split, part in (("train", "train"), ("val", "validation"), ("test", "test")):
         parent = folder / "imagefolder" / part
@@ -180,10 +188,10 @@ def image_folder(data: DataSet, folder: Path) -> Form:
             for caption in data.captions[name]
         ]
         _write(parent / "metadata.jsonl", "\n".join(lines))
-    return Form(folder / "imagefolder")
+    return Sources(folder / "imagefolder")
 
 
-def webdataset(data: DataSet, folder: Path) -> Form:
+def webdataset(data: DataSet, folder: Path) -> Sources:
     """Numbered tars with a text file and a JSON file beside each image; they have no splits."""
     names = list(data.images)
     for number, own in enumerate((names[::2], names[1::2])):
@@ -196,10 +204,10 @@ def webdataset(data: DataSet, folder: Path) -> Form:
                 (f"{stem}.json", json.dumps({"key": stem, "url": "x"}).encode()),
             ]
         write_tar(folder / f"shards/{number:05d}.tar", members)
-    return Form(folder / "shards/*.tar")
+    return Sources(folder / "shards/*.tar")
 
 
-FORMS: list[Callable[[DataSet, Path], Form]] = [
+FORMATS: list[Callable[[DataSet, Path], Sources]] = [
     *(token_zip, karpathy, coco, kaggle, named_columns, wide_table, flickr30k_table),
     *(json_lines, json_objects, json_mapping, image_folder),
 ]

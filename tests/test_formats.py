@@ -1,4 +1,4 @@
-"""Every form of captions and images: the same data set in another form gives the same table."""
+"""Every format of captions and images: the same data set in another format gives the same table."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
 from tests.conftest import SHARED, make_zip
 from tests.helpers.datasets import PPM, run_download, run_prepare
-from tests.helpers.forms import (
-    FORMS,
+from tests.helpers.formats import (
+    FORMATS,
     DataSet,
-    Form,
+    Sources,
     json_lines,
     small_data,
     token_zip,
@@ -27,11 +27,11 @@ from tests.helpers.forms import (
 from tests.helpers.server import serving
 
 
-def made(data: DataSet, form: Callable[[DataSet, Path], Form], folder: Path) -> Path:
-    """Write the data in this form, then download and prepare it; return the outputs' folder."""
+def made(data: DataSet, write: Callable[[DataSet, Path], Sources], folder: Path) -> Path:
+    """Write the data in this format, then download and prepare it; return the outputs' folder."""
     source = folder / "source"
     source.mkdir(parents=True)
-    sources = form(data, source)
+    sources = write(data, source)
     out = run_download(folder, sources.images, sources.text)
     run_prepare(out, **sources.prepare)
     return out
@@ -49,13 +49,13 @@ def image_bytes(out: Path) -> dict[str, bytes]:
         return {image_id.rpartition("/")[2]: archive.read(image_id) for image_id in archive.ids}
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-def test_every_form_gives_the_same_table_and_images(
-    form: Callable[[DataSet, Path], Form], tmp_path: Path
+@pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
+def test_every_format_gives_the_same_table_and_images(
+    write: Callable[[DataSet, Path], Sources], tmp_path: Path
 ) -> None:
     data = small_data()
     expected = made(data, token_zip, tmp_path / "token")
-    out = made(data, form, tmp_path / "form")
+    out = made(data, write, tmp_path / "format")
     assert table_rows(out) == table_rows(expected)
     assert image_bytes(out) == image_bytes(expected) == data.images
     infos = [read_info(path / "captions.csv") for path in (out, expected)]
@@ -82,15 +82,15 @@ def test_images_come_from_any_container(tmp_path: Path, packing: str) -> None:
     data = small_data()
     source = tmp_path / "source"
     source.mkdir()
-    form = json_lines(data, source)
+    sources = json_lines(data, source)
     names = {f"deep/{name}": content for name, content in data.images.items()}
     images = {
-        "folder": lambda: form.images,
+        "folder": lambda: sources.images,
         "zip": lambda: make_zip(tmp_path / "x.zip", dict(names)),
         "tar.gz": lambda: write_tar(tmp_path / "x.tar.gz", names.items(), "w:gz"),
         "folder of tars": lambda: write_tar(tmp_path / "tars/x.tar", names.items()).parent,
     }[packing]()
-    out = run_download(tmp_path, images, form.text)
+    out = run_download(tmp_path, images, sources.text)
     run_prepare(out)
     assert table_rows(out) == table_rows(made(data, token_zip, tmp_path / "token"))
     assert image_bytes(out) == data.images
@@ -163,7 +163,7 @@ def test_sources_are_fetched_once_and_packed(tmp_path: Path) -> None:
     data = small_data()
     source = tmp_path / "source"
     source.mkdir()
-    form = token_zip(data, source)
+    sources = token_zip(data, source)
     half = dict(list(data.images.items())[:12])
     rest = {name: content for name, content in data.images.items() if name not in half}
     tar, archive = write_tar(source / "a.tar", half.items()), make_zip(source / "b.zip", dict(rest))
@@ -171,7 +171,7 @@ def test_sources_are_fetched_once_and_packed(tmp_path: Path) -> None:
     with serving(tar.read_bytes()) as one, serving(archive.read_bytes()) as two:
         urls = [f"{one.url}/a.tar", f"{two.url}/b.zip"]
         for _ in range(2):
-            out = run_download(tmp_path, urls, form.text, images_md5=md5s)
+            out = run_download(tmp_path, urls, sources.text, images_md5=md5s)
         assert len(one.requests) == len(two.requests) == 1
     assert image_bytes(out) == data.images
     assert {path.name for path in out.iterdir()} == {
@@ -187,14 +187,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSet, list[list[s
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs Flickr8k in ../shared")
-@pytest.mark.parametrize("form", FORMS[1:], ids=lambda form: form.__name__)
-def test_flickr8k_itself_in_every_form(
-    form: Callable[[DataSet, Path], Form],
+@pytest.mark.parametrize("write", FORMATS[1:], ids=lambda write: write.__name__)
+def test_flickr8k_itself_in_every_format(
+    write: Callable[[DataSet, Path], Sources],
     tmp_path: Path,
     real: tuple[DataSet, list[list[str]]],
 ) -> None:
     data, expected = real
-    out = made(data, form, tmp_path / "form")
+    out = made(data, write, tmp_path / "format")
     assert table_rows(out) == expected
     assert read_info(out / "captions.csv").split == "official"
 
