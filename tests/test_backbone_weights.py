@@ -136,8 +136,8 @@ def test_a_zip_bomb_of_weights_is_rejected(tmp_path: Path) -> None:
         ("resnet5", "random", "did you mean resnet50"),
         ("fasterrcnn_resnet50_fpn", "random", "no image classifier"),
         (SMALL, "IMAGENET1K_V9", "allowed are DEFAULT, IMAGENET1K_V1, random, or a file"),
-        (SMALL, "nowhere/own.pth", "not a file; check the path"),
-        (SMALL, "~nosuchuser/own.pth", "not a file; check the path"),
+        (SMALL, "nowhere/own.pth", "does not exist; check the path"),
+        (SMALL, "~nosuchuser/own.pth", "does not exist; check the path"),
     ],
 )
 def test_for_unknown_names_known_ones_are_suggested(
