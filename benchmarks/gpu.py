@@ -161,7 +161,7 @@ class Bench:
             for inputs in ready:
                 trainer._train_step(*inputs)
 
-        alone = seconds(steps, self.device) / len(ready) * trainer.steps
+        alone = seconds(steps, self.device) / len(ready) * trainer.steps_per_epoch
         scale = size.share
         yield Row(f"{name}, an epoch", scale * took, "s", "its steps alone", took / alone)
         tokens = int(split.captions.lengths.sum()) - len(split.captions)

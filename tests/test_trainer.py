@@ -99,6 +99,7 @@ def test_batches_by_image_keep_an_images_captions_together(counts: tuple[int, ..
         said = (batch.targets != PAD).sum(dim=1).view(len(batch.images), -1)  # with <end>
         for image, lengths in zip(batch.images.tolist(), said.tolist(), strict=True):
             assert lengths == [len(caption) + 1 for caption in references[image]]
+        assert batch.token_index is not None
         assert torch.equal(batch.token_index, (batch.targets != PAD).flatten().nonzero().squeeze(1))
 
 

@@ -20,7 +20,7 @@ class EncodedCaptions:
 
     token_ids: Tensor  # (num_captions, T), <pad> after <end>
     lengths: Tensor  # (num_captions,), <start> and <end> counted
-    images: Tensor  # (num_captions,), each caption's row among the images' features
+    images: Tensor  # (num_captions,), each caption's index into the split's images
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -30,9 +30,9 @@ class EncodedCaptions:
 class Batch:
     """C captions of each of P images, B = P * C; caption i belongs to `images[i // C]`."""
 
-    inputs: Tensor  # (B, T), from <start> to the last token
-    targets: Tensor  # (B, T), from the first token to <end>
-    images: Tensor  # (P,)
+    inputs: Tensor  # (B, T), from <start>
+    targets: Tensor  # (B, T), one token ahead: to <end>, then <pad>
+    images: Tensor  # (P,), indices into the split's images
     tokens: int  # the number of targets that are not <pad>
     # (tokens,), the positions among the flattened targets that are not <pad>. None on a GPU, which
     # computes every position: finding these would synchronise with it.

@@ -1,7 +1,7 @@
 """The base class of all decoders: embedding, output layer, and the methods that subclasses define.
 
 Shapes, here and wherever decoders are used:
-    P images, C captions (or beams) per image, B = P * C captions, T tokens, V vocabulary size,
+    P images, C captions (or beams) per image, B = P * C captions, T positions, V vocabulary size,
     N grid cells, D feature size, E embedding size, H hidden size, L layers.
     Row i of the captions belongs to image i // C.
 """
@@ -79,9 +79,9 @@ class Decoder(nn.Module, StepDecoder):
     """A caption decoder over the features of a frozen CNN.
 
     A subclass defines `forward_hidden`, `init_state` and `step`, which must agree: `step` by step
-    gives the logits of `forward`. Dropout belongs in `nn.Dropout` modules (`self.dropout`) and in
-    RNN modules only, never in `F.dropout`: self-critical training turns it off in modules while
-    it samples captions.
+    gives the logits of `forward`. Dropout belongs in `Dropout` modules (`self.dropout`) and in RNN
+    modules only, never in `F.dropout`: self-critical training turns it off in modules while it
+    samples captions.
     """
 
     feature_mean: Tensor  # (D,)

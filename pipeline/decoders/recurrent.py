@@ -42,8 +42,8 @@ class RecurrentDecoder(Decoder):
         return inputs, self._run_rnn_ragged(inputs, 1 + (token_ids != PAD).sum(dim=1))
 
     def _run_rnn_on_gpu(self, inputs: Tensor) -> Tensor:
-        """The LSTM's outputs (B, T, H) in autocast's dtype. Autocast itself would run it in float16
-        whatever its dtype, which lacks bfloat16's range and was no faster."""
+        """The LSTM's outputs (B, 1 + T, H) in autocast's dtype. Autocast itself would run it in
+        float16 whatever its dtype, which lacks bfloat16's range and was no faster."""
         if not torch.is_autocast_enabled("cuda"):
             return self.rnn(inputs)[0]
         dtype, rnn = torch.get_autocast_dtype("cuda"), self.rnn
@@ -63,24 +63,25 @@ class RecurrentDecoder(Decoder):
             return torch.gru(inputs, zeros, cast, *settings)[0]
 
     def _run_rnn_ragged(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """The LSTM's outputs (B, T, H), zeros for most of what lies past a caption's length (B,).
+        """The LSTM's outputs (B, S, H) for S = 1 + T steps, zeros for most of what lies past a
+        caption's length (B,).
 
         A CPU computes every step it is given, also those on <pad>. So the batch runs whole up to
         one step, and from there only the captions that are longer. That step is the one that
         leaves the fewest rows to compute. `pack_padded_sequence` would split at every length, and
         its many small calls were slower.
         """
-        B, T = inputs.shape[:2]
-        alive = (lengths.unsqueeze(1) > torch.arange(T)).sum(dim=0)  # (T,), captions at each step
-        cost = [B * step + int(alive[step]) * (T - step) for step in range(1, T)]
-        if not cost or min(cost) > 0.95 * B * T:
+        B, S = inputs.shape[:2]
+        alive = (lengths.unsqueeze(1) > torch.arange(S)).sum(dim=0)  # (S,), captions at each step
+        cost = [B * step + int(alive[step]) * (S - step) for step in range(1, S)]
+        if not cost or min(cost) > 0.95 * B * S:
             return self.rnn(inputs)[0]
-        split_step = 1 + min(range(T - 1), key=cost.__getitem__)
+        split_step = 1 + min(range(S - 1), key=cost.__getitem__)
         longer = (lengths > split_step).nonzero().squeeze(1)
         first, state = self._call_rnn(inputs[:, :split_step])
         state = tuple(part.index_select(1, longer) for part in state)
         rest, _ = self._call_rnn(inputs[longer, split_step:], state)
-        padded = rest.new_zeros(B, T - split_step, rest.shape[-1]).index_copy(0, longer, rest)
+        padded = rest.new_zeros(B, S - split_step, rest.shape[-1]).index_copy(0, longer, rest)
         return torch.cat([first, padded], dim=1)
 
     def _call_rnn(

@@ -21,8 +21,8 @@ class SplitScores:
         tokens = dict.fromkeys(token for refs in references for ref in refs for token in ref)
         self._ids = {token: PAD + 1 + i for i, token in enumerate(tokens)}
         token_ids = [[self._encode(ref, self._ids) for ref in refs] for refs in references]
-        pluralize = References(token_ids, max(BASE, 2 * len(tokens)))
-        self._cider, self._bleu = CiderReward(pluralize), BleuReward(pluralize)
+        counted = References(token_ids, max(BASE, 2 * len(tokens)))
+        self._cider, self._bleu = CiderReward(counted), BleuReward(counted)
 
     def __call__(self, captions: Sequence[Tokens]) -> tuple[float, float]:
         """Return corpus BLEU-4 and mean CIDEr-D of one caption per image, x100."""

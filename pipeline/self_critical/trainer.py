@@ -57,33 +57,33 @@ class SelfCriticalTrainer(BaseTrainer):
         )
         self._cider = CiderReward(references)
         self._bleu = BleuReward(references) if config.bleu_weight else None
-        self._order = torch.Generator().manual_seed(config.seed)
+        self._shuffle = torch.Generator().manual_seed(config.seed)
         self._rng = torch.Generator(self.device).manual_seed(config.seed)
         self._sample = CudaGraphs(self._sample_and_score, [self._rng])
         self._train_step = CudaGraphs(self._step)
         self._epoch = 0
-        self._batches: list[Tensor] = []  # the images of this epoch's remaining steps
-        self._steps = 0
+        self._remaining: list[Tensor] = []  # the images of this epoch's remaining steps
+        self._epoch_step = 0
         # Sums over this epoch's steps, on the device: rewards, and cross-entropy losses.
         self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def train_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> Row:
         self.decoder.train()
         if epoch != self._epoch:
-            images = torch.randperm(len(self.split.features), generator=self._order)
-            self._epoch, self._batches = epoch, list(images.split(self.config.batch_size))
-            self._steps = 0
+            images = torch.randperm(len(self.split.features), generator=self._shuffle)
+            self._epoch, self._remaining = epoch, list(images.split(self.config.batch_size))
+            self._epoch_step = 0
             self._sums.zero_()
-        total = self._steps + len(self._batches)
+        total = self._epoch_step + len(self._remaining)
         with progress_bar(
-            label=f"epoch {epoch}", total=total, unit="batch", initial=self._steps
+            label=f"epoch {epoch}", total=total, unit="batch", initial=self._epoch_step
         ) as progress:
-            while self._batches:
-                self._train_on(self._batches.pop(0))
+            while self._remaining:
+                self._train_on(self._remaining.pop(0))
                 progress.update()
                 after_step()
         self._check_finite()
-        reward, cross_entropy = (self._sums / self._steps).tolist()
+        reward, cross_entropy = (self._sums / self._epoch_step).tolist()
         has_cross_entropy = self.config.cross_entropy_weight > 0
         return {
             "reward": 100 * reward,
@@ -97,12 +97,12 @@ class SelfCriticalTrainer(BaseTrainer):
         samples, rewards = self._sample(features, on_device)
         xe_batch: tuple[Tensor, ...] = ()
         if self.config.cross_entropy_weight:
-            batch = sample_captions(self.split.captions, images, self._order, self.device)
+            batch = sample_captions(self.split.captions, images, self._shuffle, self.device)
             xe_batch = (batch.inputs, batch.targets, *batch.extra)
         self._ema.count_step()
         self._train_step(features, samples, rewards, *xe_batch)
-        self._steps += 1
-        if self.device.type == "cpu" or self._steps % CHECK_EVERY == 0:
+        self._epoch_step += 1
+        if self.device.type == "cpu" or self._epoch_step % CHECK_EVERY == 0:
             self._check_finite()
 
     def _sample_and_score(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,25 +139,25 @@ class SelfCriticalTrainer(BaseTrainer):
         if not math.isfinite(float(self._sums[0])):
             raise InputError(
                 f"the loss or its gradient is no longer finite in epoch {self._epoch}, by step "
-                f"{self._steps}, at a learning rate of {self.config.learning_rate:.2g}; lower "
+                f"{self._epoch_step}, at a learning rate of {self.config.learning_rate:.2g}; lower "
                 "scst.learning_rate"
             )
 
     def state_dict(self) -> State:
         tensors, header = super().state_dict()
-        tensors |= {"order": self._order.get_state(), "sampling": self._rng.get_state()}
-        remaining = torch.cat([torch.zeros(0, dtype=torch.int64), *self._batches])
-        header |= {"epoch": self._epoch, "steps": self._steps}
+        tensors |= {"shuffle": self._shuffle.get_state(), "sampling": self._rng.get_state()}
+        remaining = torch.cat([torch.zeros(0, dtype=torch.int64), *self._remaining])
+        header |= {"epoch": self._epoch, "epoch_step": self._epoch_step}
         return tensors | {"remaining": remaining, "sums": self._sums}, header
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         tensors, header = state
-        self._order.set_state(tensors["order"])
+        self._shuffle.set_state(tensors["shuffle"])
         self._rng.set_state(tensors["sampling"])
         remaining = tensors["remaining"]
-        self._batches = list(remaining.split(self.config.batch_size)) if len(remaining) else []
-        self._epoch, self._steps = header["epoch"], header["steps"]
+        self._remaining = list(remaining.split(self.config.batch_size)) if len(remaining) else []
+        self._epoch, self._epoch_step = header["epoch"], header["epoch_step"]
         self._sums.copy_(tensors["sums"])
 
     def _policy_loss(self, features: Tensor, samples: Tensor, rewards: Tensor) -> Tensor:

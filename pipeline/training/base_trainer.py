@@ -76,7 +76,7 @@ class BaseTrainer(ABC):
         for name, module in self._modules().items():
             tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
         if self.ema_decoder is not self.decoder:
-            tensors["ema_steps"] = torch.tensor(self._ema.steps)
+            tensors["ema_updates"] = torch.tensor(self._ema.num_updates)
         tensors["rng/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
@@ -90,7 +90,7 @@ class BaseTrainer(ABC):
             prefix = f"{name}/"
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             module.load_state_dict(own)
-        self._ema.steps = int(tensors.get("ema_steps", 0))
+        self._ema.num_updates = int(tensors.get("ema_updates", 0))
         torch.set_rng_state(tensors["rng/cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)

@@ -17,7 +17,7 @@ class ModelEma:
 
     def __init__(self, decoder: Decoder, decay: float) -> None:
         self._decoder, self._decay = decoder, decay
-        self.steps = 0
+        self.num_updates = 0
         # The decoder to caption with: the average, or without one the trained decoder itself.
         self.decoder = copy.deepcopy(decoder).requires_grad_(False) if decay else decoder
         # 1 - decay of this step. On a GPU a CUDA graph reads it from the device.
@@ -28,9 +28,9 @@ class ModelEma:
 
     def count_step(self) -> None:
         """Call before each optimiser step."""
-        n = self.steps
+        n = self.num_updates
         self._lerp_weight.fill_(1 - min(self._decay, (1 + n) / (10 + n)) if n else 1.0)
-        self.steps += 1
+        self.num_updates += 1
 
     @torch.no_grad()
     def update(self) -> None:

@@ -39,7 +39,8 @@ class Trainer(BaseTrainer):
         # Shrink batches of small data sets so that an epoch has `min_epoch_steps`.
         batch_size = min(config.batch_size, max(1, len(captions) // config.min_epoch_steps))
         self.config = config.model_copy(update={"batch_size": batch_size})
-        self.steps = count_batches(captions, batch_size, config.feature_kind == "grid")
+        self.steps_per_epoch = count_batches(captions, batch_size, config.feature_kind == "grid")
+        self.total_steps = config.epochs * self.steps_per_epoch
         self._train_step, self._val_loss = CudaGraphs(self._step), CudaGraphs(self._loss)
         self._shuffle = torch.Generator().manual_seed(config.seed)
         self._global_step = 0  # over all epochs
@@ -47,45 +48,46 @@ class Trainer(BaseTrainer):
         self._start_epoch(0)
 
     def _start_epoch(self, epoch: int) -> None:
-        self._epoch, self._order = epoch, self._shuffle.get_state()
-        self._batches, self._tokens = 0, 0
+        self._epoch, self._epoch_start = epoch, self._shuffle.get_state()
+        self._epoch_step, self._tokens = 0, 0
         self._total_loss.zero_()
 
     def learning_rate_at(self, step: int) -> float:
-        config, steps = self.config, self.config.epochs * self.steps
-        return config.learning_rate * warmup_cosine(step, steps, config.warmup_ratio)
+        config = self.config
+        return config.learning_rate * warmup_cosine(step, self.total_steps, config.warmup_ratio)
 
     def train_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> Row:
         config, decoder = self.config, self.decoder.train()
         if epoch == self._epoch:  # resumed: the same order as before the interruption
-            self._shuffle.set_state(self._order)
+            self._shuffle.set_state(self._epoch_start)
         else:
             self._start_epoch(epoch)
         batches = iter_split_batches(self.split, config, self._shuffle, self.device)
-        remaining, done = islice(batches, self._batches, None), self._batches
         for batch in progress_bar(
-            remaining, label=f"epoch {epoch}", total=self.steps, unit="batch", initial=done
+            islice(batches, self._epoch_step, None),
+            label=f"epoch {epoch}",
+            total=self.steps_per_epoch,
+            unit="batch",
+            initial=self._epoch_step,
         ):
             features = self.split.features[batch.images]  # (P, …)
             features = add_noise(features, decoder.feature_std, config.feature_noise)
             # Scheduled sampling rises linearly over the training. Its forward pass only picks
             # tokens, so it needs no autocast.
-            sampling_prob = (
-                config.scheduled_sampling * self._global_step / (config.epochs * self.steps)
-            )
+            sampling_prob = config.scheduled_sampling * self._global_step / self.total_steps
             inputs = scheduled_sampling(decoder, features, batch.inputs, sampling_prob)
             set_learning_rate(self.optimizer, self.learning_rate_at(self._global_step))
             self._ema.count_step()
             self._train_step(features, inputs, batch.targets, *batch.extra)
             self._tokens += batch.tokens
-            self._batches += 1
-            if self.device.type == "cpu" or self._batches % CHECK_EVERY == 0:
+            self._epoch_step += 1
+            if self.device.type == "cpu" or self._epoch_step % CHECK_EVERY == 0:
                 self._check_finite()
             self._global_step += 1
             after_step()
         self._check_finite()
         return {
-            "learning_rate": self.learning_rate_at((epoch - 1) * self.steps),
+            "learning_rate": self.learning_rate_at((epoch - 1) * self.steps_per_epoch),
             "train_loss": float(self._total_loss) / self._tokens,
         }
 
@@ -113,8 +115,8 @@ class Trainer(BaseTrainer):
             rate = self.learning_rate_at(self._global_step)
             raise InputError(
                 f"the loss or its gradient is no longer finite in epoch {self._epoch}, by step "
-                f"{self._batches} of {self.steps}, at a learning rate of {rate:.2g}; lower "
-                "train.learning_rate or train.clip_norm"
+                f"{self._epoch_step} of {self.steps_per_epoch}, at a learning rate of {rate:.2g}; "
+                "lower train.learning_rate or train.clip_norm"
             )
 
     @torch.inference_mode()
@@ -135,27 +137,27 @@ class Trainer(BaseTrainer):
     def state_dict(self) -> State:
         tensors, header = super().state_dict()
         # An epoch's order depends on the generator's state at the epoch's start.
-        tensors |= {"order": self._order, "shuffle": self._shuffle.get_state()}
+        tensors |= {"epoch_start": self._epoch_start, "shuffle": self._shuffle.get_state()}
         tensors |= {"total_loss": self._total_loss}
         header |= {"step": self._global_step, "epoch": self._epoch}
-        return tensors, header | {"batches": self._batches, "tokens": self._tokens}
+        return tensors, header | {"epoch_step": self._epoch_step, "tokens": self._tokens}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         tensors, header = state
-        self._order = tensors["order"]
+        self._epoch_start = tensors["epoch_start"]
         self._shuffle.set_state(tensors["shuffle"])
         self._total_loss.copy_(tensors["total_loss"])
         self._global_step, self._epoch = header["step"], header["epoch"]
-        self._batches, self._tokens = header["batches"], header["tokens"]
+        self._epoch_step, self._tokens = header["epoch_step"], header["tokens"]
 
 
-def warmup_cosine(step: int, steps: int, warmup_ratio: float) -> float:
+def warmup_cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
     """The learning rate's factor: linear warm-up, then cosine decay to zero."""
-    warmup = warmup_ratio * steps
+    warmup = warmup_ratio * total_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total_steps - warmup)))
 
 
 def iter_split_batches(
