@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import Row, interleaved
-from pipeline.backbones.backbone import build_backbone, global_avg_pool
+from pipeline.backbones.backbone import build_backbone, global_avg_pool, library_of
 from pipeline.backbones.weights import BackboneWeights
 from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.feature_extractor import FeatureExtractor
@@ -25,7 +25,6 @@ from pipeline.extraction.feature_writer import create_features
 from pipeline.extraction.preprocess import decode
 from pipeline.extraction.stream import iter_features
 from pipeline.images.archive import ImageArchive
-from pipeline.stages.backbone import default_preprocessing
 from pipeline.stages.extract import default_batch_size, default_num_workers, make_recipe
 
 BACKBONES = ("resnet50", "mobilenet_v2")
@@ -36,6 +35,7 @@ CONFIG = ExtractConfig(
     crop_mode="squash",
     image_size=(None,),
     hflip=False,
+    pooling="mean",
     grid_size=None,
     dtype="float16",
     batch_size="auto",
@@ -68,7 +68,8 @@ def some_images(source: Path | None, out: Path, count: int, size: tuple[int, int
 def untrained(name: str) -> BackboneWeights:
     torch.manual_seed(0)
     tensors = build_backbone(name).state_dict()
-    return BackboneWeights(name, "random:0", default_preprocessing(name, "random:0"), tensors)
+    preprocessing = library_of(name).default_preprocessing(name, "random:0")
+    return BackboneWeights(name, "random:0", preprocessing, tensors)
 
 
 class _Files(Dataset[Tensor]):

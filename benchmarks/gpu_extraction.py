@@ -64,7 +64,7 @@ def bare(name: str, images: Tensor, compiled: bool) -> Callable[[], int]:
     Args:
         images: (B, 3, S, S), normalised.
     """
-    trunk = build_backbone(name, input_size=images.shape[-1]).to(images.device, images.dtype)
+    trunk = build_backbone(name, images.shape[-1]).to(images.device, images.dtype)
     trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(trunk, mode="max-autotune-no-cudagraphs") if compiled else trunk
 

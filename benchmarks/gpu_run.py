@@ -100,7 +100,9 @@ def _write_captions(path: Path, ids: list[str]) -> None:
 def _write_grids(path: Path, ids: list[str], device: torch.device) -> None:
     generator = torch.Generator(device).manual_seed(0)
     pre = Preprocessing(366, 320, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    recipe = FeatureRecipe("grid", "squash", False, None, (View("made_up", "random:0", "", pre),))
+    recipe = FeatureRecipe(
+        "grid", "mean", "squash", False, None, (View("made_up", "random:0", "", pre),)
+    )
     with (
         create_features(path, ids, GRID, "float16", recipe) as out,
         ThreadPoolExecutor(8) as pool,

@@ -51,7 +51,9 @@ def made_up_split(path: Path, layer: str, device: torch.device) -> Split:
     """Such captions of random features, read from a cache in `path` as training reads them."""
     count, shape = IMAGES[layer], VECTOR if layer == "pooled" else GRID
     pre = Preprocessing(256, 224, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    recipe = FeatureRecipe(layer, "squash", False, None, (View("made_up", "random:0", "", pre),))
+    recipe = FeatureRecipe(
+        layer, "mean", "squash", False, None, (View("made_up", "random:0", "", pre),)
+    )
     ids = [f"{number:06d}" for number in range(count)]
     rng = np.random.default_rng(0)
     with create_features(path, ids, shape, "float16", recipe) as rows:

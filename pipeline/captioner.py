@@ -16,6 +16,7 @@ from pipeline.extraction.preprocess import PreprocessedViews, collate, preproces
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.generation.sampling import SamplingConfig, sample
 from pipeline.images.archive import read_image
+from pipeline.runtime.device import use_reproducible_products
 
 BATCH_SIZE = 16
 ImageSource = str | Path | bytes  # a path, or the content of an image file
@@ -33,6 +34,7 @@ class Captioner:
         Raises:
             InputError: a file cannot be used, or a model was trained on another backbone.
         """
+        use_reproducible_products()
         trained = read_models(models, device)
         self.max_length = max(model.max_length for model in trained)  # of a caption, in tokens
         self._vocabulary, recipes = trained[0].vocabulary, [model.recipe for model in trained]
@@ -85,11 +87,15 @@ class Captioner:
             return preprocess(image, "the image", self._recipe)
         return preprocess(read_image(Path(image)), str(image), self._recipe)
 
+    def features(self, images: Sequence[PreprocessedViews]) -> Tensor:
+        """The features of preprocessed images, float32 (P, D) or (P, height, width, D)."""
+        return self._cnn(collate(images))
+
     def generate(
         self, images: Sequence[PreprocessedViews], config: BeamSearchConfig
     ) -> list[list[str]]:
         """One caption per group of beams, for each preprocessed image."""
-        found = BeamSearch(self._decoder, config)(self._cnn(collate(images)))
+        found = BeamSearch(self._decoder, config)(self.features(images))
         return [[self._decode(caption.token_ids) for caption in groups] for groups in found]
 
     def sample(
@@ -100,7 +106,7 @@ class Captioner:
         rng: torch.Generator,
     ) -> list[list[str]]:
         """`count` sampled captions of each preprocessed image."""
-        rows = sample(self._decoder, self._cnn(collate(images)), count, config, rng).tolist()
+        rows = sample(self._decoder, self.features(images), count, config, rng).tolist()
         captions = [self._decode([token for token in row if token != PAD]) for row in rows]
         return [captions[begin : begin + count] for begin in range(0, len(captions), count)]
 
@@ -120,7 +126,7 @@ class Captioner:
         """
         if not isinstance(self._decoder, Decoder):
             raise TypeError("an ensemble has no attention weights of its own")
-        features = self._cnn(collate([image]))  # (1, height, width, D)
+        features = self.features([image])  # (1, height, width, D)
         token_ids = torch.tensor([[START, *self._vocabulary.encode(caption)[:-1]]])
         with torch.inference_mode():
             weights = self._decoder.attention_weights(features, token_ids.to(features.device))[0]

@@ -28,6 +28,7 @@ from pipeline.config.schema import (
 )
 from pipeline.demo.archives import write_archives
 from pipeline.images.unreadable import write_unreadable
+from pipeline.runtime.device import use_reproducible_products
 from pipeline.stages.backbone import make_backbone
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.extract import extract
@@ -35,6 +36,8 @@ from pipeline.stages.prepare import prepare
 from pipeline.stages.scst import scst
 from pipeline.stages.train import train
 from pipeline.stages.vocab import make_vocabulary
+
+use_reproducible_products()  # has to come before the first product of any test
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "pipeline/demo/shapes.safetensors"

@@ -11,6 +11,7 @@ import torchvision
 from PIL import Image
 
 from pipeline.backbones.backbone import build_backbone
+from pipeline.backbones.torchvision_models import default_preprocessing
 from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig
@@ -21,7 +22,6 @@ from pipeline.extraction.preprocess import preprocess
 from pipeline.features.feature_cache import read_features, row_checksums
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
-from pipeline.stages.backbone import default_preprocessing
 from pipeline.stages.extract import extract, make_recipe
 from tests.conftest import Artifacts, command, make_zip, one_line, write_params
 from tests.helpers.images import jpeg, scene

@@ -83,8 +83,10 @@ class CaptionTable:
         """
         rows = self.rows[self.rows["split"] == name]
         by_image: dict[str, list[list[str]]] = {}
+        words: dict[str, str] = {}  # one string a word, not one an occurrence
         for image_id, tokens in zip(rows["image_id"], rows["tokens"], strict=True):
-            by_image.setdefault(image_id, []).append(tokens.split(" "))
+            caption = [words.setdefault(token, token) for token in tokens.split(" ")]
+            by_image.setdefault(image_id, []).append(caption)
         if not by_image:
             raise InputError(f"the captions table has no images in the split '{name}'")
         return SplitCaptions(by_image)

@@ -102,6 +102,7 @@ class ExtractConfig(Config):
     """What the frozen CNN sees, and which of its features are stored."""
 
     layer: FeatureKind
+    pooling: Literal["mean", "class_token"]
     crop_mode: Literal["center", "squash"]
     image_size: OneOrMore[Annotated[int, Field(ge=32, le=4096)] | None]
     hflip: bool
@@ -114,6 +115,12 @@ class ExtractConfig(Config):
     jpeg_decoder: Literal["auto", "pillow", "nvjpeg"]
     precision: Literal["auto", "float32", "float16", "bfloat16"]
     checkpoint_seconds: Seconds
+
+    @model_validator(mode="after")
+    def _pool_vectors_only(self) -> Self:
+        if self.pooling == "class_token" and self.layer == "grid":
+            raise ValueError("pooling: class_token needs layer: pooled")
+        return self
 
 
 class VocabConfig(Config):

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.captions.vocabulary import END, PAD, START, Vocabulary
 
@@ -48,15 +48,15 @@ def encode(
     references: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary
 ) -> EncodedCaptions:
     """Encode all captions of all images; `references[i]` belong to image i."""
-    rows = [
-        torch.tensor([START, *vocabulary.encode(caption), END])
-        for captions in references
-        for caption in captions
-    ]
+    lengths = torch.tensor([len(caption) + 2 for captions in references for caption in captions])
+    token_ids = np.full((len(lengths), int(lengths.max())), PAD)
+    captions = (caption for captions in references for caption in captions)
+    for row, length, caption in zip(token_ids, lengths.tolist(), captions, strict=True):
+        row[:length] = [START, *vocabulary.encode(caption), END]
     counts = torch.tensor([len(captions) for captions in references])
     return EncodedCaptions(
-        token_ids=pad_sequence(rows, batch_first=True, padding_value=PAD),
-        lengths=torch.tensor([len(row) for row in rows]),
+        token_ids=torch.from_numpy(token_ids),
+        lengths=lengths,
         images=torch.arange(len(references)).repeat_interleave(counts),
     )
 

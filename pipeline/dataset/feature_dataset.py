@@ -33,7 +33,7 @@ class FeatureDataset:
         self.shape = cache.array.shape[1:]
         self._resident: Tensor | None = None
         if len(self.shape) == 1 or self._fits():
-            kind = torch.float32 if len(self.shape) == 1 else getattr(torch, cache.array.dtype.name)
+            kind = getattr(torch, cache.array.dtype.name)
             self._resident = torch.empty(len(self), *self.shape, dtype=kind, device=device)
         self.mean, self.std = self._compute_stats()
 

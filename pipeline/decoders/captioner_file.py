@@ -13,7 +13,7 @@ from pipeline.features.recipe import FeatureRecipe
 from pipeline.runtime.errors import ArtifactError, InputError
 from pipeline.runtime.tensors import read_tensors, write_tensors
 
-FORMAT = 6
+FORMAT = 7
 MAX_LENGTH = 1000  # of a caption: a search reserves what a file claims
 
 

@@ -31,20 +31,20 @@ class FeatureExtractor:
         recipe: FeatureRecipe,
         device: torch.device,
         precision: torch.dtype = torch.float32,
-        batch: int = 4,
+        batch: int | None = None,
     ) -> None:
         """
         Args:
-            batch: the usual batch size; oneDNN lays weights out for it, and other sizes can take
-                twice the time.
+            batch: the usual batch size, by default `default_batch_size`; oneDNN lays weights out
+                for it, and other sizes can take twice the time.
 
         Raises:
             InputError: the weights do not fit the model, or the recipe has other backbones.
         """
         self.recipe, self.device, self.precision = recipe, device, precision
+        batch = batch or default_batch_size(recipe, device)
         self._views = [
-            _ViewEncoder(view, backbones, recipe.hflip, device, precision, batch)
-            for view in recipe.views
+            _ViewEncoder(view, backbones, recipe, device, precision, batch) for view in recipe.views
         ]
         self._graphs = CudaGraphs(lambda *images: (self._features(*images),))
 
@@ -77,6 +77,17 @@ class FeatureExtractor:
         return tuple(self(blank).shape[1:])
 
 
+def default_batch_size(recipe: FeatureRecipe, device: torch.device) -> int:
+    """Return a batch size that keeps all cores of a GPU busy, or that suits a CPU's cache.
+
+    Small batches also stay below the size at which glibc maps fresh memory for every allocation.
+    """
+    if device.type != "cpu":
+        return 128
+    largest = max(view.preprocessing.size for view in recipe.views)
+    return min(4, max(1, round(4 * (224 / largest) ** 2)))
+
+
 class _ViewEncoder:
     """One backbone, fused for one image size."""
 
@@ -84,17 +95,18 @@ class _ViewEncoder:
         self,
         view: View,
         backbones: Sequence[BackboneWeights],
-        hflip: bool,
+        recipe: FeatureRecipe,
         device: torch.device,
         precision: torch.dtype,
         batch: int,
     ) -> None:
         pre = view.preprocessing
-        model = load_backbone(_find_backbone(view, backbones), pre.size)
+        class_token = recipe.pooling == "class_token"
+        model = load_backbone(_find_backbone(view, backbones), pre.size, class_token)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = torch.zeros(batch, 3, pre.size, pre.size, dtype=precision, device=device)
         self._model = fuse(model, example.to(memory_format=torch.channels_last))
-        self._hflip, self._device, self._precision = hflip, device, precision
+        self._hflip, self._device, self._precision = recipe.hflip, device, precision
         # For pixel values of 0 to 255. Repeated for a whole row, since a CPU is slow to broadcast
         # over three numbers at a time.
         self._mean, self._std = (

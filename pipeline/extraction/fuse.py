@@ -28,13 +28,13 @@ def fuse(backbone: nn.Module, images: Tensor) -> nn.Module:
     """Return the same function, faster; or `backbone` itself if torch.fx cannot trace it.
 
     Args:
-        backbone: in eval mode; it must not be used afterwards.
+        backbone: in eval mode.
         images: an example (B, 3, S, S), on the device and in the dtype to compute in. On a CPU
             that supports the dtype, convolutions become oneDNN's; on a GPU, the weights are cast
             to it.
     """
     try:
-        graph = fold_batch_norms(backbone, inplace=True)
+        graph = fold_batch_norms(backbone)
     except (fx.proxy.TraceError, TypeError):
         return backbone.to(images.dtype) if images.device.type == "cuda" else backbone
     assert isinstance(graph, fx.GraphModule)
@@ -155,9 +155,14 @@ def _use_cudnn(graph: fx.GraphModule) -> None:
 def _convolutions(
     graph: fx.GraphModule, modules: dict[str, nn.Module]
 ) -> list[tuple[fx.Node, nn.Conv2d]]:
-    """Return the convolutions with plain zero padding, given as numbers."""
+    """Return the convolutions with plain zero padding, given as numbers, whose weights nothing else
+    reads."""
     convs = []
+    reads = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    owners = {name.rpartition(".")[0] for name in reads}
     for node in graph.graph.nodes:
+        if str(node.target) in owners:
+            continue
         conv = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros":
             convs += [] if isinstance(conv.padding, str) else [(node, conv)]

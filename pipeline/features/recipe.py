@@ -45,6 +45,7 @@ class FeatureRecipe:
     """Everything that determines what a feature means."""
 
     layer: str  # pooled or grid
+    pooling: str  # of the pooled vector: mean of the grid, or class_token of a vision transformer
     crop_mode: str  # center or squash
     hflip: bool  # whether features are averaged over the image and its mirror image
     grid_size: int | None  # cells per side of the grid; None: as in the first view's CNN
@@ -66,7 +67,8 @@ class FeatureRecipe:
         )
         mirrored = ", mirrored" if self.hflip else ""
         decoder = ", nvJPEG" if self.jpeg_decoder == "nvjpeg" else ""
-        return f"{views}, {self.layer}, {self.crop_mode}{mirrored}{decoder}"
+        pooling = ", class token" if self.pooling == "class_token" else ""
+        return f"{views}, {self.layer}{pooling}, {self.crop_mode}{mirrored}{decoder}"
 
     @classmethod
     def from_json(cls, content: Any, where: str) -> "FeatureRecipe":

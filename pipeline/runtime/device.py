@@ -76,8 +76,7 @@ def seed_everything(seed: int, deterministic: bool = True) -> None:
             by timing, and nondeterministic kernels are allowed. A CPU stays deterministic.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # MKL's conditional numerical reproducibility: results must not depend on the threads.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    use_reproducible_products()
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # This finds reads of uninitialised memory, which we do not have, and is slow
@@ -88,3 +87,11 @@ def seed_everything(seed: int, deterministic: bool = True) -> None:
     torch.backends.cuda.matmul.allow_tf32 = not deterministic
     if torch.cuda.is_available() and not deterministic:
         torch.use_deterministic_algorithms(False)
+
+
+def use_reproducible_products() -> None:
+    """On a CPU, products of float32 matrices must not depend on the number of threads.
+
+    This is MKL's conditional numerical reproducibility; it has no effect after the first product.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

@@ -1,44 +1,36 @@
 """Stage 3: get the frozen CNN's weights."""
 
 import logging
-import sys
 import warnings
 import zipfile
-from http.client import HTTPException
 from pathlib import Path
-from ssl import SSLError
 from typing import Annotated, Any
-from urllib.error import URLError
 
 import torch
-import torchvision
 import typer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.backbones.backbone import build_backbone, check_name
+from pipeline.backbones.backbone import build_backbone, library_of
 from pipeline.backbones.weights import BackboneWeights, write_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import BackboneConfig
-from pipeline.features.recipe import Preprocessing
 from pipeline.runtime import options
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import named_file
 
 log = logging.getLogger(__name__)
 
-WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+HEADS = ("head", "fc", "classifier", "last_linear")  # of classifiers; their weights are not used
 
 # Complex, quantised and packed types cannot be used.
 PLAIN_DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
-
-# With torchvision's weights these models renormalise their input from ImageNet's mean and std to
-# (x - 0.5) / 0.5 (torchvision's `transform_input`); here that is part of the preprocessing.
-TRANSFORM_INPUT_MODELS = ("googlenet", "inception_v3")
 
 
 def make_backbone(out: Path, config: BackboneConfig) -> None:
@@ -48,7 +40,7 @@ def make_backbone(out: Path, config: BackboneConfig) -> None:
         InputError: a model or its weights are unknown, unavailable, or do not fit together.
     """
     for name in config.name:  # before any download
-        check_name(name)
+        library_of(name).check_name(name)
     backbones = [
         _get_backbone(name, weights, config.seed)
         for name, weights in zip(config.name, config.weights, strict=True)
@@ -60,60 +52,23 @@ def make_backbone(out: Path, config: BackboneConfig) -> None:
 
 
 def _get_backbone(name: str, weights: str, seed: int) -> BackboneWeights:
+    library = library_of(name)
     if weights == "random":
         torch.manual_seed(seed)
         label, given = f"random:{seed}", None
-    elif weights.lower().endswith(WEIGHT_SUFFIXES):
+    elif weights.lower().endswith(SUFFIXES):
         label, given = Path(weights).name, _load_state_dict_file(weights)
     else:
-        label, given = _fetch_from_torchvision(name, weights)
-    expected = build_backbone(name).state_dict()
+        label, given = library.fetch(name, weights)
+    preprocessing = library.default_preprocessing(name, label)
+    expected = build_backbone(name, preprocessing.size).state_dict()
     mismatch = f"the weights {weights} are not of {name}"
     tensors = expected if given is None else _match_state_dict(given, expected, mismatch)
-    return BackboneWeights(name, label, default_preprocessing(name, label), tensors)
-
-
-def default_preprocessing(name: str, weights: str) -> Preprocessing:
-    """Return the preprocessing of torchvision's named weights, or of the model's default ones."""
-    known = torchvision.models.get_model_weights(name)
-    entry = known[weights] if weights in known.__members__ else known.DEFAULT
-    transforms: Any = entry.transforms()
-    transforms_input = name in TRANSFORM_INPUT_MODELS
-    return Preprocessing(
-        resize=transforms.resize_size[0],
-        size=transforms.crop_size[0],
-        interpolation=transforms.interpolation.value,
-        mean=(0.5,) * 3 if transforms_input else tuple(transforms.mean),
-        std=(0.5,) * 3 if transforms_input else tuple(transforms.std),
-    )
-
-
-def _fetch_from_torchvision(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
-    known = torchvision.models.get_model_weights(name)
-    allowed = ["DEFAULT", *known.__members__]
-    if weights not in allowed:
-        raise InputError(
-            f"{name} has no weights '{weights}'; allowed are {', '.join(dict.fromkeys(allowed))}, "
-            f"random, or a file ({' '.join(WEIGHT_SUFFIXES)}) (backbone.weights)"
-        )
-    chosen = known.DEFAULT if weights == "DEFAULT" else known[weights]
-    try:
-        # check_hash: the URL contains the beginning of the file's SHA-256.
-        return chosen.name, chosen.get_state_dict(
-            progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
-        )
-    except (URLError, TimeoutError, ConnectionError, SSLError, HTTPException) as error:
-        raise InputError(
-            f"cannot fetch {chosen.url} ({getattr(error, 'reason', error)}); "
-            "set backbone.weights to the path of a state dict instead"
-        ) from None
-    except RuntimeError as error:
-        raise InputError(
-            f"{chosen.url} is not the file that torchvision expects ({error})"
-        ) from None
+    return BackboneWeights(library.canonical_name(name), label, preprocessing, tensors)
 
 
 def _load_state_dict_file(weights: str) -> dict[str, Tensor]:
+    """Read a state dict of plain tensors; anything else is an InputError. No code is run."""
     path = named_file(weights, "backbone.weights")
     try:
         if path.suffix == ".safetensors":
@@ -181,7 +136,7 @@ def _match_state_dict(
             matched[name] = given[name].to(reference.dtype)
             if reference.is_floating_point() and not torch.isfinite(matched[name]).all():
                 raise InputError(f"{mismatch}: {name} has values that are not finite")
-    children = {name.split(".")[0] for name in expected}
+    children = {name.split(".")[0] for name in expected} - set(HEADS)
     extra = [name for name in given if name not in expected and name.split(".")[0] in children]
     if extra:
         raise InputError(f"{mismatch}: they have {extra[0]}, which the model lacks")

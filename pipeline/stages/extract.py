@@ -16,7 +16,7 @@ from pipeline.backbones.weights import BackboneWeights, read_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig
 from pipeline.extraction import nvjpeg
-from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.feature_extractor import FeatureExtractor, default_batch_size
 from pipeline.extraction.feature_writer import resume_features
 from pipeline.extraction.precision import pooled_features, same_direction, select_dtype
 from pipeline.extraction.preprocess import collate
@@ -144,6 +144,7 @@ def make_recipe(backbones: Sequence[BackboneWeights], config: ExtractConfig) -> 
     """Return the recipe of these weights and params: one view per backbone and image size."""
     return FeatureRecipe(
         layer=config.layer,
+        pooling=config.pooling,
         crop_mode=config.crop_mode,
         hflip=config.hflip,
         grid_size=config.grid_size,
@@ -172,17 +173,6 @@ def _check_finite(rows: Rows, ids: Sequence[str], config: ExtractConfig) -> None
         image_id = ids[int((~rows.finite).nonzero()[0][0])]
         hint = "; set extract.dtype: float32" if config.dtype == "float16" else ""
         raise InputError(f"the features of {image_id} are not finite{hint}")
-
-
-def default_batch_size(recipe: FeatureRecipe, device: torch.device) -> int:
-    """Return a batch size that keeps all cores of a GPU busy, or that suits a CPU's cache.
-
-    Small batches also stay below the size at which glibc maps fresh memory for every allocation.
-    """
-    if device.type != "cpu":
-        return 128
-    largest = max(view.preprocessing.size for view in recipe.views)
-    return min(4, max(1, round(4 * (224 / largest) ** 2)))
 
 
 def default_num_workers(device: torch.device) -> int:
