@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from zipfile import ZIP_STORED, ZipFile
@@ -24,7 +25,11 @@ from PIL import Image
 from pipeline.entrypoint import app, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = "download prepare backbone extract vocab train scst evaluate report".split()
+GREEDY = ["--params", "greedy.yaml", "--out-dir", "greedy/reports"]  # a second run, to compare
+COMMANDS = [
+    *([stage] for stage in "download prepare backbone extract vocab train scst evaluate".split()),
+    *(["report"], ["evaluate", *GREEDY], ["compare", ".", "greedy"]),
+]
 TEST_IMAGES = 5000  # Karpathy's, of val and of test; a smaller set has a tenth each
 NUM_WORDS = 10_000
 CHANGES: dict[str, dict[str, Any]] = {
@@ -39,7 +44,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "scst": {"epochs": 0},
     "evaluate": {"beam_size": 2},
-    "report": {"max_images": 1000},
 }
 
 
@@ -67,18 +71,24 @@ def write_coco(folder: Path, num_images: int) -> None:
     (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
 
 
-def run_stage(stage: str, folder: Path) -> tuple[float, float]:
-    """Run a stage; return its seconds, and its own memory in GB: without pages of files."""
+def run(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Run a command; return its seconds, and its own memory in GB: without pages of files."""
     began, peak = time.monotonic(), 0
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline", stage]
-    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE) as process:
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
         while process.poll() is None:
             peak = max(peak, _own_memory(process.pid))
             time.sleep(0.05)
         assert process.stderr is not None
         if process.returncode:
-            raise RuntimeError(f"{stage}: {process.stderr.read().decode()[-2000:]}")
+            raise RuntimeError(f"{arguments}: {process.stderr.read().decode()[-2000:]}")
     return time.monotonic() - began, peak / 1e6
 
 
@@ -113,11 +123,12 @@ def main(
             for group, changes in CHANGES.items():
                 params[group] |= changes
             (folder / "params.yaml").write_text(yaml.safe_dump(params))
-            for stage in STAGES:
-                seconds, memory = run_stage(stage, folder)
-                per_image = 1000 * seconds / size
-                print(f"| {stage} | {size:,} | {seconds:.1f} | {per_image:.2f} | {memory:.2f} |")
-                sys.stdout.flush()
+            params["evaluate"]["beam_size"] = 1
+            (folder / "greedy.yaml").write_text(yaml.safe_dump(params))
+            for arguments in COMMANDS:
+                seconds, memory = run(arguments, folder)
+                row = (arguments[0], f"{size:,}", f"{seconds:.1f}", f"{1000 * seconds / size:.2f}")
+                print(f"| {' | '.join(row)} | {memory:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_a_made_up_coco_goes_through_prepare(tmp_path: Path) -> None:
         | {"text_md5": None},
     )
     for stage in ("download", "prepare"):
-        seconds, memory = scale.run_stage(stage, tmp_path)
+        seconds, memory = scale.run([stage], tmp_path)
         assert seconds > 0
         assert 0 < memory < 2
     info = read_info(tmp_path / "data/captions.csv")
