@@ -55,7 +55,15 @@ def load_runs(side: str, reports: str) -> list[RunReports]:
 def load_compare_config(params: Path | None) -> CompareConfig:
     """Load the given params file, or params.yaml here or at the repository's root."""
     path = params or Path("params.yaml")
-    return load_params(path if params or path.exists() else repository_root() / path, CompareConfig)
+    if params or path.exists():
+        return load_params(path, CompareConfig)
+    try:
+        return load_params(repository_root() / path, CompareConfig)
+    except InputError:
+        raise InputError(
+            "there is no params.yaml here, with the group compare; run it in the project's folder, "
+            "or name the file with --params"
+        ) from None
 
 
 def failures(
