@@ -20,14 +20,17 @@ from benchmarks.timing import Row, interleaved
 from pipeline.backbones.backbone import build_backbone, global_avg_pool, library_of
 from pipeline.backbones.weights import BackboneWeights
 from pipeline.config.schema import ExtractConfig
-from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.feature_extractor import FeatureExtractor, default_batch_size
 from pipeline.extraction.feature_writer import create_features
 from pipeline.extraction.preprocess import decode
 from pipeline.extraction.stream import iter_features
 from pipeline.images.archive import ImageArchive
-from pipeline.stages.extract import default_batch_size, default_num_workers, make_recipe
+from pipeline.stages.extract import default_num_workers, make_recipe
 
-BACKBONES = ("resnet50", "mobilenet_v2")
+BACKBONES = (
+    *("resnet50", "mobilenet_v2"),
+    *("timm/tf_efficientnet_lite0", "timm/vit_small_patch16_224"),
+)
 SECONDS = 6  # that the CNN alone takes for a round: an archive has thousands of images
 
 CONFIG = ExtractConfig(
@@ -76,13 +79,25 @@ class _Files(Dataset[Tensor]):
     def __init__(self, folder: Path, name: str) -> None:
         files = sorted(folder.iterdir())
         self._files = files[: max(1, len(files) // 4)]
-        self._transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        self._transform = own_transform(name)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, i: int) -> Tensor:
         return self._transform(Image.open(self._files[i]).convert("RGB"))
+
+
+def own_transform(name: str) -> Callable[[Image.Image], Tensor]:
+    """The transform that the model's library gives for it."""
+    if not name.startswith("timm/"):
+        return torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    import timm
+
+    config = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=False)
+    assert config is not None
+    data_config = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
+    return timm.data.create_transform(**data_config)
 
 
 def plain_way(folder: Path, name: str, device: torch.device) -> Callable[[], int]:

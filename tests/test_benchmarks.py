@@ -22,7 +22,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     for module, sizes in (
         (training, {"IMAGES": {"pooled": 30, "grid": 6}, "VECTOR": (16,), "GRID": (2, 2, 16)}),
         (search, {"IMAGES": 20, "ALONE": 2, "BATCH": 10, "VECTOR": (16,), "GRID": (2, 2, 16)}),
-        (extraction, {"BACKBONES": ("shufflenet_v2_x0_5",), "SECONDS": 0.1}),
+        (
+            extraction,
+            {"BACKBONES": ("shufflenet_v2_x0_5", "timm/mobilenetv3_small_050"), "SECONDS": 0.1},
+        ),
     ):
         for name, value in sizes.items():
             monkeypatch.setattr(module, name, value)
