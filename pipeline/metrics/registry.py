@@ -31,8 +31,15 @@ METRICS = {
         Metric(
             "unique_captions", "unique captions", True, label="unique captions", format="{:.1f} %"
         ),
-        Metric("repeated", "repeated", False, label="repeat a pair of words", format="{:.1f} %"),
+        Metric("repeated", "repeated", False, label="repeat themselves", format="{:.1f} %"),
         Metric("bad_endings", "bad endings", False, label="end mid-phrase", format="{:.1f} %"),
+        Metric(
+            "word_recall",
+            "word recall",
+            True,
+            label="of reference words named",
+            format="{:.1f} %",
+        ),
         Metric(
             "vocabulary_used", "vocabulary used", None, label="distinct words", format="{:,.0f}"
         ),
@@ -40,6 +47,6 @@ METRICS = {
 }
 BLEU_NAMES = tuple(f"bleu_{n}" for n in range(1, ORDERS + 1))
 MEAN_NAMES = tuple(key for key, metric in METRICS.items() if metric.mean)
-SCORE_NAMES = BLEU_NAMES + MEAN_NAMES  # of captions against references
-DIVERSITY_NAMES = tuple(key for key in METRICS if key not in SCORE_NAMES)  # of captions alone
+SCORE_NAMES = BLEU_NAMES + MEAN_NAMES
+DIVERSITY_NAMES = tuple(key for key in METRICS if key not in SCORE_NAMES)
 TESTED_NAMES = tuple(key for key, metric in METRICS.items() if metric.tested)

@@ -86,7 +86,7 @@ def evaluate(
     baselines = compute_baselines(training, split.references)
     metrics: dict[str, Any] = {
         **compute_scores(generated, split.references),
-        **diversity_stats(generated),
+        **diversity_stats(generated, split.references),
         **({"backbone": "UNTRAINED"} if cache.recipe.untrained else {}),
         "split": f"{config.split} ({table.info.split})",
         "baselines": baselines,

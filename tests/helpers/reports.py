@@ -114,7 +114,7 @@ def write_inputs(folder: Path, images: Sequence[Captioned], photos: int = 8) -> 
         reports.metrics,
         {
             **scores,
-            **diversity_stats(captions),
+            **diversity_stats(captions, references),
             "split": "test (official)",
             "baselines": [
                 {"name": "constant", "caption": images[0].caption, **half},

@@ -90,7 +90,7 @@ class Runs:
         write_scores(out.scores, columns)
         metrics: dict[str, Any] = {
             **compute_scores(captions, self.references),
-            **diversity_stats(captions),
+            **diversity_stats(captions, self.references),
             "split": "test (official)",
             "baselines": [{"name": "constant", **dict.fromkeys(SCORE_NAMES, 4.5)}],
             "meta": [meta(len(self.ids))],
