@@ -28,7 +28,15 @@ def load_params(path: Path, config: type[AnyConfig]) -> AnyConfig:
         InputError: the file is missing or not YAML; a key is unknown, missing or invalid (the
             message names it and what is allowed); or a group needs a GPU and there is none.
     """
-    groups = _load_yaml(path)
+    return cast(AnyConfig, check_params(path, parse_params(path))[config.group()])
+
+
+def check_params(path: Path, groups: dict[str, Any]) -> dict[str, Config]:
+    """Return the configs of all groups; errors name the file `path`.
+
+    Raises:
+        InputError: as `load_params`.
+    """
     for name in groups:
         if name not in GROUPS:
             raise InputError(f"{path}: unknown group '{name}'; {_hint(name, name, GROUPS)}")
@@ -44,7 +52,7 @@ def load_params(path: Path, config: type[AnyConfig]) -> AnyConfig:
             f"{path}: extract.layer is '{extract.layer}', but {train.decoder} takes "
             f"'{train.feature_kind}' features; change one of the two"
         )
-    return cast(AnyConfig, configs[config.group()])
+    return configs
 
 
 def parse_yaml(text: str) -> Any:
@@ -52,7 +60,8 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Yaml12Loader)
 
 
-def _load_yaml(path: Path) -> dict[str, Any]:
+def parse_params(path: Path) -> dict[str, Any]:
+    """Read a params file as plain groups; an InputError unless it is YAML of groups."""
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
