@@ -29,7 +29,7 @@ def test_what_does_not_fit_is_listed_and_counted(tmp_path: Path) -> None:
     out = run_download(tmp_path, archive, table, on_bad_image="exclude")
     assert "bad.jpg" in (out / "unreadable_images.csv").read_text()
     with pytest.raises(InputError) as error:
-        run_prepare(out)
+        run_prepare(out, max_excluded=0.1)
     assert "1 image that" in str(error.value)
     assert "lacks: 'lost.jpg'; add them" in str(error.value)
     assert "1 image that cannot be read: 'bad.jpg'" in str(error.value)
@@ -38,10 +38,14 @@ def test_what_does_not_fit_is_listed_and_counted(tmp_path: Path) -> None:
         error.value
     )
     assert not (out / "captions.csv").exists()
-    with pytest.raises(
-        InputError, match=r"that is 7\.0% of the images, more than prepare\.max_excluded"
-    ):
-        run_prepare(out, on_mismatch="exclude")
+    for mode, remedy in [("fail", "raise it and set prepare.on_mis"), ("exclude", "raise it;")]:
+        with pytest.raises(InputError) as error:
+            run_prepare(out, on_mismatch=mode)
+        reason = (
+            "that is 9.1% of the captions, more than prepare.max_excluded (0.05); mend the data,"
+        )
+        assert f"{reason} or {remedy}" in str(error.value)
+        assert "run: dvc repro -f download" in str(error.value)
     run_prepare(out, on_mismatch="exclude", max_excluded=0.1)
     assert (out / "excluded.csv").read_text().splitlines() == [
         "reason,image,caption",
@@ -74,11 +78,18 @@ def test_what_does_not_fit_is_listed_and_counted(tmp_path: Path) -> None:
         (
             "a.json",
             '{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}',
-            "annotations[0]: 'images' has no id 1",
+            "lacks: 'image_id 1'",
+        ),
+        (
+            "a.json",
+            '{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": "1", "file_name": "b.jpg"}], '
+            '"annotations": [{"image_id": 1, "caption": "x"}]}',
+            "images[1]: the id 1 is 'a.jpg' too; give each image its own",
         ),
         ("a.json", '{"images": [{"filename": "a.jpg", "split": "x", "sentences": [{"raw": "b"}]}]}',
          "the split 'x' is unknown; allowed are train, training, restval, val"),
         ("a.csv", "image,caption,split\na.jpg,x,train\na.jpg,y,val\n", "is in two splits, 'train'"),
+        ("a.tsv", "a.jpg\tx\n", "has no header, it begins with"),
         ("a.csv", "foto,wort\na.jpg,x\n", "name your columns in prepare.image_column"),
     ],
 )  # fmt: skip
@@ -195,3 +206,80 @@ def test_a_wrong_source_is_named_as_params_name_it(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             run_download(tmp_path, images, text)
         assert not (tmp_path / "data/text.zip").exists()
+
+
+def test_a_source_named_twice_is_read_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos, table = forty_images(tmp_path)
+    once = run_download(tmp_path / "once", photos, table)
+    twice = run_download(tmp_path / "twice", [photos, f"{photos}/"], [table, table])
+    assert f"download.images names {photos} twice; it is read once" in caplog.text
+    for name in ("images.zip", "text.zip"):
+        assert (twice / name).stat().st_size == (once / name).stat().st_size
+
+
+def test_only_photos_of_an_unsupported_format_are_said(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.heic").write_bytes(b"ftypheic")
+    expected = r"no images; expected \.bmp .*, found 1 file of other formats \('1\.heic'\); convert"
+    with pytest.raises(InputError, match=expected):
+        run_download(tmp_path, tmp_path / "photos", tmp_path / "photos")
+
+
+def test_a_split_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    photos, table = forty_images(tmp_path)
+    out = run_download(tmp_path, photos, table)
+    expected = r"captions\.csv has no column or key 'set', which prepare\.split_column names; its"
+    with pytest.raises(InputError, match=expected):
+        run_prepare(out, split_column="set")
+
+
+@pytest.mark.parametrize("cell", ["['a dog', \"a dog's tail\"]", '[""a dog"", ""a dog\'s tail""]'])
+def test_a_list_in_a_cell_is_several_captions(tmp_path: Path, cell: str) -> None:
+    photos, table = forty_images(tmp_path)
+    quoted = cell if '""' in cell else cell.replace('"', '""')
+    table.write_text(table.read_text().replace("a/0.jpg,a dog", f'a/0.jpg,"{quoted}"'))
+    rows = read_table(run_prepare(run_download(tmp_path, photos, table))).rows
+    assert list(rows[rows["image_id"] == "a/0.jpg"]["caption"]) == ["a dog", "a dog's tail"]
+
+
+def test_tables_that_repeat_each_other_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos, table = forty_images(tmp_path)
+    old = tmp_path / "captions_old.csv"
+    old.write_text(table.read_text())
+    out = run_download(tmp_path, photos, [table, old])
+    expected = r"captions_old\.csv and captions\.csv both have the caption 'a dog' of .* name one"
+    with pytest.raises(InputError, match=expected):
+        run_prepare(out)
+    table.write_text(table.read_text() + "a/0.jpg,a dog\n")
+    run_prepare(run_download(tmp_path / "one", photos, table))
+    assert "1 caption repeated word for word for one image" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".json"])
+def test_a_text_file_whose_photo_is_gone_is_a_missing_image(tmp_path: Path, suffix: str) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for n in range(40):
+        (photos / f"{n}.jpg").write_text(PPM.replace("red", f"r{n:02}"))
+        content = '{"caption": "a dog", "status": "success"}' if suffix == ".json" else "a dog"
+        (photos / f"{n}{suffix}").write_text(content)
+    (photos / "README.txt").write_text("about these photos")
+    (photos / "3.jpg").unlink()
+    out = run_download(tmp_path, photos, photos)
+    with pytest.raises(InputError, match=r"1 image that .* lacks: '3\.jpg'; add them"):
+        run_prepare(out)
+    assert len(read_table(run_prepare(out, on_mismatch="exclude")).rows) == 39
+
+
+def test_a_table_of_something_else_beside_the_captions_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos, table = forty_images(tmp_path)
+    other = tmp_path / "cameras.csv"
+    other.write_text("id,camera\n0,Leica\n")
+    assert len(read_table(run_prepare(run_download(tmp_path, photos, [table, other]))).rows) == 40
+    assert "cameras.csv is not read: its header has no images with captions" in caplog.text

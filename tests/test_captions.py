@@ -56,7 +56,7 @@ def test_a_line_end_inside_a_caption_becomes_a_space(tmp_path: Path, char: str) 
 def test_a_caption_without_words_is_refused_or_set_aside(tmp_path: Path) -> None:
     tokens = "a.jpg#0\t\na.jpg#1\tA cat\nb.jpg#0\tx\nc.jpg#0\ty\n"
     with pytest.raises(
-        InputError, match=r"1 caption without words, of 'a\.jpg': write or remove them; or set"
+        InputError, match=r"1 caption without words, of 'a\.jpg': write or remove them; that is"
     ):
         table_of(tmp_path, tokens)
     assert len(table_of(tmp_path, tokens, on_mismatch="exclude", max_excluded=0.3)) == 3
@@ -65,7 +65,7 @@ def test_a_caption_without_words_is_refused_or_set_aside(tmp_path: Path) -> None
 
 
 def test_an_image_without_any_words_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"1 image without captions: 'b\.jpg'; add captions"):
+    with pytest.raises(InputError, match=r"1 caption without words, of 'b\.jpg': write or"):
         table_of(tmp_path, "a.jpg#0\tA cat\nb.jpg#0\t . \nc.jpg#0\ty\n")
 
 

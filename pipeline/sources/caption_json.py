@@ -91,16 +91,20 @@ def _read_karpathy(images: list[Any], where: str) -> Iterator[CaptionRecord]:
 
 
 def _read_coco(images: list[Any], annotations: list[Any], where: str) -> Iterator[CaptionRecord]:
-    names: dict[Any, str] = {}
+    names: dict[str, str] = {}
     for number, image in enumerate(images):
         entry = f"{where}, images[{number}]"
-        names[_id(image, "id", entry)] = _text(image, "file_name", entry)
+        image_id, name = _id(image, "id", entry), _text(image, "file_name", entry)
+        if names.setdefault(image_id, name) != name:
+            raise InputError(
+                f"{entry}: the id {image_id} is {names[image_id]!r} too; give each image its own"
+            )
     for number, annotation in enumerate(annotations, start=1):
         entry = f"{where}, annotations[{number - 1}]"
         image_id = _id(annotation, "image_id", entry)
-        if image_id not in names:
-            raise InputError(f"{entry}: 'images' has no id {image_id!r}")
-        yield CaptionRecord(names[image_id], _text(annotation, "caption", entry), None, number)
+        # One that 'images' does not have counts as a missing image.
+        name = names.get(image_id, f"image_id {image_id}")
+        yield CaptionRecord(name, _text(annotation, "caption", entry), None, number)
 
 
 def _read_objects(
@@ -165,12 +169,15 @@ def _is_caption(value: Any) -> bool:
 def _text(entry: Any, key: str, where: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, str):
-        raise InputError(f"{where}: expected a text {key!r}, found {repr(value)[:60]}")
+        raise InputError(
+            f"{where}: expected a text {key!r}, found {repr(value)[:60]}; use a file of captions"
+        )
     return value
 
 
-def _id(entry: Any, key: str, where: str) -> str | int:
+def _id(entry: Any, key: str, where: str) -> str:
+    """The id as text: some files quote it in one place and not in the other."""
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, (int, str)):
         raise InputError(f"{where}: expected an id {key!r}, found {repr(value)[:60]}")
-    return value
+    return str(value)

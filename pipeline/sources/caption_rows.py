@@ -1,5 +1,6 @@
 """Read captions from a table (CSV, TSV): a header, then one row each."""
 
+import ast
 import csv
 import logging
 import re
@@ -77,11 +78,25 @@ def read_rows(lines: Iterator[str], where: str, named: ColumnNames) -> Iterator[
             )
         image = cells[columns.image].strip()
         split = None if columns.split is None else cells[columns.split].strip()
-        captions: list[str | None] = [cells[column] for column in columns.captions]
-        if len(captions) > 1:  # an image may have fewer captions than there are columns
+        captions: list[str | None] = [
+            caption for column in columns.captions for caption in _captions_of(cells[column])
+        ]
+        if len(captions) > 1:  # an image may have fewer captions than others
             captions = [caption for caption in captions if caption and caption.strip()] or [""]
         for caption in captions or [None]:
             yield CaptionRecord(image, caption, split, number)
+
+
+def _captions_of(cell: str) -> list[str]:
+    """The captions of a cell: those of a list, as JSON or Python writes it, or the cell itself."""
+    if cell.startswith("[") and cell.endswith("]"):
+        try:
+            captions = ast.literal_eval(cell)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return [cell]
+        if isinstance(captions, list) and all(isinstance(caption, str) for caption in captions):
+            return captions or [""]
+    return [cell]
 
 
 def _caption_columns(names: Sequence[str], named: ColumnNames) -> tuple[int, ...]:
@@ -111,7 +126,7 @@ def _explain_header(header: str, where: str, named: ColumnNames) -> str:
         wanted = [named.image, *(named.captions or ()), named.split]
         names = ", ".join(repr(name) for name in wanted if name)
         return f"{where}: expected the columns {names} of params, found the header {header[:60]!r}"
-    if is_image_name(header.split(",")[0].strip()):
+    if is_image_name(re.split(r"[,;\t|]", header)[0].strip().strip('"')):
         return (
             f"{where} has no header, it begins with {header[:60]!r}; add the line "
             f"'{EXPECTED_HEADER}' above that"

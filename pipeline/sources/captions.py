@@ -1,29 +1,28 @@
 """Find the captions among the text files of a data set, and read them in any known format."""
 
-import re
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pydantic_core import from_json
 
-from pipeline.images.names import check_id, first_few, normalize_path
+from pipeline.images.names import first_few
 from pipeline.runtime.errors import InputError
 from pipeline.sources.caption_json import JsonCaptions, parse_captions, parse_json_lines
 from pipeline.sources.caption_rows import find_columns, read_rows
-from pipeline.sources.records import SPLITS, CaptionRecord, ColumnNames
+from pipeline.sources.collector import CaptionCollector
+from pipeline.sources.records import CaptionRecord, ColumnNames
 from pipeline.sources.split_files import find_lists, read_lists, split_of_path
 from pipeline.sources.text_archive import TextArchive
 from pipeline.sources.token_file import is_token_line, read_tokens
 
-MAX_CAPTION = 10_000  # characters
+log = logging.getLogger(__name__)
+
 EXPECTED = (
     "a token file (name.jpg#0<TAB>caption), a table with the header 'image,caption' (.csv, .tsv, "
     ".txt), JSON of Karpathy or COCO, or JSON Lines"
 )
-
-# Control characters except the tab, and Unicode's line ends: some CSV readers end a row there.
-CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -71,18 +70,26 @@ def read_captions(
         for entry in caption_files:
             _open(entry, archive, named)
         _check_formats(caption_files, archive, format)
-        table = _Collector()
+        table = CaptionCollector()
         by_file = _splits_of_files(caption_files)
         for entry in caption_files:
-            table.add_all(entry, archive.where(entry.name), by_file.get(entry.name))
+            where, split = archive.where(entry.name), by_file.get(entry.name)
+            table.add_all(entry.name, entry.records, where, entry.place, split)
         for entry in files:
             if entry.splits_only and table.splits is None:
                 _open(entry, archive, named)
-                table.add_all(entry, archive.where(entry.name), None)
+                table.add_all(entry.name, entry.records, archive.where(entry.name), entry.place)
         if not table.captions:
             names = first_few([entry.name for entry in caption_files])
             raise InputError(f"{text}: {names} has no captions; add one line per caption")
         splits = table.splits
+        if splits is None and named.split is not None:
+            header = f"; its header is {', '.join(caption_files[0].header)}"
+            raise InputError(
+                f"{archive.where(caption_files[0].name)} has no column or key {named.split!r}, "
+                f"which prepare.split_column names{header if caption_files[0].header else ''}"
+            )
+        table.warn_repeated()
         if splits is None and (lists := find_lists(archive)):
             splits = read_lists(archive, lists)
         return SourceCaptions(
@@ -140,6 +147,16 @@ def _select(files: list[_File], archive: TextArchive, format: str) -> list[_File
     # COCO's archive has captions_train2014.json beside instances_train2014.json and others.
     if len(matching) > 1 and all(entry.format == "json" for entry in matching):
         matching = [entry for entry in matching if "captions_" in entry.name.lower()] or matching
+    # A table of something else does not count beside one of captions.
+    if known := [entry for entry in matching if entry.format != "csv" or entry.header]:
+        for entry in matching:
+            if entry not in known:
+                log.warning(
+                    "%s is not read: its header has no images with captions or splits; name its "
+                    "columns in prepare if it should be",
+                    archive.where(entry.name),
+                )
+        matching = known
     alike = len({(entry.format, entry.header) for entry in matching}) == 1
     if len(matching) > 1 and (not alike or matching[0].format == "token"):
         raise InputError(_too_many(matching, archive))
@@ -199,46 +216,3 @@ def _splits_of_files(files: Sequence[_File]) -> dict[str, str]:
     if set(splits.values()) != {"train", "val", "test"} or files[0].format == "coco":
         return {}
     return {name: split for name, split in splits.items() if split}
-
-
-class _Collector:
-    """Collects captions and splits by image, and checks them."""
-
-    def __init__(self) -> None:
-        self.captions: dict[str, list[str]] = {}
-        self.splits: dict[str, str] | None = None
-
-    def add_all(self, entry: _File, where: str, split_of_file: str | None) -> None:
-        # The metadata of Hugging Face's imagefolder names files relative to itself.
-        relative = PurePosixPath(entry.name).name.lower().startswith("metadata.")
-        folder = entry.name[: entry.name.rfind("/") + 1] if relative else ""
-        name_of = dict[str, str]()  # normalising a name once saves a third of the time
-        for record in entry.records:
-            name = name_of.get(record.image)
-            if name is None:
-                name = name_of[record.image] = normalize_path(folder + record.image.strip())
-                named = name if record.image.strip() else ""
-                check_id(named, f"{where}, {entry.place} {record.number}")
-            split = split_of_file if record.split is None else record.split
-            if split is not None:
-                self._add_split(name, split, f"{where}, {entry.place} {record.number}")
-            if record.caption is None:
-                continue
-            if (length := len(record.caption)) > MAX_CAPTION:
-                raise InputError(
-                    f"{where}, {entry.place} {record.number}: the caption has {length} "
-                    f"characters, more than {MAX_CAPTION}; shorten it"
-                )
-            self.captions.setdefault(name, []).append(CONTROL.sub(" ", record.caption))
-
-    def _add_split(self, name: str, split: str, where: str) -> None:
-        known = SPLITS.get(split.strip().lower()) if isinstance(split, str) else None
-        if known is None:
-            allowed = ", ".join(filter(None, SPLITS))
-            raise InputError(f"{where}: the split {split!r} is unknown; allowed are {allowed}")
-        if self.splits is None:
-            self.splits = {}
-        if self.splits.setdefault(name, known) != known:
-            raise InputError(
-                f"{where}: {name!r} is in two splits, '{self.splits[name]}' and '{known}'; keep one"
-            )

@@ -78,7 +78,8 @@ def expand_folder(source: Path) -> list[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # @eaDir is a Synology's: thumbnails of each image.
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "@eaDir")
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
@@ -95,7 +96,7 @@ def _read_file(file: Path) -> bytes:
         _check_size(file.stat().st_size, limit, str(file))
         return file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror})") from None
+        raise InputError(f"{file} cannot be read ({error.strerror}); repair or remove it") from None
 
 
 def _iter_zip(source: Path) -> Iterator[SourceFile]:

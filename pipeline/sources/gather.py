@@ -1,6 +1,7 @@
 """Bring the sources that params name to this machine: fetch URLs, find files and folders."""
 
 import glob
+import logging
 import os
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import file_digest, named_path
 from pipeline.sources.containers import expand_folder, is_tar, is_text_name
 from pipeline.sources.fetch import fetch, is_zip_name
+
+log = logging.getLogger(__name__)
 
 OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".arrow", ".feather")
 
@@ -100,7 +103,8 @@ def check_md5(path: Path, md5: str | None, key: str) -> None:
         raise InputError(f"{path} is a folder and has no MD5; set {key}_md5 to null")
     if (digest := file_digest(path)) != md5:
         raise InputError(
-            f"{path} has MD5 {digest}, but {key}_md5 is {md5}; it is another file, or damaged"
+            f"{path} has MD5 {digest}, but {key}_md5 is {md5}; it is another file, "
+            f"or damaged; set {key}_md5 to null to accept any"
         )
 
 
@@ -121,6 +125,14 @@ def gathered(
     """
     found: list[Path] = []
     fetched: list[Path] = []
+
+    def add(paths: Sequence[Path], key: str) -> None:
+        for path in paths:
+            if path.resolve() in {known.resolve() for known in found}:
+                log.warning("%s names %s twice; it is read once", key, path)
+            else:
+                found.append(path)
+
     for source in sources:
         if source.url is not None:
             name = PurePosixPath(source.path).name or "source"
@@ -128,11 +140,11 @@ def gathered(
             if not path.is_file() or (source.md5 and file_digest(path) != source.md5):
                 fetch(source.url, path, source.md5, retries=retries, timeout=timeout)
             fetched.append(path)
-            found.append(path)
+            add([path], source.key)
             continue
         for path in source.paths():
             check_md5(path, source.md5, source.key)
-            found += expand_folder(path)
+            add(expand_folder(path), source.key)
     yield found
     for path in fetched:
         path.unlink(missing_ok=True)

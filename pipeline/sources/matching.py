@@ -121,6 +121,8 @@ def explain(
     parts = []
     for reason in (MISSING, UNREADABLE, UNCAPTIONED, EMPTY):
         names = list(dict.fromkeys(by_reason.get(reason, [])))
+        if reason == UNCAPTIONED:  # said of its captions already
+            names = [name for name in names if name not in by_reason.get(EMPTY, [])]
         if not names:
             continue
         if reason == MISSING:

@@ -5,6 +5,7 @@ The other stages then read one format. Packing the same sources again gives the 
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
@@ -24,6 +25,12 @@ log = logging.getLogger(__name__)
 SIDECARS = "sidecars.jsonl"  # the captions of text files beside their images
 SIDECAR_SUFFIXES = (".txt", ".caption", ".json")  # the first that an image has is read
 SIDECAR_KEYS = ("caption", "captions", "text")
+# Text files that may lie among samples without being one's captions.
+NOT_SIDECARS = re.compile(
+    r"^(readme|license|licence|captions|metadata|dataset|annotations|classes|labels|info|results)\b"
+    r"|_stats\.json$|token|(^|[^a-z])(train|val|valid|validation|dev|test)(images)?([^a-z]|$)",
+    re.IGNORECASE,
+)
 
 
 class SourceSet:
@@ -42,14 +49,31 @@ class SourceSet:
         }
         texts: set[str] = set()
         image_of: dict[str, str] = {}
+        self.unsupported: list[str] = []  # image files that cannot be decoded here
         for folder, listing in zip(self._folders.values(), listings, strict=True):
             for path in listing:
                 if is_image_name(path):
                     image_of.setdefault(folder + _stem(path), folder + path)
+                elif is_unsupported_name(path):
+                    self.unsupported.append(folder + path)
                 elif path.lower().endswith(SIDECAR_SUFFIXES):
                     texts.add(folder + _stem(path))
         # Images that have a text file of their own name beside them, by that name.
         self.samples = {stem: path for stem, path in image_of.items() if stem in texts}
+        self._suffix_in = {_folder(path): PurePosixPath(path).suffix for path in image_of.values()}
+        self._sample_folders = set(map(_folder, self.samples.values()))
+
+    def image_of(self, path: str) -> str | None:
+        """Return the image that a text file belongs to; None if it does not belong to one.
+
+        Among samples, a text file whose image is gone belongs to an image that is missing.
+        """
+        stem, name = _stem(path), PurePosixPath(path).name
+        if stem in self.samples:
+            return self.samples[stem]
+        if _folder(path) not in self._sample_folders or NOT_SIDECARS.search(name):
+            return None
+        return stem + self._suffix_in[_folder(path)]
 
     def __iter__(self) -> Iterator[tuple[str, SourceFile]]:
         for source, folder in self._folders.items():
@@ -76,8 +100,13 @@ def pack(
     """
     files = SourceSet(sources)
     if images and not files.has_images:
-        raise InputError(f"{_names(sources)}: no images; expected {' '.join(sorted(EXTENSIONS))}")
-    sidecars, repeated = _Sidecars(files.samples), _Repeated(set(files.samples.values()))
+        found = ""
+        if others := files.unsupported:
+            count = pluralize(len(others), "file")
+            found = f", found {count} of other formats ({first_few(others)}); convert to JPEG"
+        expected = " ".join(sorted(EXTENSIONS))
+        raise InputError(f"{_names(sources)}: no images; expected {expected}{found}")
+    sidecars, repeated = _Sidecars(files), _Repeated(set(files.samples.values()))
     kept: dict[str, bytes] = {}  # text files
     with ExitStack() as stack:
         archive = _open(stack, images, comment) if images else None
@@ -143,8 +172,8 @@ class _Repeated:
 class _Sidecars:
     """The captions of text files that stand beside an image."""
 
-    def __init__(self, samples: dict[str, str]) -> None:
-        self._samples = samples  # path without suffix -> image
+    def __init__(self, files: SourceSet) -> None:
+        self._files = files
         self._captions: dict[str, tuple[int, list[str]]] = {}  # image -> rank of suffix, captions
 
     def add(self, path: str, file: SourceFile) -> bool:
@@ -153,8 +182,9 @@ class _Sidecars:
         Raises:
             InputError: the file is not UTF-8, or not a JSON object.
         """
-        image, suffix = self._samples.get(_stem(path)), PurePosixPath(path).suffix.lower()
-        if image is None or suffix not in SIDECAR_SUFFIXES:
+        suffix = PurePosixPath(path).suffix.lower()
+        image = self._files.image_of(path) if suffix in SIDECAR_SUFFIXES else None
+        if image is None:
             return False
         rank = SIDECAR_SUFFIXES.index(suffix)
         if image not in self._captions or rank < self._captions[image][0]:
@@ -181,6 +211,10 @@ def _sidecar_captions(path: str, content: bytes) -> list[str] | None:
         sample: Any = json.loads(text)
         if not isinstance(sample, dict):
             raise ValueError("not an object")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} beside an image is not UTF-8 at its byte {error.start}; save it as UTF-8"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} beside an image cannot be read ({error}); repair it") from None
     found = next((sample[key] for key in SIDECAR_KEYS if sample.get(key) is not None), None)
@@ -198,3 +232,7 @@ def _names(sources: Sequence[Path]) -> str:
 
 def _stem(path: str) -> str:
     return path.rpartition(".")[0]
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]

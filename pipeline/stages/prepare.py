@@ -44,6 +44,9 @@ from pipeline.sources.records import ColumnNames
 
 log = logging.getLogger(__name__)
 
+# DVC does not watch what lies outside the project.
+PACK_AGAIN = "if you change the data, run: dvc repro -f download"
+
 
 def prepare(
     text: Path,
@@ -63,12 +66,11 @@ def prepare(
     Raises:
         InputError: captions and images do not fit together, or a split has no images.
     """
-    source = read_captions(
-        text,
-        format=config.format,
-        file=config.file,
-        named=ColumnNames(config.image_column, config.caption_column, config.split_column),
-    )
+    named = ColumnNames(config.image_column, config.caption_column, config.split_column)
+    try:
+        source = read_captions(text, format=config.format, file=config.file, named=named)
+    except InputError as error:
+        raise InputError(f"{error}; {PACK_AGAIN}") from None
     bad_ids = read_unreadable(unreadable)
     with ImageArchive(images, bad_ids) as archive:
         ids, other_files = set(archive.ids), archive.other_files
@@ -138,21 +140,29 @@ def _check_excluded(matched: Matched, what: str, config: PrepareConfig) -> None:
     Raises:
         InputError: params say so, or it is too much.
     """
-    # `download` has set the unreadable images aside, as its params say.
-    if config.on_mismatch == "fail" and any(
-        entry.reason != UNREADABLE for entry in matched.excluded
-    ):
-        raise InputError(f"{what}; or set prepare.on_mismatch to exclude")
     images = {entry.image for entry in matched.excluded if entry.reason != EMPTY}
     captions = sum(bool(entry.caption) or entry.reason == EMPTY for entry in matched.excluded)
     shares = {
         "images": len(images) / (len(images) + len(matched.captions)),
         "captions": captions / max(1, captions + sum(map(len, matched.captions.values()))),
     }
-    for kind, share in shares.items():
-        if share > config.max_excluded:
-            limit = f"prepare.max_excluded ({config.max_excluded:g})"
-            raise InputError(f"{what}; that is {share:.1%} of the {kind}, more than {limit}")
+    if not matched.captions:
+        raise InputError(f"no image has a caption with words: {what}; {PACK_AGAIN}")
+    # `download` has set the unreadable images aside, as its params say.
+    fails = config.on_mismatch == "fail" and any(
+        entry.reason != UNREADABLE for entry in matched.excluded
+    )
+    kind, share = max(shares.items(), key=lambda item: item[1])
+    exclude = "set prepare.on_mismatch to exclude"
+    if share > config.max_excluded:
+        limit = f"prepare.max_excluded ({config.max_excluded:g})"
+        remedy = f"raise it and {exclude}" if fails else "raise it"
+        raise InputError(
+            f"{what}; that is {share:.1%} of the {kind}, more than {limit}; mend the data, or "
+            f"{remedy}; {PACK_AGAIN}"
+        )
+    if fails:
+        raise InputError(f"{what}; or {exclude}; {PACK_AGAIN}")
     log.warning("set aside: %s", what)
 
 
