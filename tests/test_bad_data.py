@@ -283,3 +283,9 @@ def test_a_table_of_something_else_beside_the_captions_is_not_read(
     other.write_text("id,camera\n0,Leica\n")
     assert len(read_table(run_prepare(run_download(tmp_path, photos, [table, other]))).rows) == 40
     assert "cameras.csv is not read: its header has no images with captions" in caplog.text
+
+
+def test_excels_separator_line_is_no_header(tmp_path: Path) -> None:
+    photos, table = forty_images(tmp_path)
+    table.write_text("sep=;\n" + table.read_text().replace(",", ";"))
+    assert len(read_table(run_prepare(run_download(tmp_path, photos, table))).rows) == 40

@@ -66,7 +66,7 @@ def check_id(image_id: str, where: str) -> None:
     if not image_id.isprintable() or image_id.startswith(("=", "+", "-", "@")):
         raise InputError(
             f"{where}: the image name {image_id!r} is not allowed; names must be printable and "
-            "must not begin with = + - @"
+            "must not begin with = + - @; rename it"
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pipeline.images.names import is_image_name
 from pipeline.runtime.errors import InputError
 from pipeline.sources.records import CAPTION_COLUMNS, CaptionRecord, ColumnNames
+from pipeline.sources.text_archive import is_content
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def read_rows(lines: Iterator[str], where: str, named: ColumnNames) -> Iterator[
         InputError: the header has no such columns, or a row does not match the header.
     """
     numbered = enumerate(lines, start=1)
-    header = next((line for _, line in numbered if line.strip()), "")
+    header = next((line for _, line in numbered if is_content(line)), "")
     columns = find_columns(header, named)
     if columns is None:
         raise InputError(_explain_header(header, where, named))

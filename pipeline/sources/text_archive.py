@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from zipfile import ZipInfo
@@ -18,6 +19,11 @@ MAX_LINE = 64 << 10  # bytes
 MAX_RATIO = 100
 MIN_BOMB_BYTES = 64 << 20
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def is_content(line: str) -> bool:
+    """Whether a line is neither empty nor Excel's `sep=;`, which names the delimiter."""
+    return bool(line.strip()) and not re.fullmatch(r"sep=.", line.strip())
 
 
 class TextArchive:
@@ -73,7 +79,7 @@ class TextArchive:
         return content.removeprefix(codecs.BOM_UTF8)
 
     def head(self, name: str) -> str:
-        """Return the first line that is not empty, to recognise the file by."""
+        """Return the first line with content, to recognise the file by."""
         try:
             with self._zip.open(self._members[name]) as file:
                 begin = file.read(MAX_LINE)
@@ -81,7 +87,7 @@ class TextArchive:
             begin = self.content(name)[:MAX_LINE]
         encoding = "utf-16" if begin.startswith(_UTF16_MARKS) else "utf-8-sig"
         lines = begin.decode(encoding, errors="replace").splitlines()
-        return next((line for line in lines if line.strip()), "")
+        return next((line for line in lines if is_content(line)), "")
 
     def lines(self, name: str) -> Iterator[str]:
         """Yield a text file's lines, decoded one at a time: memory stays near the file's size.
