@@ -178,6 +178,8 @@ def _text(entry: Any, key: str, where: str) -> str:
 def _id(entry: Any, key: str, where: str) -> str:
     """The id as text: some files quote it in one place and not in the other."""
     value = entry.get(key) if isinstance(entry, dict) else None
+    if isinstance(value, float) and value.is_integer():  # pandas writes 3 as 3.0
+        value = int(value)
     if not isinstance(value, (int, str)):
         raise InputError(f"{where}: expected an id {key!r}, found {repr(value)[:60]}")
     return str(value)
