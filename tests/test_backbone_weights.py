@@ -32,10 +32,11 @@ def state_dict(name: str = SMALL) -> dict[str, torch.Tensor]:
     return torchvision.models.get_model(name, weights=None).state_dict()
 
 
-def test_random_weights_depend_on_the_seed_and_are_labelled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [SMALL, "timm/mobilenetv3_small_050", "timm/cait_xxs24_224"])
+def test_random_weights_depend_on_the_seed_and_are_labelled(tmp_path: Path, name: str) -> None:
     paths = [tmp_path / f"{n}.safetensors" for n in range(3)]
     for path, seed in zip(paths, (3, 3, 4), strict=True):
-        make_backbone(path, config(seed=seed))
+        make_backbone(path, config(name, seed=seed))
     assert paths[0].read_bytes() == paths[1].read_bytes() != paths[2].read_bytes()
     assert read_backbones(paths[0])[0].weights == "random:3"
 
