@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from pipeline.images.zip_files import open_zip, read_member
-from pipeline.runtime.errors import InputError
+from pipeline.runtime.errors import InputError, pluralize
 from pipeline.runtime.files import file_digest, replace_durably
 from pipeline.runtime.locks import try_lock
 from pipeline.runtime.progress import progress_bar
@@ -152,7 +152,7 @@ def _retry(url: str, part: Path, retries: int, timeout: float, first_pause: floa
                 received = part.stat().st_size if part.exists() else 0
                 hint = f"; {received} bytes are kept, rerun to resume" if received else ""
                 raise InputError(
-                    f"cannot fetch {url}: {error} ({retries + 1} attempts){hint}"
+                    f"cannot fetch {url}: {error} ({pluralize(retries + 1, 'attempt')}){hint}"
                 ) from None
             pause = min(first_pause * 2**attempt, MAX_BACKOFF)
             log.warning("%s: %s; retrying in %.0f s", url, error, pause)
