@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GREEDY = ["--params", "greedy.yaml", "--out-dir", "greedy/reports"]  # a second run, to compare
 COMMANDS = [
     *([stage] for stage in "download prepare backbone extract vocab train scst evaluate".split()),
-    *(["report"], ["evaluate", *GREEDY], ["compare", ".", "greedy"]),
+    *(["report"], ["evaluate", *GREEDY], ["compare", ".", "./greedy"]),
 ]
 TEST_IMAGES = 5000  # Karpathy's, of val and of test; a smaller set has a tenth each
 NUM_WORDS = 10_000

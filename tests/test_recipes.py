@@ -51,6 +51,7 @@ def test_of_several_recipes_the_last_wins() -> None:
         ("train: {hiden_size: 3}", "unknown key 'train.hiden_size'; did you mean 'hidden_size'?"),
         ("train: {decoder: show_and_tell}", "show_and_tell takes 'pooled' features"),
         ("train: 3", "the group 'train' must have params"),
+        ("download: {images: my photos}", "download.images=my photos has a space; set it in"),
     ],
 )
 def test_a_recipe_that_cannot_be_used_is_refused(
@@ -59,3 +60,7 @@ def test_a_recipe_that_cannot_be_used_is_refused(
     if content is not None:
         (tmp_path / "own.yaml").write_text(content)
     assert message in one_line(command("recipe", "own", "--recipes", tmp_path))
+
+
+def test_without_recipes_the_folder_is_named(tmp_path: Path) -> None:
+    assert "there are no recipes in" in one_line(command("recipe", "--recipes", tmp_path))

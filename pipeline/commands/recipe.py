@@ -35,6 +35,7 @@ def combine(folder: Path, names: Sequence[str], params: Path) -> dict[str, Any]:
         InputError: a recipe cannot be used, or the params with these changes are not valid.
     """
     groups = parse_params(params)
+    check_params(params, groups)
     changes: dict[str, Any] = {}
     for name in names:
         for group, values in read_recipe(folder, name).items():
@@ -56,15 +57,19 @@ def main(
     """List the recipes, or print the params of some as options."""
     if not names:
         paths = sorted(recipes.glob("*.yaml"))
-        width = max((len(path.stem) for path in paths), default=0)
+        if not paths:
+            raise InputError(f"there are no recipes in {recipes}; run it in the project's folder")
+        width = max(len(path.stem) for path in paths)
         for path in paths:
             title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
             print(f"{path.stem:<{width}}  {title}")
         return
     changes = combine(recipes, names, params)
-    # Without spaces, as the shell splits the output into words.
-    options = (f"-S {key}={_as_yaml(value)}" for key, value in changes.items())
-    print(" ".join(options))
+    options = [f"{key}={_as_yaml(value)}" for key, value in changes.items()]
+    for option in options:
+        if len(option.split()) > 1:  # the shell splits the output into words
+            raise InputError(f"{option} has a space; set it in params.yaml")
+    print(" ".join(f"-S {option}" for option in options))
 
 
 def _as_yaml(value: Any) -> str:

@@ -35,8 +35,8 @@ def diversity_stats(
 
 
 def repeats_itself(caption: Sequence[str]) -> bool:
-    """Return whether a pair of words occurs twice, or a word is joined to itself: "a white and
-    white dog"."""
+    """Return whether a pair of words occurs twice, or a word follows itself, also after a
+    conjunction: "a white and white dog"."""
     joined = any(
         first == last and word in CONJUNCTIONS
         for first, word, last in zip(caption, caption[1:], caption[2:], strict=False)

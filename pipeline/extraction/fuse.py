@@ -28,13 +28,13 @@ def fuse(backbone: nn.Module, images: Tensor) -> nn.Module:
     """Return the same function, faster; or `backbone` itself if torch.fx cannot trace it.
 
     Args:
-        backbone: in eval mode.
+        backbone: in eval mode; it must not be used afterwards.
         images: an example (B, 3, S, S), on the device and in the dtype to compute in. On a CPU
             that supports the dtype, convolutions become oneDNN's; on a GPU, the weights are cast
             to it.
     """
     try:
-        graph = fold_batch_norms(backbone)
+        graph = fold_batch_norms(backbone, inplace=True)
     except (fx.proxy.TraceError, TypeError):
         return backbone.to(images.dtype) if images.device.type == "cuda" else backbone
     assert isinstance(graph, fx.GraphModule)

@@ -126,11 +126,14 @@ def gathered(
     found: list[Path] = []
     fetched: list[Path] = []
 
+    seen: set[Path] = set()
+
     def add(paths: Sequence[Path], key: str) -> None:
         for path in paths:
-            if path.resolve() in {known.resolve() for known in found}:
+            if path.resolve() in seen:
                 log.warning("%s names %s twice; it is read once", key, path)
             else:
+                seen.add(path.resolve())
                 found.append(path)
 
     for source in sources:
