@@ -25,7 +25,12 @@ from PIL import Image
 from pipeline.entrypoint import app, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
-GREEDY = ["--params", "greedy.yaml", "--out-dir", "greedy/reports"]  # a second run, to compare
+GREEDY = [
+    "--params",
+    "greedy/params.yaml",
+    "--out-dir",
+    "greedy/reports",
+]  # a second run, to compare
 COMMANDS = [
     *([stage] for stage in "download prepare backbone extract vocab train scst evaluate".split()),
     *(["report"], ["evaluate", *GREEDY], ["compare", ".", "./greedy"]),
@@ -124,7 +129,8 @@ def main(
                 params[group] |= changes
             (folder / "params.yaml").write_text(yaml.safe_dump(params))
             params["evaluate"]["beam_size"] = 1
-            (folder / "greedy.yaml").write_text(yaml.safe_dump(params))
+            (folder / "greedy").mkdir()
+            (folder / "greedy/params.yaml").write_text(yaml.safe_dump(params))
             for arguments in COMMANDS:
                 seconds, memory = run(arguments, folder)
                 row = (arguments[0], f"{size:,}", f"{seconds:.1f}", f"{1000 * seconds / size:.2f}")
