@@ -94,6 +94,40 @@ def test_a_wide_beam_finds_the_best_of_all_sentences(
         assert hypothesis.score == pytest.approx(score, abs=1e-6)
 
 
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.parametrize("drop_finished", [False, True])
+def test_a_wide_beam_finds_the_n_best_of_all_sentences(
+    length_penalty: float, drop_finished: bool
+) -> None:
+    config = BeamSearchConfig(1024, length_penalty, max_length=4, num_return_sequences=7)
+    search = BeamSearch(TableDecoder(TABLE, SECOND), config, drop_finished)
+    for table, made in zip((TABLE, SECOND), search(torch.tensor([0, 1])), strict=True):
+        every = exhaustive(table, 4, length_penalty)
+        best = [score for score, _ in every[:7]]
+        assert [one.score for one in made] == pytest.approx(best, abs=1e-6)
+        score_of = {tuple(sentence): score for score, sentence in every}  # two may be equally good
+        own = [score_of.pop(tuple(one.token_ids)) for one in made]
+        assert own == pytest.approx(best, abs=1e-6)
+
+
+def test_every_caption_has_the_log_probabilities_of_its_tokens_and_its_end() -> None:
+    config = BeamSearchConfig(6, 1.0, max_length=3, num_return_sequences=6)
+    (made,) = BeamSearch(TableDecoder(TABLE), config)(torch.tensor([0]))
+    assert len(made) == 6
+    for one in made:
+        path = itertools.pairwise([START, *one.token_ids, END])
+        assert one.token_log_probs == pytest.approx(
+            [math.log(TABLE[a][b]) for a, b in path], abs=1e-6
+        )
+
+
+def test_fewer_captions_than_asked_for_are_returned_where_there_are_no_more() -> None:
+    only = {START: [0, 0, 0, 0, 1, 0, 0, 0], A: [0, 0, 1, 0, 0, 0, 0, 0]}
+    config = BeamSearchConfig(4, 0.0, max_length=3, num_return_sequences=4)
+    (made,) = BeamSearch(TableDecoder(only), config)(torch.tensor([0]))
+    assert [one.token_ids for one in made] == [[A]]
+
+
 @pytest.mark.parametrize(
     ("beam_size", "length_penalty", "max_length", "words", "probability"),
     [

@@ -7,6 +7,7 @@ every caption itself: none is cut off.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +33,16 @@ class BeamSearchConfig:
     # `diversity_penalty` nats per beam of an earlier group that has it at the same step.
     beam_groups: int = 1
     diversity_penalty: float = 0.5
+    num_return_sequences: int = 1  # the best captions to return of each group, at most its beams
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A caption as token ids, without <start> and <end>, and its score."""
+    """A caption as token ids, without <start> and <end>."""
 
     token_ids: list[int]
     score: float
+    token_log_probs: list[float]  # of each token and of the <end> after them
 
 
 class BeamSearch:
@@ -61,34 +64,45 @@ class BeamSearch:
         )
 
     def __call__(self, features: Tensor) -> list[list[Hypothesis]]:
-        """The best caption of each group of beams, for each of P images.
+        """The captions of each of P images: the best of each group of beams, or the best
+        `num_return_sequences` of each, where it found as many.
 
         Args:
             features: what the decoder's `init_state` takes, P in the first dimension.
         """
-        captions = [
-            Hypothesis([token for token in token_ids if token != PAD], score)
-            for token_ids, score in zip(
-                *(part.tolist() for part in self._search(features)), strict=True
-            )
+        tokens, scores, sums = (part.tolist() for part in self._search(features))
+        rows = [
+            [_hypothesis(*caption) for caption in zip(*row, strict=True) if caption[1] > NEG_INF]
+            for row in zip(tokens, scores, sums, strict=True)
         ]
         G = self._groups
-        return [captions[begin : begin + G] for begin in range(0, len(captions), G)]
+        images = (rows[begin : begin + G] for begin in range(0, len(rows), G))
+        return [[caption for row in groups for caption in row] for groups in images]
+
+
+def _hypothesis(tokens: list[int], score: float, sums: list[float]) -> Hypothesis:
+    """A caption from padded tokens (max_length) and running log-probabilities (max_length + 1)."""
+    token_ids = [token for token in tokens if token != PAD]
+    sums = sums[: len(token_ids) + 1]
+    log_probs = [now - before for before, now in pairwise([0.0, *sums])]
+    return Hypothesis(token_ids, score, log_probs)
 
 
 @torch.inference_mode()
 def _search_tokens(
     decoder: StepDecoder, features: Tensor, config: BeamSearchConfig, drop_finished: bool | None
-) -> tuple[Tensor, Tensor]:
-    """The best caption of each group as tensors: token ids (P * groups, max_length), with <pad>
-    after each caption, and scores (P * groups,).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best n captions of each group as tensors: token ids (P * groups, n, max_length), with
+    <pad> after each caption, scores (P * groups, n), and the log-probability of each caption's
+    beginnings (P * groups, n, max_length + 1), the last up to its <end>.
 
     Finished captions are set aside and never grow again. An image is finished once no growing beam
-    can beat the best finished caption of its group: log-probabilities only fall, so the bound is
+    can beat the n best finished captions of its group: log-probabilities only fall, so the bound is
     the sum so far over the largest divisor.
     """
     P, G = len(features), config.beam_groups
     K = config.beam_size // G
+    best = min(config.num_return_sequences, K)
     device = features.device
     drop_finished = device.type == "cpu" if drop_finished is None else drop_finished
     state = decoder.init_state(features)
@@ -100,10 +114,12 @@ def _search_tokens(
     # unless the vocabulary is smaller.
     history = token_ids.new_zeros((P * G, 1, 0))  # tokens of the growing captions, (r, k, length)
     scores = torch.zeros((P * G, 1), device=device)
+    sums = scores.new_zeros((P * G, 1, 0))  # `scores` after each token, (r, k, length)
     done_scores = torch.full((P * G, K), NEG_INF, device=device)
     done_tokens = token_ids.new_zeros((P * G, K, config.max_length))
+    done_sums = scores.new_zeros((P * G, K, config.max_length + 1))
     rows = torch.arange(P * G, device=device)  # the rows that are still in the batch
-    best_tokens, best_scores = done_tokens[:, 0].clone(), done_scores[:, 0].clone()
+    found = [part[:, :best].clone() for part in (done_tokens, done_scores, done_sums)]
 
     for length in range(config.max_length + 1):
         logits, state = decoder.step(token_ids, state)  # (r * k, V)
@@ -121,39 +137,44 @@ def _search_tokens(
         finishing[:, K:] = False
         length_norm = (length + 1) ** config.length_penalty
         new_scores = (top_scores / length_norm).masked_fill(~finishing, NEG_INF)
-        padded = F.pad(history, (0, config.max_length - length), value=PAD)
-        new_tokens = padded.gather(1, _expand_index(parents, padded))
+        padding = (0, config.max_length - length)
+        new_tokens = F.pad(_gather_beams(history, parents), padding, value=PAD)
+        new_sums = torch.cat([_gather_beams(sums, parents), top_scores.unsqueeze(-1)], dim=-1)
+        new_sums = F.pad(new_sums, padding)
         done_scores, order = torch.cat([new_scores, done_scores], dim=1).topk(K)
-        done_tokens = torch.cat([new_tokens, done_tokens], dim=1)
-        done_tokens = done_tokens.gather(1, _expand_index(order, done_tokens))
+        done_tokens = _gather_beams(torch.cat([new_tokens, done_tokens], dim=1), order)
+        done_sums = _gather_beams(torch.cat([new_sums, done_sums], dim=1), order)
 
         _, growing = ranks.masked_fill(ends, NEG_INF).topk(min(K, top.shape[1]))  # (r, K)
         scores = top_scores.masked_fill(ends, NEG_INF).gather(1, growing)
         parents, tokens = parents.gather(1, growing), tokens.gather(1, growing)
         bound = scores.amax(dim=1) / (config.max_length + 1) ** config.length_penalty
-        finished = (bound <= done_scores[:, 0]) | (length == config.max_length)
+        finished = (bound <= done_scores[:, best - 1]) | (length == config.max_length)
         # A decoder's memory has one row per image: all groups of an image leave together.
         finished = finished.view(-1, G).all(dim=1).repeat_interleave(G)
         # Move every tensor to the remaining images and, within them, to the surviving beams.
         remaining = torch.arange(len(rows), device=device)
         if drop_finished:
             done = finished.nonzero().flatten()
-            best_tokens[rows[done]] = done_tokens[done, 0]
-            best_scores[rows[done]] = done_scores[done, 0]
+            for part, finals in zip(found, (done_tokens, done_scores, done_sums), strict=True):
+                part[rows[done]] = finals[done, :best]
             remaining = (~finished).nonzero().flatten()
         else:
-            best_tokens, best_scores = done_tokens[:, 0], done_scores[:, 0]
+            found = [part[:, :best] for part in (done_tokens, done_scores, done_sums)]
             scores = scores.masked_fill(finished.unsqueeze(1), NEG_INF)
         if len(remaining) == 0 or length == config.max_length:
             break
         beams = (remaining.unsqueeze(1) * k + parents[remaining]).flatten()
         images = remaining[::G] // G if len(remaining) < len(rows) else None
         state = state.index_select(beams, images)
-        history = history[remaining].gather(1, _expand_index(parents[remaining], history))
-        history = torch.cat([history, tokens[remaining].unsqueeze(-1)], dim=-1)
-        scores, token_ids, rows = scores[remaining], tokens[remaining].flatten(), rows[remaining]
+        scores, tokens, parents = scores[remaining], tokens[remaining], parents[remaining]
+        history = _gather_beams(history[remaining], parents)
+        history = torch.cat([history, tokens.unsqueeze(-1)], dim=-1)
+        sums = torch.cat([_gather_beams(sums[remaining], parents), scores.unsqueeze(-1)], dim=-1)
+        token_ids, rows = tokens.flatten(), rows[remaining]
         done_scores, done_tokens = done_scores[remaining], done_tokens[remaining]
-    return best_tokens, best_scores
+        done_sums = done_sums[remaining]
+    return found[0], found[1], found[2]
 
 
 def _top_candidates(
@@ -207,6 +228,7 @@ def _mask_tokens(log_probs: Tensor, history: Tensor, config: BeamSearchConfig) -
         log_probs.scatter_(2, followers, NEG_INF)
 
 
-def _expand_index(index: Tensor, like: Tensor) -> Tensor:
-    """An index (r, n) over beams, to gather rows of `like` (r, ·, length)."""
-    return index.unsqueeze(-1).expand(-1, -1, like.shape[-1])
+def _gather_beams(captions: Tensor, beams: Tensor) -> Tensor:
+    """The captions (r, n, length) of these beams (r, n), from captions (r, ·, length)."""
+    index = beams.unsqueeze(-1).expand(-1, -1, captions.shape[-1])
+    return captions.gather(1, index)
