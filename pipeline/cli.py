@@ -21,6 +21,7 @@ STAGES = {
     "vocab": "Choose the vocabulary from the training captions.",
     "train": "Train the decoder on the cached features.",
     "scst": "Train the decoder on its own captions' scores.",
+    "calibrate": "Fit how confident the model may be of its captions.",
     "evaluate": "Caption a split and score the captions.",
     "report": "Write the run's page: scores, curves, images and provenance.",
 }

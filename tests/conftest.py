@@ -30,6 +30,7 @@ from pipeline.demo.archives import write_archives
 from pipeline.images.unreadable import write_unreadable
 from pipeline.runtime.device import use_reproducible_products
 from pipeline.stages.backbone import make_backbone
+from pipeline.stages.calibrate import calibrate
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.extract import extract
 from pipeline.stages.prepare import prepare
@@ -175,6 +176,10 @@ class Artifacts:
         return self.folder / "models/captioner.safetensors"
 
     @property
+    def confidence(self) -> Path:
+        return self.folder / "models/confidence.json"
+
+    @property
     def trained(self) -> Path:
         return self.folder / "models/trained.safetensors"
 
@@ -207,8 +212,8 @@ class Artifacts:
         table: Path | None = None,
     ) -> None:
         """Evaluate into the folder `out_dir`, with these inputs in the place of its own."""
-        models = [model or self.model]
-        evaluate(models, features or self.features, table or self.table, out_dir, config)
+        inputs = (self.confidence, features or self.features, table or self.table)
+        evaluate([model or self.model], *inputs, out_dir, config)
 
 
 @pytest.fixture(scope="session")
@@ -242,12 +247,14 @@ def make_tiny(world: Artifacts) -> Artifacts:
         load_params(world.params, PrepareConfig),
     )
     make_backbone(world.backbone, load_params(world.params, BackboneConfig))
-    config = load_params(world.params, ExtractConfig)
-    extract(world.images, world.unreadable, world.backbone, world.features, config)
+    images = (world.images, world.unreadable, world.backbone)
+    extract(*images, world.features, load_params(world.params, ExtractConfig))
     make_vocabulary(world.table, world.vocabulary, load_params(world.params, VocabConfig))
     inputs, outs = (world.features, world.table), (world.trained, world.history)
     train(*inputs, world.vocabulary, *outs, load_params(world.params, TrainConfig))
     outs = (world.model, world.reports / "scst.csv")
     scst(world.trained, *inputs, *outs, load_params(world.params, ScstConfig))
-    world.evaluate(load_params(world.params, EvaluateConfig), world.reports)
+    config = load_params(world.params, EvaluateConfig)
+    calibrate([world.model], *inputs, world.confidence, config)
+    world.evaluate(config, world.reports)
     return world

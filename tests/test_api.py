@@ -3,7 +3,9 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import showtell
 from tests.conftest import Artifacts, command
@@ -19,17 +21,22 @@ def test_it_captions_as_the_command_does(tiny: Artifacts, photos: list[Path]) ->
     captioner = showtell.load(tiny.folder / "models", device="cpu")
     options = ("--model", tiny.model, "--backbone", tiny.backbone, "--device", "cpu")
     lines = command("caption", *options, *photos).stdout.splitlines()
-    assert captioner.caption(list(photos)) == [line.split("\t")[1] for line in lines]
+    assert [str(one) for one in captioner.caption(photos)] == [
+        line.split("\t")[1] for line in lines
+    ]
 
 
 def test_a_path_and_the_content_of_a_file_are_one_image(
     tiny: Artifacts, photos: list[Path]
 ) -> None:
     captioner = showtell.load(str(tiny.folder / "models"), device="cpu")
-    caption = captioner.caption(str(photos[0]))
-    assert caption == captioner.caption(photos[0]) == captioner.caption(photos[0].read_bytes())
+    with Image.open(photos[0]) as opened:
+        sources = [photos[0], str(photos[0]), photos[0].read_bytes(), opened, np.array(opened)]
+        captions = captioner.caption(sources)
+    assert len({one.text for one in captions}) == len({one.score for one in captions}) == 1
+    assert captioner.caption(photos[0]).text == captions[0].text
     greedy = showtell.BeamSearchConfig(beam_size=1, max_length=2)
-    assert len(captioner.caption(photos[0], greedy).split()) <= 2
+    assert len(captioner.caption(photos[0], greedy).tokens) <= 2
 
 
 def test_a_missing_model_and_a_bad_image_are_reported(tiny: Artifacts, tmp_path: Path) -> None:

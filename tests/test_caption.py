@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
-from pipeline.captioner import Captioner
-from pipeline.commands.caption import caption_all
+from pipeline.captioning.captioner import Captioner
 from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.errors import InputError
@@ -38,7 +37,7 @@ def caption(tiny: Artifacts, *arguments: object) -> list[object]:
 
 def test_a_folder_is_captioned_as_evaluation_did(tiny: Artifacts, photos: Path) -> None:
     """The same search on the same images says the same: there is one path, not two."""
-    options = ("--beam-size", 2, "--max-length", 12, "--json", "--device", "cpu")
+    options = ("--beam-size", 2, "--max-length", 12, "--format", "coco", "--device", "cpu")
     result = command(*caption(tiny, photos, *options))
     assert result.returncode == 0, result.stderr
     ours = {one["image_id"]: one["caption"] for one in json.loads(result.stdout)}
@@ -77,17 +76,14 @@ def test_odd_kinds_of_images_are_captioned(tiny: Artifacts, tmp_path: Path) -> N
         files.append(tmp_path / f"{mode}.{suffix}")
         Image.new("RGB", (33, 200), "green").convert(mode).save(files[-1])
     captioner = Captioner(tiny.backbone, [tiny.model], resolve_device("cpu"))
-    outcomes = list(
-        caption_all(captioner, files, lambda some: captioner.generate(some, BeamSearchConfig()))
-    )
-    assert all(isinstance(outcome, list) and outcome[0] for _, outcome in outcomes)
+    assert all(made.text for made in captioner.caption(files, BeamSearchConfig()))
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["nowhere.jpg"], "nowhere.jpg does not exist; check the path"),
-        (["https://example.com/a.jpg"], "https://example.com/a.jpg is an address; fetch the"),
+        (["file:///a.jpg"], "file:///a.jpg is not an address of http or https"),
         (["{folder}"], "has no images"),
         (["{folder}/x", "--device", "tpu"], "must be auto, cpu or cuda"),
     ],
@@ -129,11 +125,13 @@ def test_captions_are_drawn_and_drawn_again_alike(tiny: Artifacts, photos: Path)
 def test_the_likeliest_word_alone_is_what_a_greedy_search_says(
     tiny: Artifacts, photos: Path
 ) -> None:
-    greedy = command(
-        *caption(tiny, photos, "--beam-size", 1, "--length-penalty", 0, "--no-repeat-ngram-size", 0)
-    ).stdout
+    def captions(*arguments: object) -> list[dict[str, str]]:
+        done = command(*caption(tiny, photos, "--format", "coco", *arguments))
+        return json.loads(done.stdout)
+
+    greedy = captions("--beam-size", 1, "--length-penalty", 0, "--no-repeat-ngram-size", 0)
     for only in (("--top-k", 1), ("--top-p", 0.01)):
-        assert command(*caption(tiny, photos, "--num-samples", 1, *only)).stdout == greedy
+        assert captions("--num-samples", 1, *only) == greedy
 
 
 def test_every_group_of_beams_says_its_own(tiny: Artifacts, photos: Path) -> None:
@@ -172,7 +170,7 @@ def test_results_have_one_id_an_image(tiny: Artifacts, photos: Path, tmp_path: P
     other.write_bytes(first.read_bytes())
 
     def ids(*arguments: object) -> list[str]:
-        result = command(*caption(tiny, *arguments, "--json"))
+        result = command(*caption(tiny, *arguments, "--format", "coco"))
         return [one["image_id"] for one in json.loads(result.stdout)]
 
     assert ids(first, first) == [first.name]
@@ -195,7 +193,7 @@ def test_a_terminal_of_ascii_gets_escapes_and_every_caption(
 ) -> None:
     (first, second, *_) = sorted(photos.iterdir())
     odd = first.rename(photos / "été.jpg")
-    as_json = command(*caption(tiny, odd, "--json")).stdout
+    as_json = command(*caption(tiny, odd, "--format", "coco")).stdout
     assert as_json.isascii()
     assert json.loads(as_json)[0]["image_id"] == "été.jpg"
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")

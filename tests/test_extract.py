@@ -160,7 +160,7 @@ def test_preprocessing_matches_torchvision(
         expected = f.resize(image, [pre.size, pre.size])
     else:
         expected = f.center_crop(f.resize(image, [pre.resize]), [pre.size])
-    (prepared,) = preprocess(jpeg(image, format="PNG"), "x", recipe)
+    (prepared,) = preprocess(jpeg(image, format="PNG"), recipe)
     difference = prepared.permute(2, 0, 1).int() - f.pil_to_tensor(expected).int()
     assert difference.abs().max() <= 1  # Pillow's resizing rounds differently
 

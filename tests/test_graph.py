@@ -137,18 +137,20 @@ def test_the_default_paths_of_a_command_are_those_of_dvc_yaml(stage: str) -> Non
 
 
 def test_stages_stand_in_order_each_with_its_params_and_a_description() -> None:
-    assert [*GRAPH["stages"], "compare"] == [*STAGES, "compare"] == list(GROUPS)
+    assert list(GRAPH["stages"]) == list(STAGES)
+    assert [name for name in [*STAGES, "compare"] if name != "calibrate"] == list(GROUPS)
     for name, stage in GRAPH["stages"].items():
         assert stage["desc"]
         if name != "report":
-            assert stage["params"] == [name]
+            # The calibration is that of the evaluation's search.
+            assert stage["params"] == ["evaluate" if name == "calibrate" else name]
 
 
 def test_the_report_shows_all_params_so_any_change_of_one_reruns_it() -> None:
     assert (
         GRAPH["stages"]["report"]["params"]
         == [config.group() for config in PARAM_GROUPS]
-        == list(STAGES)
+        == [name for name in STAGES if name != "calibrate"]
     )
 
 
@@ -161,7 +163,7 @@ def test_only_commands_and_the_command_line_import_stages() -> None:
 
 
 def test_dvc_yaml_is_read_on_one_screen_and_a_half() -> None:
-    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 110
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_files_fit_in_one_reading() -> None:

@@ -14,7 +14,8 @@ from PIL import EpsImagePlugin, Image
 from pipeline.captions.table import read_table
 from pipeline.config.load import load_params
 from pipeline.config.schema import VocabConfig
-from pipeline.images.archive import ImageArchive, decode_image
+from pipeline.images.archive import ImageArchive
+from pipeline.images.decode import decode_image
 from pipeline.runtime.errors import InputError
 from pipeline.sources.captions import read_captions
 from tests.conftest import ROOT, command, make_zip, one_line, params, write_params
@@ -133,7 +134,7 @@ def test_a_transparent_image_is_copied_once_at_most(tmp_path: Path) -> None:
     Image.new("RGBA", (side, side), (255, 0, 0, 128)).save(image)
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from pipeline.images.archive import decode_image\n"
+        "from pipeline.images.decode import decode_image\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "content = Path(sys.argv[1]).read_bytes(); before = peak()\n"
         "assert decode_image(content, 'a.png').getpixel((0, 0)) == (255, 127, 127)\n"

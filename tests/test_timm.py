@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.backbones.backbone import load_backbone
 from pipeline.backbones.timm_models import build, default_preprocessing
 from pipeline.backbones.weights import read_backbones
-from pipeline.captioner import Captioner
+from pipeline.captioning.captioner import Captioner
 from pipeline.config.load import load_params
 from pipeline.config.schema import BackboneConfig, EvaluateConfig, ExtractConfig, TrainConfig
 from pipeline.features.feature_cache import read_features

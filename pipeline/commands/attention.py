@@ -11,9 +11,11 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from pipeline.captioner import Captioner
-from pipeline.commands.caption import collect_images, parse_device
+from pipeline.captioning.captioner import Captioner
+from pipeline.captioning.photos import find_photos
+from pipeline.commands.caption import parse_device
 from pipeline.commands.contact_sheet import contact_sheet
+from pipeline.images.decode import load_image
 from pipeline.runtime import options
 from pipeline.runtime.device import seed_everything
 from pipeline.runtime.errors import InputError, sanitize
@@ -56,8 +58,8 @@ def main(
     """Draw where an attention decoder attends, token by token."""
     seed_everything(seed=0)
     torch_device = parse_device(device)
-    images = collect_images(photos)
-    names = [path.name for path in images]
+    found = find_photos(photos)
+    names = [Path(photo.name).name for photo in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two images are named {twice[0]}; draw them to two folders")
     if len(model) > 1:  # an ensemble has no attention weights of its own
@@ -67,20 +69,21 @@ def main(
         raise InputError(
             f"the decoder of {model[0]} has no attention; train one that has (train.decoder)"
         )
-    search = replace(captioner.default_search(), beam_size=beam_size, length_penalty=length_penalty)
+    search = replace(captioner.search, beam_size=beam_size, length_penalty=length_penalty)
     failed = False
-    for path in images:
+    for photo, name in zip(found, names, strict=True):
         try:
-            views = captioner.preprocess(path)
+            image = load_image(photo.read())
         except InputError as error:
             print(f"error: {sanitize(str(error))}", file=sys.stderr)
             failed = True
             continue
-        ((caption,),) = captioner.generate([views], search)
-        weights = captioner.attention_weights(views, caption.split())
-        target = out_dir / f"{path.name}.attention.png"
+        caption = captioner.caption(image, search, attention=True)
+        assert caption.attention is not None
+        seen, weights = captioner.preprocess(image)[0], torch.from_numpy(caption.attention)
+        target = out_dir / f"{name}.attention.png"
         with atomic_write(target) as scratch:
-            attention_sheet(views[0], caption.split(), weights).save(scratch, "PNG")
+            attention_sheet(seen, caption.tokens, weights).save(scratch, "PNG")
         print(f"{sanitize(str(target))}\t{caption}", flush=True)
     if failed:
         raise SystemExit(1)

@@ -21,7 +21,8 @@ from pipeline.commands.contact_sheet import contact_sheet
 from pipeline.demo.accuracy import is_correct
 from pipeline.demo.archives import write_archives
 from pipeline.evaluation.metrics_file import score_table
-from pipeline.images.archive import ImageArchive, decode_image
+from pipeline.images.archive import ImageArchive
+from pipeline.images.decode import decode_image
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.files import file_digest
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.extraction.preprocess import decode, resize_and_crop_box
 from pipeline.features.recipe import FeatureRecipe, Preprocessing
-from pipeline.images.archive import MAX_ASPECT, MAX_PIXELS
+from pipeline.images.decode import MAX_ASPECT, MAX_PIXELS
 
 _BASELINE, _PROGRESSIVE = 0xC0, 0xC2
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15

@@ -12,21 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.features.recipe import FeatureRecipe, Preprocessing
-from pipeline.images.archive import decode_image
+from pipeline.images.decode import ImageSource, load_image
 
 PreprocessedViews = tuple[Tensor, ...]  # one image, per view uint8 (S, S, 3)
 
 
-def preprocess(content: bytes, name: str, recipe: FeatureRecipe) -> PreprocessedViews:
+def preprocess(
+    source: ImageSource, recipe: FeatureRecipe, name: str | None = None
+) -> PreprocessedViews:
     """Decode an image once, then resize and crop it for every view of the recipe.
 
     Args:
-        name: the image's name in error messages.
+        name: the image's name in error messages; by default its path.
 
     Raises:
         InputError: the file is empty, not an image, truncated, or absurdly large.
     """
-    image = decode(content, name)
+    image = decode(source, name)
     return tuple(
         _resize_and_crop(image, view.preprocessing, recipe.crop_mode) for view in recipe.views
     )
@@ -37,9 +39,9 @@ def collate(images: Sequence[PreprocessedViews]) -> list[Tensor]:
     return [torch.stack(views) for views in zip(*images, strict=True)]
 
 
-def decode(content: bytes, name: str) -> Tensor:
-    """Decode an image file -> uint8 (H, W, 3): upright, RGB, transparency on white."""
-    return torch.from_numpy(np.array(decode_image(content, name)))
+def decode(source: ImageSource, name: str | None = None) -> Tensor:
+    """Decode an image -> uint8 (H, W, 3): upright, RGB, transparency on white."""
+    return torch.from_numpy(np.array(load_image(source, name)))
 
 
 def resize_and_crop_box(

@@ -7,6 +7,7 @@ and zlib release Python's lock, so threads suffice and processes need not copy d
 the lock still limits Pillow: docs/performance.md.)
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 NVJPEG_THREADS = 4
+MAX_DECODE_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def iter_features(
             features = cnn(collate(load(archive, batch_ids, cnn.recipe)))
             return _add_checksums(*_to_stored(features, dtype))
 
-        with _workers(workers) as pool:
+        with single_threaded_workers(workers) as pool:
             yield from ordered_map(pool, compute, batches, ahead=2 * workers)
         return
     with (
@@ -77,7 +79,7 @@ def load(
 ) -> list[PreprocessedViews]:
     """Read and preprocess images; an InputError names one that cannot be used."""
     return [
-        preprocess(archive.read(image_id), f"{image_id} in {archive.path}", recipe)
+        preprocess(archive.read(image_id), recipe, f"{image_id} in {archive.path}")
         for image_id in ids
     ]
 
@@ -101,7 +103,7 @@ def _load_batches(
             return [view.pin_memory() for view in collate(load(archive, ids, recipe))]
 
         ahead = workers + 2
-    with _workers(workers) as pool:
+    with single_threaded_workers(workers) as pool:
         yield from ordered_map(pool, load_batch, batches, ahead)
 
 
@@ -142,7 +144,7 @@ def _wait_for_copy(
 
 
 @contextmanager
-def _workers(count: int) -> Iterator[Executor]:
+def single_threaded_workers(count: int) -> Iterator[Executor]:
     """Yield a pool of threads in which torch uses one thread each."""
     threads = torch.get_num_threads()
     try:
@@ -167,3 +169,10 @@ def ordered_map(
     finally:
         for future in pending:
             future.cancel()
+
+
+def default_num_workers(device: torch.device) -> int:
+    """Return one thread per core; with a GPU, not more than it can use."""
+    # A cluster job may only use some of the machine's cores; macOS does not tell which.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (cores or 1) if device.type == "cpu" else min(cores or 1, MAX_DECODE_THREADS)

@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 
+import torch
 from torch import Tensor
 
 from pipeline.captions.vocabulary import Vocabulary
+from pipeline.config.schema import EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.dataset.split import Split
 from pipeline.decoders.decoder import Decoder
-from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig, Hypothesis
 from pipeline.metrics.baselines import best_constant_caption
 from pipeline.metrics.scores import cider
 from pipeline.metrics.validation import SplitScores
@@ -25,12 +28,37 @@ def generate_captions(
     batch_size: int,
 ) -> list[list[str]]:
     """One caption per image, in tokens, for features (N, …), `batch_size` images at a time."""
-    captions = []
-    for begin in progress_bar(range(0, len(features), batch_size), label="caption", unit="batch"):
-        for groups in search(features[begin : begin + batch_size]):
-            best = max(groups, key=lambda hypothesis: hypothesis.score)
-            captions.append(vocabulary.decode(best.token_ids))
-    return captions
+    found = find_captions(search, features, batch_size)
+    return [vocabulary.decode(caption.token_ids) for caption in found]
+
+
+def find_captions(
+    search: BeamSearch, features: Tensor | FeatureDataset, batch_size: int
+) -> list[Hypothesis]:
+    """The best caption of each image, for features (N, …), `batch_size` images at a time."""
+    return [
+        max(found, key=lambda hypothesis: hypothesis.score)
+        for begin in progress_bar(
+            range(0, len(features), batch_size), label="caption", unit="batch"
+        )
+        for found in search(features[begin : begin + batch_size])
+    ]
+
+
+def search_config(config: EvaluateConfig, trained_length: int) -> BeamSearchConfig:
+    """The search of the evaluate params, for a model trained on captions of this many tokens."""
+    names = {field.name for field in fields(BeamSearchConfig)}
+    params = config.model_dump(include=names)
+    if config.max_length == "auto":
+        params["max_length"] = trained_length
+    return BeamSearchConfig(**params)
+
+
+def search_batch_size(config: EvaluateConfig, device: torch.device) -> int:
+    """Images to search at once; a GPU needs more to keep its cores busy."""
+    if config.batch_size != "auto":
+        return config.batch_size
+    return 100 if device.type == "cpu" else 500
 
 
 def greedy_validator(

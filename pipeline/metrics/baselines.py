@@ -2,12 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from nltk.util import everygrams
 
 from pipeline.metrics.registry import ORDERS
-from pipeline.metrics.scores import ReferenceLists, Tokens, compute_scores
+from pipeline.metrics.scores import ReferenceLists, Tokens, cider, compute_scores
 
 MAX_ROUNDS = 10  # of human captions against the others
 
@@ -60,14 +60,26 @@ def human_scores(references: ReferenceLists) -> dict[str, float] | None:
     more than half, the result is None. An image with few references uses them several times. Humans
     have one reference less to match than the model, so the comparison is slightly hard on them.
     """
+    rounds = [compute_scores(captions, others) for captions, others in _human_rounds(references)]
+    if not rounds:
+        return None
+    return {key: sum(scores[key] for scores in rounds) / len(rounds) for key in rounds[0]}
+
+
+def human_cider(references: ReferenceLists) -> list[float] | None:
+    """Return the CIDEr of every human caption against the image's others; None as above."""
+    rounds = [cider(captions, others)[1] for captions, others in _human_rounds(references)]
+    return [score for scores in rounds for score in scores] or None
+
+
+def _human_rounds(
+    references: ReferenceLists,
+) -> Iterator[tuple[list[Tokens], list[list[Tokens]]]]:
+    """Per round one human caption of each image that has several, and the image's others; no
+    rounds if most images have a single one."""
     several = [list(refs) for refs in references if len(refs) > 1]
     if 2 * len(several) < len(references):
-        return None
-    rounds = [
-        compute_scores(
-            [refs[i % len(refs)] for refs in several],
-            [refs[: i % len(refs)] + refs[i % len(refs) + 1 :] for refs in several],
-        )
-        for i in range(min(MAX_ROUNDS, max(map(len, several))))
-    ]
-    return {key: sum(scores[key] for scores in rounds) / len(rounds) for key in rounds[0]}
+        return
+    for i in range(min(MAX_ROUNDS, max(map(len, several)))):
+        captions = [refs[i % len(refs)] for refs in several]
+        yield captions, [refs[: i % len(refs)] + refs[i % len(refs) + 1 :] for refs in several]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pipeline.images.archive import ImageArchive, decode_image
+from pipeline.images.archive import ImageArchive
+from pipeline.images.decode import decode_image
 from pipeline.runtime.progress import progress_bar
 
 

@@ -16,6 +16,7 @@ OutHistory = Annotated[Path, typer.Option(help="The history to write (CSV).")]
 Models = Annotated[
     list[Path], typer.Option(help="The trained model; repeat the option for an ensemble.")
 ]
+Confidence = Annotated[Path, typer.Option(help="The calibration of the model's confidence.")]
 Photos = Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, or folders.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BeamSize = Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")]

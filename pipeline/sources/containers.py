@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.images.archive import MAX_BYTES
+from pipeline.images.decode import MAX_BYTES
 from pipeline.images.names import is_image_name, normalize_path
 from pipeline.images.zip_files import decoded_path, is_junk, open_zip, read_member
 from pipeline.runtime.errors import InputError

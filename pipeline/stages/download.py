@@ -15,7 +15,8 @@ import typer
 
 from pipeline.config.load import load_params
 from pipeline.config.schema import DownloadConfig
-from pipeline.images.archive import ImageArchive, decode_image
+from pipeline.images.archive import ImageArchive
+from pipeline.images.decode import decode_image
 from pipeline.images.names import first_few
 from pipeline.images.unreadable import write_unreadable
 from pipeline.images.zip_files import open_zip

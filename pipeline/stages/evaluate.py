@@ -1,8 +1,7 @@
-"""Stage 8: caption a split that the model was not trained on, and score the captions."""
+"""Stage 9: caption a split that the model was not trained on, and score the captions."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import require_same_split
+from pipeline.evaluation.confidence import match_calibration, reliability
 from pipeline.evaluation.diversity import diversity_stats, repeats_ngram
 from pipeline.evaluation.ensemble import build_ensemble, read_models
 from pipeline.evaluation.metrics_file import score_table, write_metrics
@@ -24,8 +24,8 @@ from pipeline.evaluation.reports import (
     write_scores,
 )
 from pipeline.features.feature_cache import read_features
-from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
-from pipeline.generation.generate import generate_captions
+from pipeline.generation.beam_search import BeamSearch
+from pipeline.generation.generate import find_captions, search_batch_size, search_config
 from pipeline.metrics.baselines import best_constant_caption, human_scores
 from pipeline.metrics.bleu import COUNT_NAMES
 from pipeline.metrics.scores import (
@@ -46,12 +46,18 @@ WARN_FRACTION = 0.2  # the fraction of captions at which a limit of the search i
 
 
 def evaluate(
-    models: Sequence[Path], features: Path, captions: Path, out_dir: Path, config: EvaluateConfig
+    models: Sequence[Path],
+    confidence: Path,
+    features: Path,
+    captions: Path,
+    out_dir: Path,
+    config: EvaluateConfig,
 ) -> None:
     """Caption a split; write the captions, their references, scores, lengths and metrics.
 
     Args:
         models: one, or the members of an ensemble.
+        confidence: the calibration; ignored if it is of other models.
 
     Raises:
         InputError: an input cannot be used, or the model was trained on other features.
@@ -71,18 +77,16 @@ def evaluate(
     warn_blocked(training, config.no_repeat_ngram_size)
 
     trained_length = max(model.max_length for model in trained)
-    params = config.model_dump(include={field.name for field in fields(BeamSearchConfig)})
-    if config.max_length == "auto":
-        params["max_length"] = trained_length
-    search = BeamSearchConfig(**params)
-    # A GPU needs more images per batch to keep its cores busy.
-    default_batch_size = 100 if device.type == "cpu" else 500
-    generated = generate_captions(
+    search = search_config(config, trained_length)
+    found = find_captions(
         BeamSearch(decoder, search),
         FeatureDataset(cache, split.ids, device),
-        trained[0].vocabulary,
-        default_batch_size if config.batch_size == "auto" else config.batch_size,
+        search_batch_size(config, device),
     )
+    generated = [trained[0].vocabulary.decode(caption.token_ids) for caption in found]
+    per_image_cider = cider(generated, split.references)[1]
+    calibration = match_calibration(confidence, trained)
+    confidences = [calibration(caption) for caption in found] if calibration else []
     baselines = compute_baselines(training, split.references)
     metrics: dict[str, Any] = {
         **compute_scores(generated, split.references),
@@ -90,6 +94,11 @@ def evaluate(
         **({"backbone": "UNTRAINED"} if cache.recipe.untrained else {}),
         "split": f"{config.split} ({table.info.split})",
         "baselines": baselines,
+        **(
+            {"confidence": [reliability(calibration, found, confidences, per_image_cider)]}
+            if calibration
+            else {}
+        ),
         "meta": [
             {
                 "scale": SCALE,
@@ -108,9 +117,10 @@ def evaluate(
     scores = {
         "image_id": split.ids,
         "bleu_4_smoothed": sentence_bleu_4(generated, split.references),
-        "cider": cider(generated, split.references)[1],
+        "cider": per_image_cider,
         "rouge_l": rouge_l(generated, split.references)[1],
         **dict(zip(COUNT_NAMES, bleu_counts(generated, split.references).T, strict=True)),
+        **({"confidence": confidences} if calibration else {}),
     }
     out = ReportFiles.in_folder(out_dir)
     write_captions(out.captions, split.ids, generated)
@@ -169,6 +179,7 @@ def warn_blocked(training: Sequence[Sequence[str]], n: int) -> None:
 
 def main(
     model: options.Models = [Path("models/captioner.safetensors")],  # noqa: B006
+    confidence: options.Confidence = Path("models/confidence.json"),
     features: options.Features = Path("features/features.h5"),
     captions: options.Captions = Path("data/captions.csv"),
     out_dir: Annotated[
@@ -178,4 +189,4 @@ def main(
     params: options.Params = Path("params.yaml"),
 ) -> None:
     """Caption a split and score the captions."""
-    evaluate(model, features, captions, out_dir, load_params(params, EvaluateConfig))
+    evaluate(model, confidence, features, captions, out_dir, load_params(params, EvaluateConfig))

@@ -1,7 +1,6 @@
 """Stage 4: extract the frozen CNN's features of every image, once, into one HDF5 file."""
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from pipeline.extraction.feature_extractor import FeatureExtractor, default_batc
 from pipeline.extraction.feature_writer import resume_features
 from pipeline.extraction.precision import pooled_features, same_direction, select_dtype
 from pipeline.extraction.preprocess import collate
-from pipeline.extraction.stream import Rows, iter_features, load
+from pipeline.extraction.stream import Rows, default_num_workers, iter_features, load
 from pipeline.features.feature_cache import CacheSpec
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.images.archive import ImageArchive
@@ -33,7 +32,6 @@ from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-MAX_DECODE_THREADS = 16
 NUM_PROBE_IMAGES = 64  # for the choice of precision and JPEG decoder
 
 
@@ -173,13 +171,6 @@ def _check_finite(rows: Rows, ids: Sequence[str], config: ExtractConfig) -> None
         image_id = ids[int((~rows.finite).nonzero()[0][0])]
         hint = "; set extract.dtype: float32" if config.dtype == "float16" else ""
         raise InputError(f"the features of {image_id} are not finite{hint}")
-
-
-def default_num_workers(device: torch.device) -> int:
-    """Return one thread per core; with a GPU, not more than it can use."""
-    # A cluster job may only use some of the machine's cores; macOS does not tell which.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (cores or 1) if device.type == "cpu" else min(cores or 1, MAX_DECODE_THREADS)
 
 
 def main(

@@ -34,7 +34,8 @@ from pipeline.decoders.captioner_file import read_model
 from pipeline.evaluation.metrics_file import add_digest
 from pipeline.evaluation.reports import ReportFiles, read_evaluation
 from pipeline.features.feature_cache import read_features
-from pipeline.images.archive import ImageArchive, decode_image
+from pipeline.images.archive import ImageArchive
+from pipeline.images.decode import decode_image
 from pipeline.runtime.errors import InputError
 from pipeline.sources.captions import read_captions
 from tests.conftest import Artifacts, make_tiny, make_world

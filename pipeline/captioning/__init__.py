@@ -1,0 +1,1 @@
+"""The trained model as users meet it: images in, captions out."""

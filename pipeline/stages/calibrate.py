@@ -1,0 +1,76 @@
+"""Stage 8: fit how confident the model may be of its captions, on val."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.captions.table import read_table, warn_small
+from pipeline.config.load import load_params
+from pipeline.config.schema import EvaluateConfig
+from pipeline.dataset.feature_dataset import FeatureDataset
+from pipeline.decoders.captioner_file import require_same_split
+from pipeline.evaluation.confidence import fit_confidence, model_digests, write_confidence
+from pipeline.evaluation.ensemble import build_ensemble, read_models
+from pipeline.features.feature_cache import read_features
+from pipeline.generation.beam_search import BeamSearch
+from pipeline.generation.generate import find_captions, search_batch_size, search_config
+from pipeline.runtime import options
+from pipeline.runtime.checkpoint import discard_if_complete
+from pipeline.runtime.device import resolve_device, seed_everything
+
+log = logging.getLogger(__name__)
+
+
+def calibrate(
+    models: Sequence[Path], features: Path, captions: Path, out: Path, config: EvaluateConfig
+) -> None:
+    """Caption val with the search of the evaluate params, and write the fitted calibration.
+
+    Args:
+        models: one, or the members of an ensemble.
+
+    Raises:
+        InputError: an input cannot be used, or the model was trained on other features.
+    """
+    device = resolve_device(config.device)
+    seed_everything(0, config.deterministic)
+    cache = read_features(features)
+    trained = read_models(models, device)
+    decoder = build_ensemble(trained, cache.recipe, where=str(features))
+    for path in models:
+        discard_if_complete(path)
+    table = read_table(captions)
+    for path, model in zip(models, trained, strict=True):
+        require_same_split(model, table.info.split_digest, where=str(path))
+    val = table.split("val")
+    warn_small("val", len(val.ids))
+    search = search_config(config, max(model.max_length for model in trained))
+    found = find_captions(
+        BeamSearch(decoder, search),
+        FeatureDataset(cache, val.ids, device),
+        search_batch_size(config, device),
+    )
+    tokens = [trained[0].vocabulary.decode(caption.token_ids) for caption in found]
+    confidence = fit_confidence(found, tokens, val.references, model_digests(trained), search)
+    write_confidence(out, confidence)
+    log.info(
+        "confidence: the probability of a CIDEr of at least %.1f, the median of %s captions",
+        confidence.threshold,
+        "human" if confidence.reference == "human" else "the model's own",
+    )
+
+
+def main(
+    model: options.Models = [Path("models/captioner.safetensors")],  # noqa: B006
+    features: options.Features = Path("features/features.h5"),
+    captions: options.Captions = Path("data/captions.csv"),
+    out: Annotated[Path, typer.Option(help="The calibration to write (JSON).")] = Path(
+        "models/confidence.json"
+    ),
+    params: options.Params = Path("params.yaml"),
+) -> None:
+    """Fit how confident the model may be of its captions."""
+    calibrate(model, features, captions, out, load_params(params, EvaluateConfig))
