@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pydantic import TypeAdapter
 
 from pipeline.config.schema import EvaluateConfig
@@ -29,7 +28,7 @@ from pipeline.runtime.tensors import tensors_digest
 
 log = logging.getLogger(__name__)
 
-BINS = 10
+LOWEST = 0.1  # CIDEr: a caption that shares nothing with the references is never good
 RIDGE = 1.0  # a Gaussian prior of deviation 1 on the standardised coefficients
 ROUNDS = 25  # of Newton's method, which converges in fewer than ten
 DIGITS = 6  # significant, so that the last bits of a sum do not reach the file
@@ -79,7 +78,7 @@ def fit_confidence(
     """
     own = np.array(cider(captions, references)[1])
     human = human_cider(references)
-    threshold = float(np.median(own if human is None else human))
+    threshold = max(float(np.median(own if human is None else human)), LOWEST)
     values = np.array([predictors(caption) for caption in found])  # (N, 3)
     mean, std = values.mean(axis=0), values.std(axis=0)
     std[std < 1e-6] = 1.0  # one value for all images says nothing
@@ -116,57 +115,6 @@ def _logistic_regression(values: np.ndarray, outcomes: np.ndarray) -> np.ndarray
         curvature = (rows * (probs * (1 - probs))[:, None]).T @ rows + penalty
         coefficients = coefficients - np.linalg.solve(curvature, gradient)
     return coefficients
-
-
-def reliability(
-    confidence: Confidence,
-    found: Sequence[Hypothesis],
-    confidences: Sequence[float],
-    cider: Sequence[float],
-) -> dict[str, Any]:
-    """Return how well the confidences of captions fit their CIDEr, x100: the means of what was
-    predicted and what came true, the expected calibration error over bins (Guo et al.), and
-    Spearman's correlation with CIDEr, beside that of the mean log-probability alone."""
-    outcomes = [score >= confidence.threshold for score in cider]
-    bins = reliability_bins(confidences, outcomes)
-    error = sum(count * abs(mean - share) for mean, share, count in bins) / len(confidences)
-    return {
-        "reference": confidence.reference,
-        "threshold": confidence.threshold,
-        "mean": float(np.mean(confidences)),
-        "reached": float(np.mean(outcomes)),
-        "calibration_error": error,
-        "correlation": _rank_correlation(confidences, cider),
-        "log_prob_correlation": _rank_correlation(
-            [predictors(caption)[0] for caption in found], cider
-        ),
-    }
-
-
-def reliability_bins(
-    confidences: Sequence[float], outcomes: Sequence[bool]
-) -> list[tuple[float, float, int]]:
-    """Per tenth of the scale that has captions: their mean confidence, the share of outcomes that
-    came true, and their number."""
-    tenths: dict[int, list[int]] = {}
-    for index, value in enumerate(confidences):
-        tenths.setdefault(min(int(BINS * value), BINS - 1), []).append(index)
-    return [
-        (
-            float(np.mean([confidences[i] for i in members])),
-            float(np.mean([outcomes[i] for i in members])),
-            len(members),
-        )
-        for _, members in sorted(tenths.items())
-    ]
-
-
-def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's correlation; 0 where one of the two never varies."""
-    ranks = [pd.Series(values).rank().to_numpy() for values in (first, second)]
-    if min(rank.std() for rank in ranks) == 0:
-        return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _sigmoid(logit: float) -> float:

@@ -8,7 +8,7 @@ of 30 columns.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,19 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Reliability:
+    """How well the confidences of captions fit what came true on the evaluated split."""
+
+    reference: str  # whose median CIDEr on val is the threshold: human, or model
+    threshold: float  # CIDEr, x100
+    mean: float  # of the confidences
+    reached: float  # the share of captions whose CIDEr reached the threshold
+    calibration_error: float
+    correlation: float  # Spearman's, of confidence with CIDEr by image
+    log_prob_correlation: float  # that of the mean log-probability alone
+
+
+@dataclass(frozen=True)
 class Metrics:
     """The content of metrics.json."""
 
@@ -47,6 +60,8 @@ class Metrics:
     untrained: bool  # whether the CNN's weights are random
     baselines: Sequence[Baseline]
     meta: dict[str, Any]
+    # What `pipeline.evaluation.confidence.reliability` returned; None: no calibration.
+    confidence: Reliability | None
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -106,10 +121,20 @@ def parse_metrics(content: bytes, where: object) -> Metrics:
                 )
                 for baseline in raw["baselines"]
             ],
+            confidence=_parse_reliability(raw.get("confidence"), where),
             meta=dict(meta) | {key: meta[key] for key in (*PROTOCOL, *OTHER_META)},
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ArtifactError(where, "is not a metrics file of this version") from None
+
+
+def _parse_reliability(entries: Any, where: object) -> Reliability | None:
+    if entries is None:
+        return None
+    (entry,) = entries
+    reference = str(entry["reference"])
+    names = [field.name for field in fields(Reliability)]
+    return Reliability(reference, **_numbers(entry, names[1:], where))
 
 
 def score_table(metrics: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from pipeline.metrics.registry import MEAN_NAMES, METRICS, SCORE_NAMES
 from pipeline.runtime.errors import ArtifactError
 from pipeline.runtime.files import parse_json, read_bytes, write_json
 
+CONFIDENCE = "confidence"  # a column of scores.csv if the model was calibrated
 TOLERANCE = 0.01  # x100: the reports are rounded to DECIMALS
 
 
@@ -62,7 +63,8 @@ class Evaluation:
     metrics: Metrics
     captions: dict[str, str]  # by image id
     references: dict[str, list[str]]  # by image id
-    scores: pd.DataFrame  # COUNT_NAMES and MEAN_NAMES by image id, in the order of the captions
+    # COUNT_NAMES, MEAN_NAMES and perhaps CONFIDENCE by image id, in the order of the captions.
+    scores: pd.DataFrame
 
 
 def write_captions(path: Path, ids: Sequence[str], captions: Sequence[Sequence[str]]) -> None:
@@ -177,11 +179,15 @@ def _parse_references(content: bytes, where: object) -> dict[str, list[str]]:
 
 def _parse_scores(content: bytes, where: object) -> pd.DataFrame:
     names = [*COUNT_NAMES, *MEAN_NAMES]
+    if CONFIDENCE in content.partition(b"\n")[0].decode(errors="replace").split(","):
+        names.append(CONFIDENCE)
     cells = parse_csv(content, where, ["image_id", *names])
     columns = {name: to_numbers(cells[name], f"{where}, {name}") for name in names}
     table = pd.DataFrame(columns, index=cells["image_id"])
     if table.index.has_duplicates:
         raise ArtifactError(where, "has an image twice")
+    if CONFIDENCE in table and not table[CONFIDENCE].between(0, 1).all():
+        raise ArtifactError(where, "has a confidence that is not a probability")
     counts = table[list(COUNT_NAMES)]
     if ((counts < 0) | (counts != counts.round())).any(axis=None):
         raise ArtifactError(where, "has counts that are not whole numbers")

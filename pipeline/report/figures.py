@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from pipeline.evaluation.metrics_file import Reliability
+from pipeline.evaluation.reliability import reliability_bins
 from pipeline.evaluation.reports import read_lengths
 from pipeline.metrics.csv_file import parse_csv, read_numbers, to_numbers
 from pipeline.metrics.registry import METRICS
@@ -141,6 +143,33 @@ def score_figures(images: Sequence[CaptionedImage]) -> list[Figure]:
         _histogram("cider", f"{CIDER} by image", [image.cider for image in images]),
         _histogram("rouge_l", f"{ROUGE_L} by image", [image.rouge_l for image in images]),
     ]
+
+
+def reliability_figure(images: Sequence[CaptionedImage], fit: Reliability) -> Figure:
+    """Plot how often captions of each confidence were as good as the confidence says."""
+    confidences = [image.confidence for image in images if image.confidence is not None]
+    bins = reliability_bins(confidences, [image.cider >= fit.threshold for image in images])
+    means, shares, counts = zip(*bins, strict=True)
+    whose = "human captions" if fit.reference == "human" else "the model's own captions"
+    figure = _figure(
+        Chart(
+            key="reliability",
+            title="Confidence",
+            x_label="confidence, %, mean of each tenth of the scale",
+            y_label="captions as good as a typical one, %",
+            x=[100 * mean for mean in means],
+            series=[
+                Series("came true", [100 * share for share in shares], "ours"),
+                Series("as predicted", [100 * mean for mean in means], "theirs"),
+            ],
+            note=f"As good: with a CIDEr of at least {fit.threshold:.1f}, the median of {whose} on "
+            f"val. Calibration error {100 * fit.calibration_error:.1f} %; rank "
+            f"correlation with CIDEr {fit.correlation:.2f}, that of the mean log-probability "
+            f"{fit.log_prob_correlation:.2f}.",
+        )
+    )
+    rows = [[*row, str(count)] for row, count in zip(figure.rows, counts, strict=True)]
+    return Figure(figure.chart, [*figure.header, "captions"], rows)
 
 
 def _histogram(key: str, title: str, values: Sequence[float]) -> Figure:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluation.reports import Evaluation
+from pipeline.evaluation.reports import CONFIDENCE, Evaluation
 from pipeline.report.render import json_for_script
 from pipeline.report.thumbnails import Thumbnail
 
@@ -20,13 +20,19 @@ class CaptionedImage:
     cider: float
     rouge_l: float
     words: int
+    confidence: float | None = None  # None: the model was not calibrated
 
 
 def captioned_images(evaluation: Evaluation) -> list[CaptionedImage]:
     """Return the images in the order of the captions."""
-    rows = evaluation.scores[["cider", "rouge_l", "words"]].itertuples()
+    table = evaluation.scores
+    rows = table[["cider", "rouge_l", "words"]].itertuples()
+    confidences = table[CONFIDENCE].tolist() if CONFIDENCE in table else [None] * len(table)
     captions, references = evaluation.captions, evaluation.references
-    return [CaptionedImage(key, captions[key], references[key], *scores) for key, *scores in rows]
+    return [
+        CaptionedImage(key, captions[key], references[key], cider, rouge_l, words, confidence)
+        for (key, cider, rouge_l, words), confidence in zip(rows, confidences, strict=True)
+    ]
 
 
 def pick_evenly(images: Sequence[CaptionedImage], most: int) -> list[CaptionedImage]:
@@ -51,6 +57,7 @@ def images_json(images: Sequence[CaptionedImage], thumbnails: Iterator[Thumbnail
                 round(image.rouge_l, DECIMALS),
                 image.words,
                 *thumbnail,
+                None if image.confidence is None else round(image.confidence, DECIMALS),
             ]
             for image, thumbnail in zip(images, thumbnails, strict=True)
         ]

@@ -7,6 +7,7 @@
     cider: ["worst to best", "best to worst"],
     rouge: ["worst to best", "best to worst"],
     words: ["shortest first", "longest first"],
+    confidence: ["least sure first", "surest first"],
   };
   const byId = (id) => document.getElementById(id);
   const [gallery, cards, more, found] = ["gallery", "cards", "more", "found"].map(byId);
@@ -14,8 +15,8 @@
   const number = new Intl.NumberFormat("en");
 
   const images = JSON.parse(byId("data").textContent).map(
-    ([id, caption, references, cider, rouge, words, width, height, jpeg]) => ({
-      id, caption, references, cider, rouge, words, width, height, jpeg,
+    ([id, caption, references, cider, rouge, words, width, height, jpeg, confidence]) => ({
+      id, caption, references, cider, rouge, words, width, height, jpeg, confidence,
       ours: " " + caption.toLowerCase(),
       theirs: references.map((reference) => " " + reference.toLowerCase()).join(""),
       name: id.toLowerCase(),
@@ -67,6 +68,7 @@
       measure("ROUGE-L", image.rouge.toFixed(1)),
       measure("words", String(image.words))
     );
+    if (image.confidence !== null) scores.append(measure("confidence", image.confidence.toFixed(2)));
     const references = element("ul");
     references.setAttribute("aria-label", "References");
     references.append(...image.references.map((reference) => highlighted("li", "", reference)));

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,13 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import require_same_split
-from pipeline.evaluation.confidence import match_calibration, reliability
+from pipeline.evaluation.confidence import match_calibration, predictors
 from pipeline.evaluation.diversity import diversity_stats, repeats_ngram
 from pipeline.evaluation.ensemble import build_ensemble, read_models
 from pipeline.evaluation.metrics_file import score_table, write_metrics
+from pipeline.evaluation.reliability import reliability
 from pipeline.evaluation.reports import (
+    CONFIDENCE,
     ReportFiles,
     write_captions,
     write_lengths,
@@ -94,11 +97,6 @@ def evaluate(
         **({"backbone": "UNTRAINED"} if cache.recipe.untrained else {}),
         "split": f"{config.split} ({table.info.split})",
         "baselines": baselines,
-        **(
-            {"confidence": [reliability(calibration, found, confidences, per_image_cider)]}
-            if calibration
-            else {}
-        ),
         "meta": [
             {
                 "scale": SCALE,
@@ -114,13 +112,18 @@ def evaluate(
             }
         ],
     }
+    if calibration:
+        log_probs = [predictors(caption)[0] for caption in found]
+        judged_by = (calibration.threshold, calibration.reference)
+        fit = reliability(confidences, log_probs, per_image_cider, *judged_by)
+        metrics["confidence"] = [asdict(fit)]
     scores = {
         "image_id": split.ids,
         "bleu_4_smoothed": sentence_bleu_4(generated, split.references),
         "cider": per_image_cider,
         "rouge_l": rouge_l(generated, split.references)[1],
         **dict(zip(COUNT_NAMES, bleu_counts(generated, split.references).T, strict=True)),
-        **({"confidence": confidences} if calibration else {}),
+        **({CONFIDENCE: confidences} if calibration else {}),
     }
     out = ReportFiles.in_folder(out_dir)
     write_captions(out.captions, split.ids, generated)

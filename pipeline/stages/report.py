@@ -1,4 +1,4 @@
-"""Stage 9: a run as one page: scores, curves, every image with its captions, and provenance."""
+"""Stage 10: a run as one page: scores, curves, every image with its captions, and provenance."""
 
 import logging
 from collections import Counter
@@ -14,6 +14,7 @@ from pipeline.evaluation.reports import ReportFiles, read_evaluation
 from pipeline.metrics.registry import DIVERSITY_NAMES, METRICS
 from pipeline.report.figures import (
     length_figure,
+    reliability_figure,
     score_figures,
     self_critical_figure,
     training_figures,
@@ -64,6 +65,7 @@ def report(
     all_images = captioned_images(evaluation)
     shown = pick_evenly(all_images, config.max_images)
     common = Counter(evaluation.captions.values()).most_common(MOST_COMMON)
+    confidence = [reliability_figure(all_images, metrics.confidence)] if metrics.confidence else []
     scores = compute_score_rows(evaluation, baselines, config.resamples, config.seed)
     ids = [image.image_id for image in shown]
     small = thumbnails(images, ids, config.thumbnail_size, config.jpeg_quality)
@@ -79,7 +81,8 @@ def report(
             (metric.label, metric.format.format(metrics.numbers[metric.key]))
             for metric in (METRICS[name] for name in DIVERSITY_NAMES)
         ],
-        distributions=[length_figure(reports.lengths), *score_figures(all_images)],
+        distributions=[length_figure(reports.lengths), *score_figures(all_images), *confidence],
+        has_confidence=metrics.confidence is not None,
         common=[(caption, count) for caption, count in common if count > 1],
         shown=len(shown),
         total=len(all_images),
