@@ -79,13 +79,18 @@ class AdditiveAttention(nn.Module):
             The context (B, H) and the weights (B, N).
         """
         query = self.query(query).unflatten(0, (len(cells), -1))  # (P, C, H)
-        if query.device.type == "cpu" and keys.dtype == query.dtype == torch.float32:
+        if _chunks_pay(query, keys):
             scores = _AdditiveScores.apply(query, keys, self.score.weight)
         else:
             activations = torch.tanh(query.unsqueeze(2) + keys.unsqueeze(1))  # (P, C, N, H)
             scores = self.score(activations).squeeze(-1)
         weights = scores.softmax(dim=-1)
         return (weights @ cells).flatten(0, 1), weights.flatten(0, 1)
+
+
+def _chunks_pay(query: Tensor, keys: Tensor) -> bool:
+    on_cpu = query.device.type == "cpu" and keys.dtype == query.dtype == torch.float32
+    return on_cpu and not torch.compiler.is_exporting()  # a graph cannot hold the loop
 
 
 class _AdditiveScores(torch.autograd.Function):

@@ -5,10 +5,11 @@ So a `FeatureRecipe` alone determines preprocessing, CNNs and pooling.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.backbones.backbone import global_avg_pool, load_backbone
 from pipeline.backbones.weights import BackboneWeights
@@ -42,11 +43,9 @@ class FeatureExtractor:
             InputError: the weights do not fit the model, or the recipe has other backbones.
         """
         self.recipe, self.device, self.precision = recipe, device, precision
-        batch = batch or default_batch_size(recipe, device)
-        self._views = [
-            _ViewEncoder(view, backbones, recipe, device, precision, batch) for view in recipe.views
-        ]
-        self._graphs = CudaGraphs(lambda *images: (self._features(*images),))
+        encoder = Encoder(backbones, recipe, device, precision)
+        encoder.fuse(batch or default_batch_size(recipe, device))
+        self._graphs = CudaGraphs(lambda *images: (encoder(*images),))
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
@@ -55,19 +54,6 @@ class FeatureExtractor:
         On a GPU the next call overwrites the output.
         """
         return self._graphs(*(view.to(self.device, non_blocking=True) for view in images))[0]
-
-    def _features(self, *images: Tensor) -> Tensor:
-        views = zip(self._views, images, strict=True)
-        grids = [encode(view) for encode, view in views]  # (B, D, H, W) each
-        if self.recipe.layer == "pooled":
-            return torch.cat([global_avg_pool(grid) for grid in grids], dim=1)
-        size = self.recipe.grid_size
-        shape = (grids[0].shape[2], grids[0].shape[3]) if size is None else (size, size)
-        grids = [
-            grid if tuple(grid.shape[2:]) == shape else F.adaptive_avg_pool2d(grid, shape)
-            for grid in grids
-        ]
-        return torch.cat(grids, dim=1).permute(0, 2, 3, 1).contiguous()
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -88,8 +74,45 @@ def default_batch_size(recipe: FeatureRecipe, device: torch.device) -> int:
     return min(4, max(1, round(4 * (224 / largest) ** 2)))
 
 
-class _ViewEncoder:
-    """One backbone, fused for one image size."""
+class Encoder(nn.Module):
+    """The backbones of a recipe as one module, from preprocessed images to features."""
+
+    def __init__(
+        self,
+        backbones: Sequence[BackboneWeights],
+        recipe: FeatureRecipe,
+        device: torch.device,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.views = nn.ModuleList(
+            _ViewEncoder(view, backbones, recipe, device, precision) for view in recipe.views
+        )
+        self.eval()
+
+    def fuse(self, batch: int) -> None:
+        """Make it faster for batches of this size, in place."""
+        for view in self.views:
+            cast(_ViewEncoder, view).fuse(batch)
+
+    def forward(self, *images: Tensor) -> Tensor:
+        """Per view uint8 (B, S, S, 3) -> float32 (B, D) pooled, or (B, H, W, D) grid."""
+        views = zip(self.views, images, strict=True)
+        grids = [encode(view) for encode, view in views]  # (B, D, H, W) each
+        if self.recipe.layer == "pooled":
+            return torch.cat([global_avg_pool(grid) for grid in grids], dim=1)
+        size = self.recipe.grid_size
+        shape = (grids[0].shape[2], grids[0].shape[3]) if size is None else (size, size)
+        grids = [
+            grid if tuple(grid.shape[2:]) == shape else F.adaptive_avg_pool2d(grid, shape)
+            for grid in grids
+        ]
+        return torch.cat(grids, dim=1).permute(0, 2, 3, 1).contiguous()
+
+
+class _ViewEncoder(nn.Module):
+    """One backbone for one image size."""
 
     def __init__(
         self,
@@ -98,22 +121,26 @@ class _ViewEncoder:
         recipe: FeatureRecipe,
         device: torch.device,
         precision: torch.dtype,
-        batch: int,
     ) -> None:
+        super().__init__()
         pre = view.preprocessing
         class_token = recipe.pooling == "class_token"
         model = load_backbone(_find_backbone(view, backbones), pre.size, class_token)
-        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        example = torch.zeros(batch, 3, pre.size, pre.size, dtype=precision, device=device)
-        self._model = fuse(model, example.to(memory_format=torch.channels_last))
-        self._hflip, self._device, self._precision = recipe.hflip, device, precision
+        self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._size, self._hflip = pre.size, recipe.hflip
+        self._device, self._precision = device, precision
         # For pixel values of 0 to 255. Repeated for a whole row, since a CPU is slow to broadcast
         # over three numbers at a time.
         self._mean, self._std = (
             255 * torch.tensor(rgb, device=device).repeat(pre.size) for rgb in (pre.mean, pre.std)
         )  # (S * 3)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def fuse(self, batch: int) -> None:
+        shape = (batch, 3, self._size, self._size)
+        example = torch.zeros(shape, dtype=self._precision, device=self._device)
+        self._model = fuse(self._model, example.to(memory_format=torch.channels_last))
+
+    def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, S, S, 3) -> float32 (B, D, H, W)."""
         rows = images.flatten(2).float().sub_(self._mean).div_(self._std)  # (B, S, S * 3)
         rows = rows.to(self._precision) if self._device.type == "cuda" else rows
@@ -124,10 +151,10 @@ class _ViewEncoder:
         return grid
 
     def _run(self, inputs: Tensor) -> Tensor:
-        if self._device.type == "cuda":  # weights and inputs already have the precision
+        # On a GPU weights and inputs already have the precision.
+        if self._device.type == "cuda" or self._precision == torch.float32:
             return self._model(inputs).float()
-        autocast = self._precision != torch.float32
-        with torch.autocast(self._device.type, self._precision, enabled=autocast):
+        with torch.autocast(self._device.type, self._precision):
             return self._model(inputs).float()
 
 
