@@ -78,7 +78,7 @@ class AdditiveAttention(nn.Module):
         Returns:
             The context (B, H) and the weights (B, N).
         """
-        query = self.query(query).unflatten(0, (len(cells), -1))  # (P, C, H)
+        query = self.query(query).unflatten(0, (cells.shape[0], -1))  # (P, C, H)
         if _chunks_pay(query, keys):
             scores = _AdditiveScores.apply(query, keys, self.score.weight)
         else:

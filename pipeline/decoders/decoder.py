@@ -167,5 +167,8 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def expand_to_captions(rows: Tensor, token_ids: Tensor) -> Tensor:
     """One row per image (P, …) -> one row per caption (B, …)."""
-    captions = len(token_ids) // len(rows)
-    return rows if captions == 1 else rows.repeat_interleave(captions, dim=0)
+    # In a graph that is exported, `len` would be a constant, and `repeat_interleave` fails.
+    captions = token_ids.shape[0] // rows.shape[0]
+    if captions == 1:
+        return rows
+    return rows.unsqueeze(1).expand(-1, captions, *rows.shape[1:]).flatten(0, 1)

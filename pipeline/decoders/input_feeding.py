@@ -106,7 +106,7 @@ class TopDownAttention(InputFeedingDecoder):
 
     def init_state(self, features: Tensor) -> DecoderState:
         keys, cells = self._memory(features)
-        zeros = cells.new_zeros(len(cells), self.config.hidden_size)
+        zeros = torch.zeros_like(cells[:, 0])
         hidden = (zeros,) * (2 * self.att_lstm.num_tensors)
         return DecoderState((keys, cells, cells.mean(dim=1)), hidden)
 

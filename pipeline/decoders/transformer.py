@@ -77,7 +77,7 @@ class TransformerDecoder(Decoder):
 
     def init_state(self, features: Tensor) -> DecoderState:
         memory = self._memory(features)
-        empty = memory[0].new_zeros(len(features), 0, self.config.hidden_size)
+        empty = memory[0].new_zeros(features.shape[0], 0, self.config.hidden_size)
         return DecoderState(memory, (empty,) * (2 * self.config.num_layers))
 
     def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:

@@ -1,0 +1,1 @@
+"""A captioner written for use elsewhere, without this repository."""

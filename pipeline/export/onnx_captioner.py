@@ -1,0 +1,227 @@
+"""Caption images with exported graphs: numpy, pillow and onnxruntime, no torch.
+
+python onnx_captioner.py photo.jpg …
+
+`showtell export --onnx` copies this file beside the graphs. It decodes, resizes and searches as the
+pipeline does. Shapes: P images, k beams per image, n tokens so far, V words.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+PAD, START, END, UNK = range(4)
+ImageSource = str | Path | bytes  # a path, or the content of an image file
+
+
+class OnnxCaptioner:
+    """Images in, captions out."""
+
+    def __init__(self, folder: str | Path, threads: int = 0) -> None:
+        """
+        Args:
+            folder: what `showtell export --onnx` wrote.
+            threads: of ONNX Runtime; 0: one per core.
+        """
+        config = json.loads((Path(folder) / "onnx.json").read_text(encoding="utf-8"))
+        self._words, self._crop_mode = config["vocabulary"], config["crop_mode"]
+        self._views, self._num_memory = config["views"], len(config["memory"])
+        self.default_search = config["search"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        self._encoder, self._memory, self._step = (
+            onnxruntime.InferenceSession(Path(folder) / f"{name}.onnx", options)
+            for name in ("encoder", "memory", "step")
+        )
+
+    def caption(
+        self, images: Sequence[ImageSource], batch_size: int = 16, **search: Any
+    ) -> list[str]:
+        """Caption images, in batches.
+
+        Args:
+            search: arguments of `search` that differ from `default_search`.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
+        captions = []
+        for begin in range(0, len(images), batch_size):
+            batch = [self.preprocess(image) for image in images[begin : begin + batch_size]]
+            found = self.search(self.features(batch), **{**self.default_search, **search})
+            captions += [" ".join(self._words[token] for token in tokens) for tokens, _ in found]
+        return captions
+
+    def preprocess(self, image: ImageSource) -> list[np.ndarray]:
+        """Read one image as the encoder takes it, per view uint8 (S, S, 3)."""
+        pixels = decode(image)
+        return [_resize_and_crop(pixels, view, self._crop_mode) for view in self._views]
+
+    def features(self, images: Sequence[list[np.ndarray]]) -> np.ndarray:
+        """The features of P preprocessed images."""
+        return _run(self._encoder, [np.stack(view) for view in zip(*images, strict=True)])[0]
+
+    def search(
+        self,
+        features: np.ndarray,
+        *,
+        beam_size: int,
+        length_penalty: float,
+        max_length: int,
+        no_repeat_ngram_size: int,
+        allow_unk: bool,
+    ) -> list[tuple[list[int], float]]:
+        """The best caption of each image: token ids without <end>, and its score."""
+        state = _run(self._memory, [features])
+        memory = state[: self._num_memory]  # (P, …), what does not change from step to step
+        hidden = [tensor[:, None] for tensor in state[self._num_memory :]]  # (P, k, …)
+        token_ids = np.full((len(features), 1), START)  # (P, k)
+        scores, history = np.zeros(token_ids.shape, np.float32), token_ids[..., None][..., :0]
+        rows = np.arange(len(features))  # the images that are still searched
+        best: list[tuple[list[int], float]] = [([], -np.inf)] * len(rows)
+        for length in range(max_length + 1):
+            log_probs, *hidden = _run(self._step, [token_ids, *memory, *hidden])  # (P, k, V)
+            banned = [PAD, START, *([] if allow_unk else [UNK]), *([] if length else [END])]
+            if length == max_length:
+                banned = [token for token in range(log_probs.shape[-1]) if token != END]
+            log_probs[..., banned] = -np.inf
+            _ban_repeats(log_probs, history, no_repeat_ngram_size)
+            candidates = (log_probs + scores[..., None]).reshape(len(rows), -1)  # (P, k * V)
+            top = _top(candidates, 2 * beam_size)  # so that k beams can grow even if k end
+            top_scores = np.take_along_axis(candidates, top, axis=1)
+            parents, tokens = np.divmod(top, log_probs.shape[-1])
+            ends = tokens == END
+            # Captions finish only from the beam itself: the best k candidates.
+            finishing = np.where(ends, top_scores, -np.inf)[:, :beam_size]
+            finishing = finishing / np.float32((length + 1) ** length_penalty)
+            for i, j in enumerate(finishing.argmax(axis=1)):
+                if finishing[i, j] > best[rows[i]][1]:
+                    best[rows[i]] = (history[i, parents[i, j]].tolist(), float(finishing[i, j]))
+            top_scores[ends] = -np.inf
+            growing = np.argsort(ends, axis=1, kind="stable")[:, :beam_size]
+            scores, parents, tokens = (
+                np.take_along_axis(part, growing, axis=1) for part in (top_scores, parents, tokens)
+            )
+            # Log-probabilities only fall: this is the best that a growing beam can still become.
+            bound = scores.max(axis=1) / np.float32((max_length + 1) ** length_penalty)
+            left = np.flatnonzero(bound > [best[row][1] for row in rows])
+            if length == max_length or not len(left):
+                break
+            beams = (left[:, None], parents[left])
+            history = np.concatenate([history[beams], tokens[left, :, None]], axis=-1)
+            hidden = [tensor[beams] for tensor in hidden]
+            memory = memory if len(left) == len(rows) else [tensor[left] for tensor in memory]
+            scores, token_ids, rows = scores[left], tokens[left], rows[left]
+        return best
+
+
+def _ban_repeats(log_probs: np.ndarray, history: np.ndarray, n: int) -> None:
+    """Set tokens that would repeat an n-gram of `history` (P, k, length) to -inf, in place."""
+    starts = history.shape[-1] - n + 1 if n else 0
+    for begin in range(starts):  # where the last n - 1 tokens occurred before
+        repeats = (history[..., begin : begin + n - 1] == history[..., starts:]).all(axis=-1)
+        log_probs[repeats, history[repeats, begin + n - 1]] = -np.inf
+
+
+def _top(candidates: np.ndarray, count: int) -> np.ndarray:
+    """Indices (P, count) of the largest values in each row, the largest first."""
+    count = min(count, candidates.shape[1])
+    top = np.argpartition(candidates, -count, axis=1)[:, -count:]
+    order = np.argsort(-np.take_along_axis(candidates, top, axis=1), axis=1)
+    return np.take_along_axis(top, order, axis=1)
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    names = [node.name for node in session.get_inputs()]
+    return session.run(None, dict(zip(names, inputs, strict=True)))
+
+
+def decode(source: ImageSource) -> np.ndarray:
+    """Decode an image file -> uint8 (H, W, 3): upright, RGB, transparency on white."""
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I;16"):  # Pillow would clip
+            image = image.convert("I").point(lambda value: value / 257).convert("L")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGB", image.size, "white")
+            white.paste(image, mask=image)
+            return np.array(white)
+        return np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        name = "the image" if isinstance(source, bytes) else source
+        raise ValueError(f"{name} cannot be read as an image ({error})") from None
+
+
+def _resize_and_crop(image: np.ndarray, view: dict[str, Any], crop_mode: str) -> np.ndarray:
+    """(H, W, 3) -> (S, S, 3)."""
+    size, (height, width) = view["size"], image.shape[:2]
+    if crop_mode == "squash":
+        return resize(image, (size, size), view["interpolation"])
+    shorter = min(height, width)
+    height, width = (int(view["resize"] * side / shorter) for side in (height, width))
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    image = resize(image, (height, width), view["interpolation"])
+    return image[top : top + size, left : left + size]
+
+
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """Resize uint8 (H, W, 3) to the byte as torch's `F.interpolate(antialias=True)` does."""
+    for side in size[::-1]:  # the columns, then the rows
+        image = image.swapaxes(0, 1)
+        if len(image) != side:
+            first, weights, bits = _resize_weights(len(image), side, interpolation)
+            rows = image.reshape(len(image), -1)
+            sums = np.full((side, rows.shape[1]), 1 << (bits - 1), np.int32)
+            for offset, weight in enumerate(weights.T):
+                sums += weight[:, None] * rows[np.minimum(first + offset, len(rows) - 1)]
+            image = (sums >> bits).clip(0, 255).astype(np.uint8).reshape(side, -1, 3)
+    return image
+
+
+@lru_cache
+def _resize_weights(length: int, size: int, kind: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """For each new row the first old row (size,), and weights (size, n) of int16's range; and how
+    many of their bits are a fraction."""
+    scale = length / size
+    stretch, radius = max(scale, 1.0), 2 if kind == "bicubic" else 1
+    centers = scale * (np.arange(size) + 0.5)[:, None]
+    first = np.maximum((centers - radius * stretch + 0.5).astype(int), 0)
+    end = np.minimum((centers + radius * stretch + 0.5).astype(int), length)
+    rows = first + np.arange((end - first).max())
+    x = np.minimum(np.abs((rows - centers + 0.5) * (1 / stretch)), radius)
+    weights = 1 - x  # a triangle
+    if kind == "bicubic":
+        weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+    weights = weights * (rows < end)
+    weights /= np.cumsum(weights, axis=1)[:, -1:]  # in the order in which torch adds
+    largest = weights.max()
+    bits = next((n for n in range(22) if int(0.5 + largest * 2 ** (n + 1)) >= 2**15), 22)
+    fixed = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
+    return first[:, 0], fixed, bits
+
+
+def main() -> None:
+    captioner, failed = OnnxCaptioner(Path(__file__).resolve().parent), False
+    for path in sys.argv[1:]:
+        try:
+            print(f"{path}\t{captioner.caption([path])[0]}", flush=True)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
