@@ -1,6 +1,4 @@
-"""Caption images with exported graphs: numpy, pillow and onnxruntime, no torch.
-
-python onnx_captioner.py photo.jpg …
+"""Caption images with ONNX graphs, without torch: python onnx_captioner.py photo.jpg …
 
 `showtell export --onnx` copies this file beside the graphs. It decodes, resizes and searches as the
 pipeline does. Shapes: P images, k beams per image, n tokens so far, V words.
@@ -8,8 +6,8 @@ pipeline does. Shapes: P images, k beams per image, n tokens so far, V words.
 
 import io
 import json
+import math
 import sys
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,15 +25,8 @@ class OnnxCaptioner:
     """Images in, captions out."""
 
     def __init__(self, folder: str | Path, threads: int = 0) -> None:
-        """
-        Args:
-            folder: what `showtell export --onnx` wrote.
-            threads: of ONNX Runtime; 0: one per core.
-        """
-        config = json.loads((Path(folder) / "onnx.json").read_text(encoding="utf-8"))
-        self._words, self._crop_mode = config["vocabulary"], config["crop_mode"]
-        self._views, self._num_memory = config["views"], len(config["memory"])
-        self.default_search = config["search"]
+        """Read what `showtell export --onnx` wrote; ONNX Runtime's threads are 0: one per core."""
+        self._config = json.loads((Path(folder) / "onnx.json").read_text(encoding="utf-8"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         self._encoder, self._memory, self._step = (
@@ -43,37 +34,31 @@ class OnnxCaptioner:
             for name in ("encoder", "memory", "step")
         )
 
-    def caption(
-        self, images: Sequence[ImageSource], batch_size: int = 16, **search: Any
-    ) -> list[str]:
-        """Caption images, in batches.
-
-        Args:
-            search: arguments of `search` that differ from `default_search`.
+    def caption(self, images: list[ImageSource], batch_size: int = 16, **search: Any) -> list[str]:
+        """Caption images in batches, with arguments of `search` in the place of the defaults.
 
         Raises:
             ValueError: an image cannot be read.
         """
-        captions = []
+        captions: list[list[str]] = []
         for begin in range(0, len(images), batch_size):
             batch = [self.preprocess(image) for image in images[begin : begin + batch_size]]
-            found = self.search(self.features(batch), **{**self.default_search, **search})
-            captions += [" ".join(self._words[token] for token in tokens) for tokens, _ in found]
-        return captions
+            found = self.search(self.features(batch), **{**self._config["search"], **search})
+            captions += [[self._config["vocabulary"][token] for token in ids] for ids, _ in found]
+        return [" ".join(words) for words in captions]
 
     def preprocess(self, image: ImageSource) -> list[np.ndarray]:
         """Read one image as the encoder takes it, per view uint8 (S, S, 3)."""
-        pixels = decode(image)
-        return [_resize_and_crop(pixels, view, self._crop_mode) for view in self._views]
+        pixels, crop_mode = decode(image), self._config["crop_mode"]
+        return [_resize_and_crop(pixels, view, crop_mode) for view in self._config["views"]]
 
-    def features(self, images: Sequence[list[np.ndarray]]) -> np.ndarray:
+    def features(self, images: list[list[np.ndarray]]) -> np.ndarray:
         """The features of P preprocessed images."""
         return _run(self._encoder, [np.stack(view) for view in zip(*images, strict=True)])[0]
 
     def search(
         self,
         features: np.ndarray,
-        *,
         beam_size: int,
         length_penalty: float,
         max_length: int,
@@ -81,45 +66,47 @@ class OnnxCaptioner:
         allow_unk: bool,
     ) -> list[tuple[list[int], float]]:
         """The best caption of each image: token ids without <end>, and its score."""
-        state = _run(self._memory, [features])
-        memory = state[: self._num_memory]  # (P, …), what does not change from step to step
-        hidden = [tensor[:, None] for tensor in state[self._num_memory :]]  # (P, k, …)
+        state, outputs = _run(self._memory, [features]), self._memory.get_outputs()
+        num_memory = sum(output.name.startswith("memory") for output in outputs)
+        memory, hidden = state[:num_memory], [x[:, None] for x in state[num_memory:]]  # (P, k, …)
         token_ids = np.full((len(features), 1), START)  # (P, k)
         scores, history = np.zeros(token_ids.shape, np.float32), token_ids[..., None][..., :0]
         rows = np.arange(len(features))  # the images that are still searched
         best: list[tuple[list[int], float]] = [([], -np.inf)] * len(rows)
         for length in range(max_length + 1):
+            each = np.arange(len(rows))[:, None]
             log_probs, *hidden = _run(self._step, [token_ids, *memory, *hidden])  # (P, k, V)
-            banned = [PAD, START, *([] if allow_unk else [UNK]), *([] if length else [END])]
-            if length == max_length:
-                banned = [token for token in range(log_probs.shape[-1]) if token != END]
-            log_probs[..., banned] = -np.inf
             _ban_repeats(log_probs, history, no_repeat_ngram_size)
+            log_probs[..., [PAD, START, *([] if allow_unk else [UNK])]] = -np.inf
+            if length == 0:  # a caption has at least one token
+                log_probs[..., END] = -np.inf
+            if length == max_length:
+                log_probs[..., np.arange(log_probs.shape[-1]) != END] = -np.inf
             candidates = (log_probs + scores[..., None]).reshape(len(rows), -1)  # (P, k * V)
-            top = _top(candidates, 2 * beam_size)  # so that k beams can grow even if k end
-            top_scores = np.take_along_axis(candidates, top, axis=1)
+            count = min(2 * beam_size, candidates.shape[1])  # the beam can grow even if all end
+            top = np.argpartition(candidates, -count)[:, -count:]
+            top = top[each, np.argsort(-candidates[each, top])]
+            top_scores = candidates[each, top]
             parents, tokens = np.divmod(top, log_probs.shape[-1])
             ends = tokens == END
             # Captions finish only from the beam itself: the best k candidates.
             finishing = np.where(ends, top_scores, -np.inf)[:, :beam_size]
-            finishing = finishing / np.float32((length + 1) ** length_penalty)
+            finishing /= (length + 1) ** length_penalty
             for i, j in enumerate(finishing.argmax(axis=1)):
                 if finishing[i, j] > best[rows[i]][1]:
                     best[rows[i]] = (history[i, parents[i, j]].tolist(), float(finishing[i, j]))
             top_scores[ends] = -np.inf
             growing = np.argsort(ends, axis=1, kind="stable")[:, :beam_size]
-            scores, parents, tokens = (
-                np.take_along_axis(part, growing, axis=1) for part in (top_scores, parents, tokens)
-            )
+            scores, parents, tokens = (x[each, growing] for x in (top_scores, parents, tokens))
             # Log-probabilities only fall: this is the best that a growing beam can still become.
-            bound = scores.max(axis=1) / np.float32((max_length + 1) ** length_penalty)
+            bound = scores.max(axis=1) / (max_length + 1) ** length_penalty
             left = np.flatnonzero(bound > [best[row][1] for row in rows])
-            if length == max_length or not len(left):
+            if length == max_length or len(left) == 0:
                 break
             beams = (left[:, None], parents[left])
             history = np.concatenate([history[beams], tokens[left, :, None]], axis=-1)
-            hidden = [tensor[beams] for tensor in hidden]
-            memory = memory if len(left) == len(rows) else [tensor[left] for tensor in memory]
+            hidden = [x[beams] for x in hidden]
+            memory = memory if len(left) == len(rows) else [x[left] for x in memory]
             scores, token_ids, rows = scores[left], tokens[left], rows[left]
         return best
 
@@ -132,15 +119,7 @@ def _ban_repeats(log_probs: np.ndarray, history: np.ndarray, n: int) -> None:
         log_probs[repeats, history[repeats, begin + n - 1]] = -np.inf
 
 
-def _top(candidates: np.ndarray, count: int) -> np.ndarray:
-    """Indices (P, count) of the largest values in each row, the largest first."""
-    count = min(count, candidates.shape[1])
-    top = np.argpartition(candidates, -count, axis=1)[:, -count:]
-    order = np.argsort(-np.take_along_axis(candidates, top, axis=1), axis=1)
-    return np.take_along_axis(top, order, axis=1)
-
-
-def _run(session: onnxruntime.InferenceSession, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _run(session: onnxruntime.InferenceSession, inputs: list[np.ndarray]) -> list[np.ndarray]:
     names = [node.name for node in session.get_inputs()]
     return session.run(None, dict(zip(names, inputs, strict=True)))
 
@@ -149,28 +128,25 @@ def decode(source: ImageSource) -> np.ndarray:
     """Decode an image file -> uint8 (H, W, 3): upright, RGB, transparency on white."""
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16"):  # Pillow would clip
             image = image.convert("I").point(lambda value: value / 257).convert("L")
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGB", image.size, "white")
-            white.paste(image, mask=image)
-            return np.array(white)
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
         return np.array(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         name = "the image" if isinstance(source, bytes) else source
-        raise ValueError(f"{name} cannot be read as an image ({error})") from None
+        raise ValueError(f"{name} cannot be read ({error})") from None
 
 
 def _resize_and_crop(image: np.ndarray, view: dict[str, Any], crop_mode: str) -> np.ndarray:
     """(H, W, 3) -> (S, S, 3)."""
-    size, (height, width) = view["size"], image.shape[:2]
+    size, sides = view["size"], image.shape[:2]
     if crop_mode == "squash":
         return resize(image, (size, size), view["interpolation"])
-    shorter = min(height, width)
-    height, width = (int(view["resize"] * side / shorter) for side in (height, width))
+    height, width = (int(view["resize"] * side / min(sides)) for side in sides)
     top, left = round((height - size) / 2), round((width - size) / 2)
     image = resize(image, (height, width), view["interpolation"])
     return image[top : top + size, left : left + size]
@@ -204,23 +180,20 @@ def _resize_weights(length: int, size: int, kind: str) -> tuple[np.ndarray, np.n
     weights = 1 - x  # a triangle
     if kind == "bicubic":
         weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
-    weights = weights * (rows < end)
+    weights *= rows < end
     weights /= np.cumsum(weights, axis=1)[:, -1:]  # in the order in which torch adds
-    largest = weights.max()
-    bits = next((n for n in range(22) if int(0.5 + largest * 2 ** (n + 1)) >= 2**15), 22)
+    bits = min(22, math.ceil(math.log2((2**15 - 0.5) / weights.max())) - 1)
     fixed = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
     return first[:, 0], fixed, bits
 
 
 def main() -> None:
-    captioner, failed = OnnxCaptioner(Path(__file__).resolve().parent), False
-    for path in sys.argv[1:]:
-        try:
+    captioner = OnnxCaptioner(Path(__file__).parent)
+    try:
+        for path in sys.argv[1:]:
             print(f"{path}\t{captioner.caption([path])[0]}", flush=True)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed = True
-    sys.exit(failed)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

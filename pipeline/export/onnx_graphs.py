@@ -5,6 +5,7 @@ token; step.onnx: tokens and the state -> log-probabilities and the next state. 
 any size. P images, k beams per image, V words.
 """
 
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,8 @@ FORMAT = 1
 OPSET = 20
 CPU = torch.device("cpu")
 RUNNER = Path(__file__).with_name("onnx_captioner.py")
-_BATCH = torch.export.Dim("images")
-_BEAMS = torch.export.Dim("beams")
+_Dynamic = dict[int, torch.export.Dim]  # the dimensions of an input that vary
+_IMAGES, _BEAMS, _TOKENS = (torch.export.Dim(name) for name in ("images", "beams", "tokens"))
 
 
 def export_onnx(
@@ -51,45 +52,14 @@ def export_onnx(
         InputError: the package onnx is missing, or a graph cannot be exported.
     """
     _require_onnx()
-    sizes = [view.preprocessing.size for view in recipe.views]
-    encoder = Encoder(backbones, recipe, CPU)
-    # Two images and three beams: the exporter would take a size of 1 for a constant.
-    images = [torch.zeros(2, size, size, 3, dtype=torch.uint8) for size in sizes]
-    with torch.inference_mode():
-        features = encoder(*images)
-        state = decoder.init_state(features)
-    memory = [f"memory_{i}" for i in range(len(state.memory))]
-    hidden = [f"hidden_{i}" for i in range(len(state.hidden))]
-    _export(
-        out / "encoder.onnx",
-        encoder,
-        {f"images_{i}": (view, {0: _BATCH}) for i, view in enumerate(images)},
-        ["features"],
-    )
-    _export(
-        out / "memory.onnx",
-        _Memory(decoder),
-        {"features": (features, {0: _BATCH})},
-        [*memory, *hidden],
-    )
-    tokens = torch.ones(2, 3, dtype=torch.int64)
-    inputs: dict[str, tuple[Tensor, dict[int, Any]]] = {
-        "token_ids": (tokens, {0: _BATCH, 1: _BEAMS})
-    }
-    inputs |= {name: (t, {0: _BATCH}) for name, t in zip(memory, state.memory, strict=True)}
-    for name, tensor in zip(hidden, state.hidden, strict=True):
-        inputs[name] = _beams_of(tensor)
-    next_hidden = [f"next_{name}" for name in hidden]
-    _export(out / "step.onnx", _Step(decoder, len(memory)), inputs, ["log_probs", *next_hidden])
-    views = [view.preprocessing for view in recipe.views]
-    settings = {name: getattr(search, name) for name in _SEARCH}
+    features = export_encoder(out, backbones, recipe)
+    export_decoder(out, decoder, features)
+    views = [asdict(view.preprocessing) for view in recipe.views]
     content = {
         "format": FORMAT,
         "crop_mode": recipe.crop_mode,
-        "views": [{key: asdict(pre)[key] for key in _PREPROCESSING} for pre in views],
-        "memory": memory,
-        "hidden": hidden,
-        "search": settings,
+        "views": [{name: view[name] for name in _PREPROCESSING} for view in views],
+        "search": {name: getattr(search, name) for name in _SEARCH},
         "vocabulary": list(vocabulary.words),
     }
     write_json(out / "onnx.json", content)
@@ -101,13 +71,47 @@ _PREPROCESSING = ("resize", "size", "interpolation")
 _SEARCH = ("beam_size", "length_penalty", "max_length", "no_repeat_ngram_size", "allow_unk")
 
 
-def _beams_of(hidden: Tensor) -> tuple[Tensor, dict[int, Any]]:
+def export_encoder(
+    out: Path, backbones: Sequence[BackboneWeights], recipe: FeatureRecipe
+) -> Tensor:
+    """Write `encoder.onnx`; return an example of its features (P, …)."""
+    encoder = Encoder(backbones, recipe, CPU)
+    sizes = [view.preprocessing.size for view in recipe.views]
+    # Two images: the exporter would take a size of 1 for a constant.
+    images = [torch.zeros(2, size, size, 3, dtype=torch.uint8) for size in sizes]
+    inputs = {f"images_{i}": (view, {0: _IMAGES}) for i, view in enumerate(images)}
+    _export(out / "encoder.onnx", encoder, inputs, ["features"])
+    with torch.inference_mode():
+        return encoder(*images)
+
+
+def export_decoder(out: Path, decoder: StepDecoder, features: Tensor) -> None:
+    """Write `memory.onnx` and `step.onnx`.
+
+    Args:
+        features: an example of at least two images.
+    """
+    with torch.inference_mode():
+        state = decoder.init_state(features)
+    memory = {f"memory_{i}": tensor for i, tensor in enumerate(state.memory)}
+    hidden = {f"hidden_{i}": tensor for i, tensor in enumerate(state.hidden)}
+    inputs = {"features": (features, {0: _IMAGES})}
+    _export(out / "memory.onnx", _Memory(decoder), inputs, [*memory, *hidden])
+    tokens = torch.ones(len(features), 3, dtype=torch.int64)
+    inputs = {"token_ids": (tokens, {0: _IMAGES, 1: _BEAMS})}
+    inputs |= {name: (tensor, {0: _IMAGES}) for name, tensor in memory.items()}
+    inputs |= {name: _beams_of(tensor) for name, tensor in hidden.items()}
+    outputs = ["log_probs", *(f"next_{name}" for name in hidden)]
+    _export(out / "step.onnx", _Step(decoder, len(memory)), inputs, outputs)
+
+
+def _beams_of(hidden: Tensor) -> tuple[Tensor, _Dynamic]:
     """An example (P, k, …) of a hidden tensor (P, …), and its dynamic dimensions."""
-    dynamic: dict[int, Any] = {0: _BATCH, 1: _BEAMS}
+    dynamic: _Dynamic = {0: _IMAGES, 1: _BEAMS}
     example = hidden.unsqueeze(1).repeat_interleave(3, dim=1)
     if example.shape[2] == 0:  # a transformer's tokens so far
         example = example.new_zeros(*example.shape[:2], 2, *example.shape[3:])
-        dynamic[2] = torch.export.Dim("tokens")
+        dynamic[2] = _TOKENS
     return example, dynamic
 
 
@@ -116,9 +120,8 @@ class _DecoderGraph(nn.Module):
 
     def __init__(self, decoder: StepDecoder) -> None:
         super().__init__()
-        members = getattr(decoder, "members", [decoder])
-        self.members = nn.ModuleList(members)
         self.decoder = decoder
+        self.members = nn.ModuleList(getattr(decoder, "members", []))
         self.eval()
 
 
@@ -148,21 +151,30 @@ class _Step(_DecoderGraph):
         return tuple(tensor.unflatten(0, shape) for tensor in (log_probs, *after.hidden))
 
 
+class _Positional(nn.Module):
+    """A module whose inputs are one tuple, whatever their number: dynamic shapes take its form."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.module(*inputs)
+
+
 def _require_onnx() -> None:
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError:
+    if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         raise InputError(
-            "an export as ONNX needs the packages onnx and onnxscript; run: pip install "
-            "'showtell[onnx]'"
-        ) from None
+            "an export to ONNX needs the packages onnx and onnxscript; run: "
+            "pip install onnx onnxscript"
+        )
 
 
 def _export(
     path: Path,
     module: nn.Module,
-    inputs: dict[str, tuple[Tensor, dict[int, Any]]],
+    inputs: dict[str, tuple[Tensor, _Dynamic]],
     outputs: list[str],
 ) -> None:
     """Write one graph; of the same module always the same bytes.
@@ -170,24 +182,23 @@ def _export(
     Args:
         inputs: an example and the dynamic dimensions of each, by name.
     """
-    examples = tuple(example for example, _ in inputs.values())
-    dynamic = [shape for _, shape in inputs.values()]
-    shapes = (dynamic[0], tuple(dynamic[1:])) if isinstance(module, _Step) else tuple(dynamic)
-    shapes = (tuple(dynamic),) if isinstance(module, Encoder) else shapes
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # an optional dependency
+
+    examples, dynamic = zip(*inputs.values(), strict=True)
     with _quietly(), torch.inference_mode():
         program = torch.onnx.export(
-            module,
+            _Positional(module),
             examples,
             input_names=list(inputs),
             output_names=outputs,
-            dynamic_shapes=shapes,
+            dynamic_shapes=(dynamic,),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)  # paths and lines of code
     model = program.model_proto
-    model.producer_version = ""
     with atomic_write(path) as scratch:
         scratch.write_bytes(model.SerializeToString(deterministic=True))
 

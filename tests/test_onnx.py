@@ -1,0 +1,225 @@
+"""An exported captioner: ONNX graphs and a module without torch say what torch says."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from pipeline.backbones.backbone import build_backbone
+from pipeline.backbones.weights import BackboneWeights, read_backbones
+from pipeline.captioner import Captioner
+from pipeline.decoders.captioner_file import read_model
+from pipeline.decoders.decoder import StepDecoder
+from pipeline.decoders.registry import DECODERS
+from pipeline.evaluation.ensemble import Ensemble
+from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.preprocess import preprocess
+from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
+from tests.conftest import Artifacts
+from tests.test_decoder import GRID, decoder
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from pipeline.export.onnx_captioner import OnnxCaptioner, decode, resize
+from pipeline.export.onnx_graphs import export_decoder, export_encoder, export_onnx
+
+CPU = torch.device("cpu")
+SEARCHES = (
+    BeamSearchConfig(beam_size=1, max_length=6),
+    BeamSearchConfig(beam_size=4, length_penalty=0.7, max_length=9, no_repeat_ngram_size=2),
+    BeamSearchConfig(beam_size=3, max_length=7, no_repeat_ngram_size=1, allow_unk=True),
+)
+SEARCH = ("beam_size", "length_penalty", "max_length", "no_repeat_ngram_size", "allow_unk")
+CELLS = [(name, cell) for name in DECODERS for cell in ("lstm", "gru")]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tiny, tmp_path_factory.mktemp("exported"))
+
+
+def export(tiny: Artifacts, out: Path) -> Path:
+    model = read_model(tiny.model, CPU)
+    search = BeamSearchConfig(beam_size=5, length_penalty=1.0, max_length=model.max_length)
+    parts = (model.recipe, model.decoder, model.vocabulary)
+    export_onnx(out, read_backbones(tiny.backbone), *parts, search)
+    return out
+
+
+def assert_same_captions(folder: Path, model: StepDecoder, *shape: int) -> None:
+    captioner = OnnxCaptioner(folder)
+    for images in (1, 7):
+        features = torch.randn(images, *shape)
+        for config in SEARCHES:
+            expected = [best for (best,) in BeamSearch(model, config)(features)]
+            settings = {name: getattr(config, name) for name in SEARCH}
+            found = captioner.search(features.numpy(), **settings)
+            assert [tokens for tokens, _ in found] == [best.token_ids for best in expected]
+            scores = [best.score for best in expected]
+            assert [score for _, score in found] == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "cell"), CELLS[:-1])  # a transformer has no cell
+def test_every_decoder_finds_the_captions_of_torch(
+    exported: Path, tmp_path: Path, name: str, cell: str
+) -> None:
+    model = decoder(name, rnn_type=cell, num_layers=1 + (name == "show_and_tell")).eval()
+    for weight in model.parameters():  # decided, so that no two captions are equally good
+        weight.data.mul_(3)
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    shape = model.config.feature_shape
+    export_decoder(tmp_path, model, torch.randn(2, *shape))
+    assert_same_captions(tmp_path, model, *shape)
+
+
+def test_an_ensemble_is_exported_as_one_model(exported: Path, tmp_path: Path) -> None:
+    model = Ensemble([decoder("show_and_tell").eval(), decoder("spatial_attention").eval()])
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    export_decoder(tmp_path, model, torch.randn(2, *GRID))
+    assert_same_captions(tmp_path, model, *GRID)
+
+
+def photos(folder: Path) -> list[Path]:
+    """Files of several kinds and sizes."""
+    rng = np.random.default_rng(0)
+    images = {
+        "small.png": (20, 31, 4),
+        "wide.jpg": (60, 200, 3),
+        "tall.webp": (300, 90, 4),
+        "grey.gif": (64, 64),
+    }
+    for name, shape in images.items():
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    turned = Image.fromarray(rng.integers(0, 256, (80, 50, 3), dtype=np.uint8))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    turned.save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(rng.integers(0, 65536, (50, 70), dtype=np.uint16)).save(folder / "deep.png")
+    turned.convert("CMYK").save(folder / "print.jpg")
+    return sorted(folder.iterdir())
+
+
+def test_images_become_the_same_bytes_and_captions(
+    tiny: Artifacts, exported: Path, tmp_path: Path
+) -> None:
+    captioner, onnx = Captioner(tiny.backbone, [tiny.model], CPU), OnnxCaptioner(exported)
+    paths = photos(tmp_path)
+    for path in paths:
+        for ours, theirs in zip(captioner.preprocess(path), onnx.preprocess(path), strict=True):
+            assert np.array_equal(ours.numpy(), theirs), path
+    expected = captioner.caption(list(paths), BeamSearchConfig(5, 1.0, captioner.max_length))
+    assert onnx.caption(list(paths), batch_size=3) == expected
+    assert onnx.caption([paths[0].read_bytes()]) == expected[:1]
+
+
+def test_a_centre_crop_is_the_same_bytes(exported: Path, tmp_path: Path) -> None:
+    folder, sizes = tmp_path / "export", {"resize": 75, "size": 64, "interpolation": "bicubic"}
+    shutil.copytree(exported, folder)
+    config = json.loads((folder / "onnx.json").read_text(encoding="utf-8"))
+    config |= {"crop_mode": "center", "views": [sizes]}
+    (folder / "onnx.json").write_text(json.dumps(config), encoding="utf-8")
+    view = View("", "", "", Preprocessing(**sizes, mean=(0, 0, 0), std=(1, 1, 1)))
+    recipe = FeatureRecipe("pooled", "mean", "center", False, None, (view,))
+    onnx = OnnxCaptioner(folder)
+    (tmp_path / "photos").mkdir()
+    for path in photos(tmp_path / "photos"):
+        (ours,) = preprocess(path.read_bytes(), path.name, recipe)
+        assert np.array_equal(ours.numpy(), onnx.preprocess(path)[0]), path
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resizing_is_torchs_to_the_byte_up_and_down(interpolation: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        height, width, *size = (int(side) for side in rng.integers(1, 300, 4))
+        image = rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * 255  # overshoots
+        planes = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)
+        planes = F.interpolate(planes, size=size, mode=interpolation, antialias=True)
+        expected = planes[0].permute(1, 2, 0).numpy()
+        assert np.array_equal(resize(image, (size[0], size[1]), interpolation), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "layer", "hflip"),
+    [
+        (["timm/vit_tiny_patch16_224"], "pooled", False),
+        (["timm/tf_efficientnet_lite0", "shufflenet_v2_x0_5"], "grid", True),
+    ],
+)
+def test_the_encoder_has_torchs_features(
+    tmp_path: Path, names: list[str], layer: str, hflip: bool
+) -> None:
+    backbones, views = [], []
+    for size, name in zip((64, 96), names, strict=False):
+        torch.manual_seed(0)
+        pre = Preprocessing(size, size, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+        weights = BackboneWeights(name, "random:0", pre, build_backbone(name, size).state_dict())
+        backbones.append(weights)
+        views.append(View(name, "random:0", weights.digest, pre))
+    recipe = FeatureRecipe(layer, "mean", "squash", hflip, None, tuple(views))
+    export_encoder(tmp_path, backbones, recipe)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
+    for images in (1, 3):
+        batch = [
+            torch.randint(0, 256, (images, size, size, 3), dtype=torch.uint8)
+            for size in (64, 96)[: len(names)]
+        ]
+        feed = {f"images_{i}": view.numpy() for i, view in enumerate(batch)}
+        expected = FeatureExtractor(backbones, recipe, CPU)(batch).numpy()
+        np.testing.assert_allclose(session.run(None, feed)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_export_has_the_same_bytes_again_and_no_paths(
+    tiny: Artifacts, exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    again = export(tiny, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    names = sorted(path.name for path in again.iterdir())
+    graphs = ["encoder.onnx", "memory.onnx", "step.onnx"]
+    assert names == sorted([*graphs, "onnx.json", "onnx_captioner.py"])
+    for name in names:
+        content = (again / name).read_bytes()
+        assert content == (exported / name).read_bytes(), name
+        if name in graphs:
+            assert b"pipeline/" not in content
+            assert b"site-packages" not in content
+
+
+def test_the_module_runs_alone_and_without_torch(exported: Path, tmp_path: Path) -> None:
+    module, photo = exported / "onnx_captioner.py", tmp_path / "photo.png"
+    assert len(module.read_text(encoding="utf-8").splitlines()) < 200
+    Image.new("RGB", (80, 60), "red").save(photo)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    code = (
+        "import runpy, sys; sys.modules.update(torch=None, torchvision=None, pipeline=None);"
+        "runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    run = [sys.executable, "-c", code, module, photo]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{photo}\t{OnnxCaptioner(exported).caption([photo])[0]}\n"
+
+
+def test_what_is_no_image_is_refused_in_one_line() -> None:
+    for content in (b"", b"no image", png()[:200]):
+        with pytest.raises(ValueError, match="the image cannot be read"):
+            decode(content)
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()
