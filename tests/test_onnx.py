@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pipeline.captioner import Captioner
 
 from pipeline.backbones.backbone import build_backbone
 from pipeline.backbones.weights import BackboneWeights, read_backbones
-from pipeline.captioner import Captioner
 from pipeline.decoders.captioner_file import read_model
 from pipeline.decoders.decoder import StepDecoder
 from pipeline.decoders.registry import DECODERS

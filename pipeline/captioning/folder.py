@@ -1,17 +1,54 @@
 """The captioner of a folder: that which `dvc repro` makes, or which `showtell export` wrote."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline.captioning.captioner import Captioner
+from pipeline.evaluation.confidence import parse_confidence, parse_search
+from pipeline.runtime.errors import ArtifactError, InputError
+from pipeline.runtime.files import file_digest, read_checked_json
 
+# What `dvc repro` makes.
 MODEL, BACKBONE, CONFIDENCE = "captioner.safetensors", "backbone.safetensors", "confidence.json"
+# What `showtell export` writes; the backbone has the same name.
+CONFIG, EXPORTED_MODEL = "config.json", "model.safetensors"
+FORMAT = 1
 
 
 def load_folder(folder: Path, device: torch.device) -> Captioner:
-    """
+    """Load a folder's captioner; of an exported one the digests are checked first.
+
     Raises:
-        InputError: a file is missing or cannot be used.
+        InputError: a file is missing, damaged, or of another version.
     """
+    if (folder / CONFIG).exists():
+        return _load_exported(folder, device)
     return Captioner(folder / BACKBONE, [folder / MODEL], device, folder / CONFIDENCE)
+
+
+def _load_exported(folder: Path, device: torch.device) -> Captioner:
+    config = _read_config(folder / CONFIG)
+    try:
+        digests = [(name, config["files"][name]) for name in (EXPORTED_MODEL, BACKBONE)]
+        search = parse_search(config["search"], where=folder / CONFIG)
+        stored = config["confidence"]
+        confidence = parse_confidence(stored, where=folder / CONFIG) if stored else None
+    except (KeyError, TypeError, ArtifactError):
+        raise InputError(f"{folder / CONFIG} is not that of an exported captioner") from None
+    for name, digest in digests:
+        path = folder / name
+        if not path.is_file() or file_digest(path, "sha256") != digest:
+            raise InputError(f"{path} is not the file that was exported; copy the folder again")
+    return Captioner(folder / BACKBONE, [folder / EXPORTED_MODEL], device, confidence, search)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = read_checked_json(path)
+    except ArtifactError:
+        raise InputError(f"{path} is damaged, or not that of an exported captioner") from None
+    if config.get("format") != FORMAT:
+        raise InputError(f"{path} is of another version of showtell: {config.get('showtell')}")
+    return config

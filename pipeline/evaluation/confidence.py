@@ -162,11 +162,7 @@ def parse_confidence(content: Any, where: object) -> Confidence:
         ArtifactError: it is not one, a number is not finite, or its search is out of bounds.
     """
     try:
-        search = {**content["search"]}
-        if search.pop("num_return_sequences") != 1:
-            raise ValueError
-        fixed = {"split": "val", "batch_size": "auto", "device": "auto", "deterministic": True}
-        EvaluateConfig.model_validate({**search, **fixed})  # its bounds are a search's
+        parse_search(content["search"], where)
         confidence = TypeAdapter(Confidence).validate_python(content)
         numbers = (confidence.threshold, confidence.intercept, *confidence.weights)
         if not all(map(math.isfinite, numbers)):
@@ -174,3 +170,21 @@ def parse_confidence(content: Any, where: object) -> Confidence:
         return confidence
     except (KeyError, TypeError, ValueError):
         raise ArtifactError(where, "is not a calibration of this version") from None
+
+
+def parse_search(content: Any, where: object) -> BeamSearchConfig:
+    """Build a search from JSON, within the bounds of the evaluate params.
+
+    Raises:
+        ArtifactError: it is not one.
+    """
+    try:
+        search = TypeAdapter(BeamSearchConfig).validate_python(content)
+        if search.num_return_sequences != 1:
+            raise ValueError
+        params = {name: value for name, value in content.items() if name != "num_return_sequences"}
+        fixed = {"split": "val", "batch_size": "auto", "device": "auto", "deterministic": True}
+        EvaluateConfig.model_validate({**params, **fixed})
+        return search
+    except (TypeError, AttributeError, ValueError):
+        raise ArtifactError(where, "has no valid search") from None

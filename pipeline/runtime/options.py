@@ -17,6 +17,7 @@ Models = Annotated[
     list[Path], typer.Option(help="The trained model; repeat the option for an ensemble.")
 ]
 Confidence = Annotated[Path, typer.Option(help="The calibration of the model's confidence.")]
+OneModel = Annotated[Path, typer.Option("--model", help="The trained model.")]
 Photos = Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, or folders.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BeamSize = Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")]

@@ -13,7 +13,7 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import require_same_split
-from pipeline.evaluation.confidence import match_calibration, predictors
+from pipeline.evaluation.confidence import match_calibration, model_digests, predictors
 from pipeline.evaluation.diversity import diversity_stats, repeats_ngram
 from pipeline.evaluation.ensemble import build_ensemble, read_models
 from pipeline.evaluation.metrics_file import score_table, write_metrics
@@ -107,6 +107,7 @@ def evaluate(
                 "excluded": table.info.excluded,
                 "features": cache.recipe.label,
                 "models": len(models),
+                "model_digests": model_digests(trained),
                 "max_length": search.max_length,
                 "at_max_length": sum(len(caption) == search.max_length for caption in generated),
             }
