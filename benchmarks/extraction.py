@@ -22,7 +22,7 @@ from pipeline.backbones.weights import BackboneWeights
 from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.feature_extractor import FeatureExtractor, default_batch_size
 from pipeline.extraction.feature_writer import create_features
-from pipeline.extraction.preprocess import decode
+from pipeline.extraction.preprocess import Sample, decode
 from pipeline.extraction.stream import iter_features
 from pipeline.images.archive import ImageArchive
 from pipeline.stages.extract import default_num_workers, make_recipe
@@ -38,6 +38,7 @@ CONFIG = ExtractConfig(
     crop_mode="squash",
     image_size=(None,),
     hflip=False,
+    augmentations=0,
     pooling="mean",
     grid_size=None,
     dtype="float16",
@@ -227,7 +228,8 @@ def _rows(
                 ImageArchive(images) as archive,
                 create_features(Path(scratch, "f.h5"), ids, shape, "float16", recipe) as out,
             ):
-                for made in iter_features(archive, ids, cnn, batch, workers, torch.float16):
+                samples = [Sample(image_id) for image_id in ids]
+                for made in iter_features(archive, samples, cnn, batch, workers, torch.float16):
                     out.append(made.values, made.checksums)
             return len(ids)
 

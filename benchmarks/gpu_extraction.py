@@ -21,6 +21,7 @@ from pipeline.extraction import nvjpeg
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.feature_writer import create_features
 from pipeline.extraction.nvjpeg import preprocess_on_gpu
+from pipeline.extraction.preprocess import Sample
 from pipeline.extraction.stream import iter_features
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.images.archive import ImageArchive
@@ -119,7 +120,8 @@ class Extraction:
                 made_of = (opened.ids, self.cnn.feature_shape, "float16", self.cnn.recipe)
                 with create_features(out, *made_of) as rows:
                     running = (self.cnn, self.batch, self.workers, torch.float16)
-                    for made in iter_features(opened, opened.ids, *running):
+                    samples = [Sample(image_id) for image_id in opened.ids]
+                    for made in iter_features(opened, samples, *running):
                         rows.append(made.values, made.checksums)
                 return len(opened.ids)
 

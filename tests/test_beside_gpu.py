@@ -12,6 +12,7 @@ from pipeline.backbones.weights import read_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.preprocess import Sample
 from pipeline.extraction.stream import iter_features
 from pipeline.images.archive import ImageArchive
 from pipeline.stages.extract import make_recipe
@@ -61,7 +62,7 @@ def test_on_a_gpu_a_batch_is_computed_while_the_previous_one_is_copied(
         backbones, make_recipe(backbones, load_params(tiny.params, ExtractConfig)), CPU, batch=8
     )
     archive = ImageArchive(tiny.images)
-    ids = archive.ids  # 62: the last batch has 6
+    ids = [Sample(image_id) for image_id in archive.ids]  # 62: the last batch has 6
     expected = list(iter_features(archive, ids, cnn, batch=8, workers=1))
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> Tensor:

@@ -106,6 +106,7 @@ class ExtractConfig(Config):
     crop_mode: Literal["center", "squash"]
     image_size: OneOrMore[Annotated[int, Field(ge=32, le=4096)] | None]
     hflip: bool
+    augmentations: Annotated[int, Field(ge=0, le=64)]
     grid_size: Annotated[int, Field(ge=1, le=256)] | None
     dtype: Literal["float16", "float32"]
     batch_size: BatchSize | Literal["auto"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.features.feature_cache import FeatureCache
 from pipeline.runtime.errors import ArtifactError
 
+ORIGINAL = 0.4  # the probability of the image itself among its augmentations (docs/results.md)
 CHUNK = 4_000_000  # numbers read together
 READERS = 8  # threads that read and verify rows for a GPU
 
@@ -23,40 +24,67 @@ class FeatureDataset:
     every read from the file: disks can corrupt data during long runs.
     """
 
-    def __init__(self, cache: FeatureCache, ids: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self,
+        cache: FeatureCache,
+        ids: Sequence[str],
+        device: torch.device,
+        augmented: bool = False,
+    ) -> None:
         """
+        Args:
+            augmented: whether `draw` may use the images' augmentations.
+
         Raises:
             InputError: an image is not in the cache, or its features are damaged or not finite.
         """
-        self._rows = cache.row_indices(ids)  # (N,), in the file
+        numbers = 1 + cache.augmentations if augmented else 1
+        # (1 + augmentations, N), in the file; an image's own features come first.
+        self._rows = cache.row_indices(ids) + len(cache.ids) * np.arange(numbers)[:, None]
         self._cache, self.device = cache, device
         self.shape = cache.array.shape[1:]
         self._resident: Tensor | None = None
         if len(self.shape) == 1 or self._fits():
             kind = getattr(torch, cache.array.dtype.name)
-            self._resident = torch.empty(len(self), *self.shape, dtype=kind, device=device)
+            self._resident = torch.empty(self._rows.size, *self.shape, dtype=kind, device=device)
         self.mean, self.std = self._compute_stats()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._rows.shape[1]
 
     def __getitem__(self, images: Tensor | slice) -> Tensor:
         """float32 (P, …) on the device, of images (P,) by index, or of a slice; an ArtifactError if
         rows of the file are damaged."""
+        if isinstance(images, slice):
+            images = torch.arange(*images.indices(len(self)))
+        return self._read(images)
+
+    def draw(self, images: Tensor) -> Tensor:
+        """As `self[images]`, but each image's features are those of one of its augmentations with a
+        probability of 1 - ORIGINAL, if there are any."""
+        number = len(self._rows) - 1
+        if not number:
+            return self._read(images)
+        chosen = torch.rand(len(images))  # one number an image decides all
+        views = 1 + ((chosen - ORIGINAL) / (1 - ORIGINAL) * number).long().clamp(max=number - 1)
+        views = torch.where(chosen < ORIGINAL, 0, views)
+        return self._read(images + len(self) * views.to(images.device))
+
+    def _read(self, index: Tensor) -> Tensor:
+        """float32 (P, …) of the flattened rows with these indices (P,)."""
         if self._resident is not None:
-            index = images if isinstance(images, slice) else images.to(self.device)
-            return self._resident[index].float()
-        rows = self._rows[images if isinstance(images, slice) else images.cpu().numpy()]
+            return self._resident[index.to(self.device)].float()
+        rows = self._rows.reshape(-1)[index.cpu().numpy()]
         return torch.from_numpy(self._cache.read_verified(rows)).to(self.device).float()
 
     def _fits(self) -> bool:
         if self.device.type != "cuda":
             return False
-        size = len(self) * math.prod(self.shape) * self._cache.array.dtype.itemsize
+        size = self._rows.size * math.prod(self.shape) * self._cache.array.dtype.itemsize
         return 2 * size < torch.cuda.mem_get_info(self.device)[0]
 
     def _compute_stats(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (D,) over images and cells, float32.
+        """Mean and standard deviation (D,) over images and cells, float32, without augmentations.
 
         This pass reads and verifies every row, and fills the copy on the device.
         """
@@ -67,6 +95,8 @@ class FeatureDataset:
             if self._resident is not None:
                 self._resident[begin : begin + len(part)] = part
             begin += len(part)
+            if begin > len(self):
+                part = part[: max(0, len(part) - (begin - len(self)))]
             part = part.double().flatten(0, -2)  # (P * cells, D)
             total, squares = total + part.sum(dim=0), squares + part.square().sum(dim=0)
         if not torch.isfinite(squares).all():
@@ -79,7 +109,8 @@ class FeatureDataset:
     def _parts(self) -> Iterator[np.ndarray]:
         """All rows in order, in chunks, verified; for a GPU by several threads."""
         images = max(1, CHUNK // math.prod(self.shape))
-        parts = [self._rows[begin : begin + images] for begin in range(0, len(self), images)]
+        rows = self._rows.reshape(-1)
+        parts = [rows[begin : begin + images] for begin in range(0, len(rows), images)]
         read = self._cache.read_verified
         if self.device.type == "cpu":
             yield from map(read, parts)

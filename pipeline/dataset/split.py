@@ -47,7 +47,7 @@ def load_split(
         InputError: the table has no such split, or the cache lacks images of it.
     """
     own = table.split(name)
-    features = FeatureDataset(cache, own.ids, device)
+    features = FeatureDataset(cache, own.ids, device, augmented=name == "train")
     captions = encode(own.references, vocabulary)
     log.info("%s: %d captions of %s", name, len(captions), pluralize(len(features), "image"))
     return Split(features, own.references, captions)

@@ -112,7 +112,7 @@ def resume_features(
         pairs = zip(saved[1]["fingerprints"][:rows], fingerprints, strict=False)
         unchanged = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         rows = unchanged // batch * batch
-        log.info("the images have changed: reusing %d of %d rows", rows, len(spec.ids))
+        log.info("the images have changed: reusing %d of %d rows", rows, spec.num_rows)
         checkpoint.complete = False
         if not _move_rows(scratch, rows, spec):
             scratch.unlink(missing_ok=True)
@@ -138,7 +138,7 @@ def resume_features(
         writer = FeatureWriter(file, layout, spec.dtype, fingerprints)
         if saved and rows:
             if writer.resume(rows):
-                log.info("resuming after %d of %d images", rows, len(spec.ids))
+                log.info("resuming after %d of %d images", rows, spec.num_rows)
             else:
                 log.info("the rows of the interrupted run are damaged; starting over")
         try:
@@ -206,7 +206,7 @@ def _reuse_complete(path: Path, spec: CacheSpec) -> FeatureWriter | None:
             same = file.read(USER_BLOCK) == expected.read(USER_BLOCK)
             writer = FeatureWriter(file, layout, spec.dtype)
             same = same and layout.digest(file) == layout.digest(expected)
-            return writer if same and writer.resume(len(spec.ids)) else None
+            return writer if same and writer.resume(spec.num_rows) else None
     finally:
         fresh.unlink()
 
@@ -232,5 +232,5 @@ def _allocate_around(path: Path, spec: CacheSpec) -> Layout:
 def _require_space(path: Path, spec: CacheSpec) -> None:
     """Fail now rather than after an hour if the disk is too full."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(path.parent).free < len(spec.ids) * spec.row_size:
+    if shutil.disk_usage(path.parent).free < spec.num_rows * spec.row_size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

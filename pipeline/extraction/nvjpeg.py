@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.extraction.preprocess import decode, resize_and_crop_box
+from pipeline.extraction.preprocess import Sample, decode, resize_and_crop_box
 from pipeline.features.recipe import FeatureRecipe, Preprocessing
 from pipeline.images.decode import MAX_ASPECT, MAX_PIXELS
 
@@ -65,12 +65,17 @@ def is_available(device: torch.device) -> bool:
 
 
 def preprocess_on_gpu(
-    contents: Sequence[bytes], names: Sequence[str], recipe: FeatureRecipe, device: torch.device
+    contents: Sequence[bytes],
+    names: Sequence[str],
+    recipe: FeatureRecipe,
+    device: torch.device,
+    samples: Sequence[Sample] = (),
 ) -> list[Tensor]:
     """Do what `preprocess` and `collate` do, on the GPU: return per view uint8 (B, S, S, 3).
 
     Args:
         names: the images' names in error messages.
+        samples: which augmentations to apply first; () for none.
 
     Raises:
         InputError: a file is empty, not an image, truncated, or absurdly large.
@@ -79,6 +84,11 @@ def preprocess_on_gpu(
     stream = torch.cuda.Stream(device)
     with torch.inference_mode(), torch.cuda.stream(stream):
         images = _decode(contents, names, device)
+        if samples:
+            images = [
+                sample.augment(image.permute(1, 2, 0)).permute(2, 0, 1)
+                for sample, image in zip(samples, images, strict=True)
+            ]
         views = [
             _resize_and_crop(images, view.preprocessing, recipe.crop_mode) for view in recipe.views
         ]

@@ -5,30 +5,49 @@ quarter of Pillow's time; values differ from Pillow's by at most 1 of 255.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.extraction.augment import choose_augmentation
 from pipeline.features.recipe import FeatureRecipe, Preprocessing
 from pipeline.images.decode import ImageSource, load_image
 
 PreprocessedViews = tuple[Tensor, ...]  # one image, per view uint8 (S, S, 3)
 
 
+class Sample(NamedTuple):
+    """An image of an archive, or one of its augmentations."""
+
+    image_id: str
+    augmentation: int = 0
+
+    def augment(self, image: Tensor) -> Tensor:
+        """uint8 (H, W, 3) -> the augmentation, of another size unless it is 0 or 1."""
+        return choose_augmentation(*self, *image.shape[:2])(image)
+
+
 def preprocess(
-    source: ImageSource, recipe: FeatureRecipe, name: str | None = None
+    source: ImageSource,
+    recipe: FeatureRecipe,
+    name: str | None = None,
+    sample: Sample | None = None,
 ) -> PreprocessedViews:
     """Decode an image once, then resize and crop it for every view of the recipe.
 
     Args:
         name: the image's name in error messages; by default its path.
+        sample: which augmentation to apply first; None: none.
 
     Raises:
         InputError: the file is empty, not an image, truncated, or absurdly large.
     """
     image = decode(source, name)
+    if sample:
+        image = sample.augment(image)
     return tuple(
         _resize_and_crop(image, view.preprocessing, recipe.crop_mode) for view in recipe.views
     )

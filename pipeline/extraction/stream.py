@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.nvjpeg import preprocess_on_gpu
-from pipeline.extraction.preprocess import PreprocessedViews, collate, preprocess
+from pipeline.extraction.preprocess import PreprocessedViews, Sample, collate, preprocess
 from pipeline.features.feature_cache import row_checksums
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.images.archive import ImageArchive
@@ -45,22 +45,22 @@ class Rows:
 
 def iter_features(
     archive: ImageArchive,
-    ids: Sequence[str],
+    samples: Sequence[Sample],
     cnn: FeatureExtractor,
     batch: int,
     workers: int,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Rows]:
-    """Yield features in the dtype to store, batch by batch, in the order of `ids`.
+    """Yield features in the dtype to store, batch by batch, in the order of `samples`.
 
     Raises:
         InputError: an image cannot be used.
     """
-    batches = [ids[begin : begin + batch] for begin in range(0, len(ids), batch)]
+    batches = [samples[begin : begin + batch] for begin in range(0, len(samples), batch)]
     if cnn.device.type == "cpu":
 
-        def compute(batch_ids: Sequence[str]) -> Rows:
-            features = cnn(collate(load(archive, batch_ids, cnn.recipe)))
+        def compute(batch: Sequence[Sample]) -> Rows:
+            features = cnn(collate(load(archive, batch, cnn.recipe)))
             return _add_checksums(*_to_stored(features, dtype))
 
         with single_threaded_workers(workers) as pool:
@@ -75,32 +75,34 @@ def iter_features(
 
 
 def load(
-    archive: ImageArchive, ids: Sequence[str], recipe: FeatureRecipe
+    archive: ImageArchive, samples: Sequence[Sample], recipe: FeatureRecipe
 ) -> list[PreprocessedViews]:
     """Read and preprocess images; an InputError names one that cannot be used."""
     return [
-        preprocess(archive.read(image_id), recipe, f"{image_id} in {archive.path}")
-        for image_id in ids
+        preprocess(
+            archive.read(sample.image_id), recipe, f"{sample.image_id} in {archive.path}", sample
+        )
+        for sample in samples
     ]
 
 
 def _load_batches(
-    archive: ImageArchive, batches: Sequence[Sequence[str]], cnn: FeatureExtractor, workers: int
+    archive: ImageArchive, batches: Sequence[Sequence[Sample]], cnn: FeatureExtractor, workers: int
 ) -> Generator[list[Tensor]]:
     """Yield per view uint8 (B, S, S, 3), on the GPU or in pinned memory."""
     recipe = cnn.recipe
     if recipe.jpeg_decoder == "nvjpeg":
 
-        def load_batch(ids: Sequence[str]) -> list[Tensor]:
-            contents = [archive.read(image_id) for image_id in ids]
-            names = [f"{image_id} in {archive.path}" for image_id in ids]
-            return preprocess_on_gpu(contents, names, recipe, cnn.device)
+        def load_batch(batch: Sequence[Sample]) -> list[Tensor]:
+            contents = [archive.read(sample.image_id) for sample in batch]
+            names = [f"{sample.image_id} in {archive.path}" for sample in batch]
+            return preprocess_on_gpu(contents, names, recipe, cnn.device, batch)
 
         workers, ahead = min(workers, NVJPEG_THREADS), NVJPEG_THREADS + 2
     else:
 
-        def load_batch(ids: Sequence[str]) -> list[Tensor]:
-            return [view.pin_memory() for view in collate(load(archive, ids, recipe))]
+        def load_batch(batch: Sequence[Sample]) -> list[Tensor]:
+            return [view.pin_memory() for view in collate(load(archive, batch, recipe))]
 
         ahead = workers + 2
     with single_threaded_workers(workers) as pool:

@@ -1,10 +1,11 @@
 """The feature cache: one HDF5 file that describes itself.
 
 HDF5's user block, before HDF5's own part, holds the offsets of rows and checksums and a digest of
-everything else. `ids` are the sorted image ids; row i of `features` belongs to `ids[i]`, and
-`checksums[i]` is its CRC-32, verified on every read. The layout (default library version, no
-timestamps, preallocated contiguous datasets) gives the same bytes for the same values in any order
-of writes. It can be memory-mapped, so any number of readers need no locks.
+everything else. `ids` are the sorted image ids, N of them; row i of `features` belongs to `ids[i]`,
+and row i + k * N, if there is one, is its augmentation of number k. `checksums[i]` is row i's
+CRC-32, verified on every read. The layout (default library version, no timestamps, preallocated
+contiguous datasets) gives the same bytes for the same values in any order of writes. It can be
+memory-mapped, so any number of readers need no locks.
 """
 
 import hashlib
@@ -35,10 +36,16 @@ class FeatureCache:
     """A cache opened for reading."""
 
     path: Path
-    ids: list[str]
+    ids: list[str]  # N
     recipe: FeatureRecipe
-    array: NDArray[Any]  # (N, D) pooled or (N, H, W, D) grid, memory-mapped
-    checksums: NDArray[np.uint32]  # (N,)
+    # (R, D) pooled or (R, H, W, D) grid, memory-mapped; R = (1 + augmentations) * N
+    array: NDArray[Any]
+    checksums: NDArray[np.uint32]  # (R,)
+
+    @property
+    def augmentations(self) -> int:
+        """Further views of each image; that of number k of row i is row i + k * N."""
+        return len(self.array) // len(self.ids) - 1
 
     def row_indices(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the row indices of these images; an ArtifactError if the cache lacks one."""
@@ -54,7 +61,7 @@ class FeatureCache:
         features = np.ascontiguousarray(self.array[rows])
         damaged = (row_checksums(features) != self.checksums[rows]).nonzero()[0]
         if len(damaged):
-            image_id = self.ids[int(rows[damaged[0]])]
+            image_id = self.ids[int(rows[damaged[0]]) % len(self.ids)]
             reason = f"is damaged: the features of {image_id!r} are not what was written"
             raise ArtifactError(self.path, reason)
         return features
@@ -64,10 +71,16 @@ class FeatureCache:
 class CacheSpec:
     """What is known of a cache before its rows are written."""
 
-    ids: Sequence[str]  # sorted and distinct, one per row
+    ids: Sequence[str]  # sorted and distinct
     shape: Sequence[int]  # of a row
     dtype: str  # float16 or float32
     recipe: FeatureRecipe
+    augmentations: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """All images, then all images' first augmentations, and so on."""
+        return (1 + self.augmentations) * len(self.ids)
 
     @property
     def row_size(self) -> int:
@@ -118,7 +131,7 @@ def allocate(path: Path, spec: CacheSpec) -> Layout:
 
 
 def _allocate_hdf5(path: Path, spec: CacheSpec) -> Layout:
-    count = len(spec.ids)
+    count = spec.num_rows
     with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
         file.attrs["recipe"] = json.dumps(asdict(spec.recipe), ensure_ascii=False)
         names = np.array([image_id.encode() for image_id in spec.ids])
@@ -180,7 +193,8 @@ def read_features(path: Path) -> FeatureCache:
         except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(path, f"is damaged or not a feature cache ({error})") from None
         size = math.prod(shape) * dtype.itemsize
-        ordered = len(ids) == len(checksums) == shape[0] and ids == sorted(set(ids))
+        whole = len(ids) > 0 and shape[0] % len(ids) == 0 and len(checksums) == shape[0]
+        ordered = whole and ids == sorted(set(ids))
         complete = offset is not None and os.fstat(content.fileno()).st_size >= offset + size
         if not (ordered and complete and dtype.kind == "f" and offset == layout.rows):
             raise ArtifactError(path, "is damaged: its rows and ids do not match")

@@ -93,7 +93,7 @@ class SelfCriticalTrainer(BaseTrainer):
     def _train_on(self, images: Tensor) -> None:
         """Sample captions of these images (P,), score them, and take one training step."""
         on_device = images.to(self.device)
-        features = self.split.features[on_device]  # (P, …)
+        features = self.split.features.draw(on_device)  # (P, …)
         samples, rewards = self._sample(features, on_device)
         xe_batch: tuple[Tensor, ...] = ()
         if self.config.cross_entropy_weight:

@@ -18,7 +18,7 @@ from pipeline.extraction import nvjpeg
 from pipeline.extraction.feature_extractor import FeatureExtractor, default_batch_size
 from pipeline.extraction.feature_writer import resume_features
 from pipeline.extraction.precision import pooled_features, same_direction, select_dtype
-from pipeline.extraction.preprocess import collate
+from pipeline.extraction.preprocess import Sample, collate
 from pipeline.extraction.stream import Rows, default_num_workers, iter_features, load
 from pipeline.features.feature_cache import CacheSpec
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
@@ -64,19 +64,22 @@ def extract(
             [backbone],
             device.type,
         )
-        spec = CacheSpec(ids, cnn.feature_shape, config.dtype, recipe)
+        spec = CacheSpec(ids, cnn.feature_shape, config.dtype, recipe, config.augmentations)
+        numbers = range(1 + config.augmentations)
+        samples = [Sample(image_id, number) for number in numbers for image_id in ids]
+        prints = [f"{print_} {number}" for number in numbers for print_ in archive.fingerprints]
         with (
             Checkpoint(out, fingerprint, config.checkpoint_seconds) as checkpoint,
-            resume_features(out, spec, checkpoint, archive.fingerprints, batch) as writer,
+            resume_features(out, spec, checkpoint, prints, batch) as writer,
         ):
-            began, remaining = time.monotonic(), ids[writer.rows_written :]
+            began, remaining = time.monotonic(), samples[writer.rows_written :]
             with progress_bar(
-                label="extract", total=len(ids), unit="image", initial=writer.rows_written
+                label="extract", total=len(samples), unit="image", initial=writer.rows_written
             ) as progress:
                 dtype = getattr(torch, config.dtype)
                 for rows in iter_features(archive, remaining, cnn, batch, workers, dtype):
                     begin = writer.rows_written
-                    _check_finite(rows, ids[begin : begin + len(rows.values)], config)
+                    _check_finite(rows, samples[begin : begin + len(rows.values)], config)
                     writer.append(rows.values, rows.checksums)
                     progress.update(len(rows.values))
                     if checkpoint.is_due():
@@ -112,7 +115,7 @@ def _build_extractor(
     candidates = fast_dtypes(device)
     if not candidates:
         return build(torch.float32)
-    sample = collate(load(archive, archive.ids[:NUM_PROBE_IMAGES], recipe))
+    sample = collate(load(archive, _probe(archive), recipe))
     return select_dtype(build, candidates, sample, batch)
 
 
@@ -129,13 +132,18 @@ def _choose_jpeg_decoder(
             "set it to auto"
         )
     if usable and choice == "auto":
-        ids = archive.ids[:NUM_PROBE_IMAGES]
+        probe = _probe(archive)
+        ids = [sample.image_id for sample in probe]
         contents = [archive.read(image_id) for image_id in ids]
         on_gpu = nvjpeg.preprocess_on_gpu(contents, ids, cnn.recipe, cnn.device)
-        on_cpu = collate(load(archive, ids, cnn.recipe))
+        on_cpu = collate(load(archive, probe, cnn.recipe))
         features = [pooled_features(cnn, images, batch) for images in (on_gpu, on_cpu)]
         usable = same_direction(*features)
     return replace(cnn.recipe, jpeg_decoder="nvjpeg") if usable else cnn.recipe
+
+
+def _probe(archive: ImageArchive) -> list[Sample]:
+    return [Sample(image_id) for image_id in archive.ids[:NUM_PROBE_IMAGES]]
 
 
 def make_recipe(backbones: Sequence[BackboneWeights], config: ExtractConfig) -> FeatureRecipe:
@@ -166,9 +174,9 @@ def _rescale(pre: Preprocessing, size: int | None) -> Preprocessing:
     return replace(pre, resize=round(pre.resize * size / pre.size), size=size)
 
 
-def _check_finite(rows: Rows, ids: Sequence[str], config: ExtractConfig) -> None:
+def _check_finite(rows: Rows, samples: Sequence[Sample], config: ExtractConfig) -> None:
     if not rows.finite.all():
-        image_id = ids[int((~rows.finite).nonzero()[0][0])]
+        image_id = samples[int((~rows.finite).nonzero()[0][0])].image_id
         hint = "; set extract.dtype: float32" if config.dtype == "float16" else ""
         raise InputError(f"the features of {image_id} are not finite{hint}")
 

@@ -70,7 +70,7 @@ class Trainer(BaseTrainer):
             unit="batch",
             initial=self._epoch_step,
         ):
-            features = self.split.features[batch.images]  # (P, …)
+            features = self.split.features.draw(batch.images)  # (P, …)
             features = add_noise(features, decoder.feature_std, config.feature_noise)
             # Scheduled sampling rises linearly over the training. Its forward pass only picks
             # tokens, so it needs no autocast.
