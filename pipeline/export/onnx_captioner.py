@@ -120,8 +120,7 @@ def _ban_repeats(log_probs: np.ndarray, history: np.ndarray, n: int) -> None:
 
 
 def _run(session: onnxruntime.InferenceSession, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    names = [node.name for node in session.get_inputs()]
-    return session.run(None, dict(zip(names, inputs, strict=True)))
+    return session.run(None, {x.name: y for x, y in zip(session.get_inputs(), inputs, strict=True)})
 
 
 def decode(source: ImageSource) -> np.ndarray:

@@ -185,17 +185,21 @@ def _export(
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # an optional dependency
 
     examples, dynamic = zip(*inputs.values(), strict=True)
-    with _quietly(), torch.inference_mode():
-        program = torch.onnx.export(
-            _Positional(module),
-            examples,
-            input_names=list(inputs),
-            output_names=outputs,
-            dynamic_shapes=(dynamic,),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with _quietly(), torch.inference_mode():
+            program = torch.onnx.export(
+                _Positional(module),
+                examples,
+                input_names=list(inputs),
+                output_names=outputs,
+                dynamic_shapes=(dynamic,),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # torch's exporter raises many types
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise InputError(f"{path.name} cannot be exported ({reason})") from None
     assert program is not None
     ClearMetadataAndDocStringPass()(program.model)  # paths and lines of code
     model = program.model_proto
