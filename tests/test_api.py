@@ -1,6 +1,9 @@
 """`import showtell`: the captioner in four lines."""
 
+import doctest
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,64 @@ def test_a_path_and_the_content_of_a_file_are_one_image(
     assert captioner.caption(photos[0]).text == captions[0].text
     greedy = showtell.BeamSearchConfig(beam_size=1, max_length=2)
     assert len(captioner.caption(photos[0], greedy).tokens) <= 2
+
+
+def test_the_examples_of_its_documentation_are_true(
+    tiny: Artifacts, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "doc"
+    (folder / "photos").mkdir(parents=True)
+    (folder / "models").symlink_to(tiny.folder / "models")
+    shutil.copy(photos[0], folder / "photo.jpg")
+    for photo in photos[:2]:
+        shutil.copy(photo, folder / "photos")
+    monkeypatch.chdir(folder)
+    failed, tried = doctest.testmod(showtell)
+    assert (failed, tried > 8) == (0, True)
+
+
+def test_threads_share_a_captioner(tiny: Artifacts, photos: list[Path]) -> None:
+    captioner = showtell.load(tiny.folder / "models", device="cpu")
+    expected = [captioner.caption(photo).text for photo in photos]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda photo: captioner.caption(photo).text, photos * 4))
+        streams = list(pool.map(lambda _: captioner.caption(photos * 5), range(4)))
+    assert together == expected * 4
+    for captions in streams:
+        assert [one.text for one in captions] == expected * 5
+
+
+def test_a_generator_is_read_a_few_batches_ahead(tiny: Artifacts, photos: list[Path]) -> None:
+    captioner = showtell.load(tiny.folder / "models", device="cpu")
+    read = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal read
+        while True:
+            read += 1
+            yield photos[read % 3]
+
+    stream = captioner.stream(endless())
+    captions = [next(stream) for _ in range(100)]
+    stream.close()
+    assert all(captions)
+    assert read < 200
+
+
+def test_what_is_not_an_image_is_named(tiny: Artifacts, photos: list[Path]) -> None:
+    captioner = showtell.load(tiny.folder / "models", device="cpu")
+    for wrong, said in (
+        (np.zeros((4, 4, 3)), r"float64 \(4, 4, 3\), but must be uint8 \(H, W, 3\)"),
+        (np.zeros((0, 4, 3), np.uint8), "is empty"),
+        (Image.new("RGB", (1000, 2)), "1000 x 2, one side more than 50 times"),
+    ):
+        with pytest.raises(showtell.InputError, match=said):
+            captioner.caption(wrong)
+    outcomes = list(captioner.stream([photos[0], b"text", 7, photos[1]], errors="return"))
+    assert [isinstance(one, showtell.Caption) for one in outcomes] == [True, False, False, True]
+    assert "is of the type int; give a path" in str(outcomes[2])
+    with pytest.raises(showtell.InputError, match="the image is not an image"):
+        captioner.caption([photos[0], b"text"])
 
 
 def test_a_missing_model_and_a_bad_image_are_reported(tiny: Artifacts, tmp_path: Path) -> None:
