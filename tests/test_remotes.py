@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
+import showtell
 from pipeline.commands import caption
 from pipeline.images.archive import ImageArchive
 from tests.conftest import Artifacts
@@ -125,5 +127,20 @@ def test_it_captions_an_image(
         image = tmp_path / archive.ids[0]
         image.write_bytes(archive.read(archive.ids[0]))
     monkeypatch.chdir(clone.folder)  # `showtell caption` looks for model and weights here
-    caption.main([image])
-    assert re.fullmatch(rf"{image}\s+\w+( \w+)*\n", capsys.readouterr().out)
+    caption.main([str(image)])
+    assert re.fullmatch(rf"{image}\t\w+( \w+)*\t0\.\d\d\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("remote", ["directory"], indirect=True)
+def test_a_released_model_is_fetched_by_its_version_and_captions(
+    repository: Repository, clone: Checkout, tmp_path: Path
+) -> None:
+    person = ("-c", "user.name=Someone", "-c", "user.email=someone@example.org")
+    repository.run("git", *person, "tag", "-a", "captioner@v1.0.0", "-m", "first release")
+    fetched = tmp_path / "fetched"
+    get = ("dvc", "artifacts", "get", str(repository.folder), "captioner", "--rev", "v1.0.0")
+    clone.run(*get, "--out", str(fetched))
+    ours, theirs = (showtell.load(path) for path in (clone.folder / "models", fetched))
+    image = np.zeros((60, 80, 3), np.uint8)
+    assert ours.caption(image).text == theirs.caption(image).text
+    assert theirs.confidence
