@@ -1,8 +1,14 @@
 """`showtell caption`: one's own images, seen as the training images were."""
 
+import csv
+import functools
+import io
 import json
+import sys
+import threading
 import warnings
 import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -227,3 +233,54 @@ def test_the_photos_of_the_cases(tiny: Artifacts) -> None:
     result = command(*caption(tiny, CASES / "pictures"))
     assert len(result.stdout.splitlines()) == 4
     assert "badexif.jpg has a fault" in result.stderr
+
+
+def test_a_pattern_stands_for_what_matches_and_a_name_of_nothing_does_not_stop_the_others(
+    tiny: Artifacts, photos: Path, tmp_path: Path
+) -> None:
+    result = command(*caption(tiny, "nowhere.jpg", str(photos / "*[0-4]*.jpg"), photos))
+    assert result.returncode == 1
+    assert "nowhere.jpg does not exist" in one_line(result)
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(set(lines)) == 12  # each image once
+
+
+def test_standard_input_is_an_image(
+    tiny: Artifacts, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photo, *_) = sorted(photos.iterdir())
+    expected = command(*caption(tiny, photo)).stdout.split("\t")[1:]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photo.read_bytes())))
+    assert command(*caption(tiny, "-")).stdout.split("\t") == ["-", *expected]
+
+
+def test_an_address_is_fetched(tiny: Artifacts, photos: Path) -> None:
+    (photo, *_) = sorted(photos.iterdir())
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=photos)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        result = command(*caption(tiny, f"{address}/{photo.name}", f"{address}/none.jpg", photo))
+        server.shutdown()
+    fetched, local = (line.split("\t")[1:] for line in result.stdout.splitlines())
+    assert fetched == local
+    assert f"{address}/none.jpg cannot be fetched: HTTP 404" in one_line(result)
+
+
+def test_json_lines_and_csv_have_what_is_known(tiny: Artifacts, photos: Path) -> None:
+    options = ("--beam-size", 3, "--alternatives", 2)
+    lines = command(*caption(tiny, photos, *options, "--format", "jsonl")).stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 12
+    for row in rows:
+        assert len(row["tokens"]) == len(row["token_probs"]) > 0
+        assert 0 < row["confidence"] < 1
+        assert len(row["alternatives"]) == 2
+        assert row["score"] >= row["alternatives"][0]["score"]
+    text = command(*caption(tiny, photos, *options, "--format", "csv")).stdout
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert [row["rank"] for row in table] == ["1", "2", "3"] * 12
+    assert [row["caption"] for row in table[::3]] == [row["caption"] for row in rows]
+    assert [float(row["confidence"]) for row in table[::3]] == [row["confidence"] for row in rows]
+    line = one_line(command(*caption(tiny, photos, "--format", "xml")))
+    assert "--format is 'xml', but must be one of text, jsonl, csv, coco" in line

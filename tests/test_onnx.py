@@ -12,19 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pipeline.captioner import Captioner
 
 from pipeline.backbones.backbone import build_backbone
-from pipeline.backbones.weights import BackboneWeights, read_backbones
-from pipeline.decoders.captioner_file import read_model
-from pipeline.decoders.decoder import StepDecoder
+from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
+from pipeline.captioning.captioner import Captioner
+from pipeline.captioning.folder import BACKBONE, MODEL
+from pipeline.captions.vocabulary import SPECIAL, Vocabulary
+from pipeline.decoders.captioner_file import TrainedDecoder, read_model, write_model
+from pipeline.decoders.decoder import Decoder, StepDecoder
 from pipeline.decoders.registry import DECODERS
 from pipeline.evaluation.ensemble import Ensemble
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.preprocess import preprocess
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
-from tests.conftest import Artifacts
 from tests.test_decoder import GRID, decoder
 
 pytest.importorskip("onnx")
@@ -52,16 +53,50 @@ CELLS = {
 }
 
 
+def backbone(name: str, size: int) -> BackboneWeights:
+    torch.manual_seed(0)
+    pre = Preprocessing(size, size, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    return BackboneWeights(name, "random:0", pre, build_backbone(name, size).state_dict())
+
+
+def recipe_of(
+    backbones: list[BackboneWeights], layer: str = "pooled", hflip: bool = False
+) -> FeatureRecipe:
+    views = (View(one.name, one.weights, one.digest, one.preprocessing) for one in backbones)
+    return FeatureRecipe(layer, "mean", "squash", hflip, None, tuple(views))
+
+
+def decided(model: Decoder) -> Decoder:
+    """With larger weights, so that no two captions are equally good."""
+    for weight in model.parameters():
+        weight.data.mul_(3)
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
-def exported(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tiny, tmp_path_factory.mktemp("exported"))
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CNN and a decoder, both untrained."""
+    folder, cnn = tmp_path_factory.mktemp("models"), backbone("timm/test_efficientnet", 64)
+    recipe = recipe_of([cnn])
+    shape = FeatureExtractor([cnn], recipe, CPU).feature_shape
+    model = decided(decoder("show_and_tell", feature_shape=shape))
+    model.set_feature_stats(torch.zeros(shape), torch.full(shape, 0.1))
+    words = Vocabulary((*SPECIAL, *(f"word{i}" for i in range(26))))
+    write_backbones(folder / BACKBONE, [cnn])
+    write_model(folder / MODEL, TrainedDecoder(model, words, recipe, "split", 9))
+    return folder
 
 
-def export(tiny: Artifacts, out: Path) -> Path:
-    model = read_model(tiny.model, CPU)
+@pytest.fixture(scope="module")
+def exported(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(models, tmp_path_factory.mktemp("exported"))
+
+
+def export(models: Path, out: Path) -> Path:
+    model = read_model(models / MODEL, CPU)
     search = BeamSearchConfig(beam_size=5, length_penalty=1.0, max_length=model.max_length)
     parts = (model.recipe, model.decoder, model.vocabulary)
-    export_onnx(out, read_backbones(tiny.backbone), *parts, search)
+    export_onnx(out, read_backbones(models / BACKBONE), *parts, search)
     return out
 
 
@@ -83,9 +118,7 @@ def test_every_decoder_finds_the_captions_of_torch(
     exported: Path, tmp_path: Path, name: str
 ) -> None:
     layers = 1 if DECODERS[name].single_layer else 2
-    model = decoder(name, rnn_type=CELLS[name], num_layers=layers).eval()
-    for weight in model.parameters():  # decided, so that no two captions are equally good
-        weight.data.mul_(3)
+    model = decided(decoder(name, rnn_type=CELLS[name], num_layers=layers))
     shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     shape = model.config.feature_shape
     export_decoder(tmp_path, model, torch.randn(2, *shape))
@@ -120,14 +153,17 @@ def photos(folder: Path) -> list[Path]:
 
 
 def test_images_become_the_same_bytes_and_captions(
-    tiny: Artifacts, exported: Path, tmp_path: Path
+    models: Path, exported: Path, tmp_path: Path
 ) -> None:
-    captioner, onnx = Captioner(tiny.backbone, [tiny.model], CPU), OnnxCaptioner(exported)
+    captioner = Captioner(models / BACKBONE, [models / MODEL], CPU)
+    onnx = OnnxCaptioner(exported)
     paths = photos(tmp_path)
     for path in paths:
         for ours, theirs in zip(captioner.preprocess(path), onnx.preprocess(path), strict=True):
             assert np.array_equal(ours.numpy(), theirs), path
-    expected = captioner.caption(list(paths), BeamSearchConfig(5, 1.0, captioner.max_length))
+    search = BeamSearchConfig(5, 1.0, captioner.max_length)
+    expected = [made.text for made in captioner.caption(paths, search)]
+    assert len(set(expected)) > 1
     assert onnx.caption(list(paths), batch_size=3) == expected
     assert onnx.caption([paths[0].read_bytes()]) == expected[:1]
 
@@ -143,7 +179,7 @@ def test_a_centre_crop_is_the_same_bytes(exported: Path, tmp_path: Path) -> None
     onnx = OnnxCaptioner(folder)
     (tmp_path / "photos").mkdir()
     for path in photos(tmp_path / "photos"):
-        (ours,) = preprocess(path.read_bytes(), path.name, recipe)
+        (ours,) = preprocess(path, recipe)
         assert np.array_equal(ours.numpy(), onnx.preprocess(path)[0]), path
 
 
@@ -162,21 +198,15 @@ def test_resizing_is_torchs_to_the_byte_up_and_down(interpolation: str) -> None:
 @pytest.mark.parametrize(
     ("names", "layer", "hflip"),
     [
-        (["timm/vit_tiny_patch16_224"], "pooled", False),
-        (["timm/tf_efficientnet_lite0", "shufflenet_v2_x0_5"], "grid", True),
+        (["timm/test_vit"], "pooled", False),
+        (["timm/test_efficientnet", "timm/test_convnext"], "grid", True),
     ],
 )
 def test_the_encoder_has_torchs_features(
     tmp_path: Path, names: list[str], layer: str, hflip: bool
 ) -> None:
-    backbones, views = [], []
-    for size, name in zip((64, 96), names, strict=False):
-        torch.manual_seed(0)
-        pre = Preprocessing(size, size, "bicubic", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
-        weights = BackboneWeights(name, "random:0", pre, build_backbone(name, size).state_dict())
-        backbones.append(weights)
-        views.append(View(name, "random:0", weights.digest, pre))
-    recipe = FeatureRecipe(layer, "mean", "squash", hflip, None, tuple(views))
+    backbones = [backbone(name, size) for size, name in zip((64, 96), names, strict=False)]
+    recipe = recipe_of(backbones, layer, hflip)
     export_encoder(tmp_path, backbones, recipe)
     import onnxruntime
 
@@ -192,9 +222,9 @@ def test_the_encoder_has_torchs_features(
 
 
 def test_an_export_has_the_same_bytes_again_and_no_paths(
-    tiny: Artifacts, exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    models: Path, exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    again = export(tiny, tmp_path)
+    again = export(models, tmp_path)
     assert capfd.readouterr() == ("", "")
     names = sorted(path.name for path in again.iterdir())
     graphs = ["encoder.onnx", "memory.onnx", "step.onnx"]
@@ -214,10 +244,12 @@ def test_the_module_runs_alone_and_without_torch(exported: Path, tmp_path: Path)
     (tmp_path / "bad.png").write_bytes(b"no image")
     code = (
         "import runpy, sys; sys.modules.update(torch=None, torchvision=None, pipeline=None);"
-        "runpy.run_path(sys.argv[1], run_name='__main__')"
+        "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    run = [sys.executable, "-c", code, module, photo]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+    run = [sys.executable, "-c", code, module, photo, "bad.png"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: bad.png cannot be read")
     assert done.stdout == f"{photo}\t{OnnxCaptioner(exported).caption([photo])[0]}\n"
 
 
