@@ -1,4 +1,4 @@
-"""Ensembles of decoders, and the attention of a single one."""
+"""Ensembles of decoders."""
 
 import json
 from pathlib import Path
@@ -113,18 +113,3 @@ def test_models_of_two_vocabularies_are_refused(
         *("--model", paths["other"], tiny.images),
     )
     assert "has another vocabulary than" in one_line(done)
-
-
-def test_attention_is_drawn(tiny: Artifacts, paths: dict[str, Path], tmp_path: Path) -> None:
-    photo, out = tmp_path / "photo.png", tmp_path / "attention"
-    Image.new("RGB", (80, 60), "red").save(photo)
-    common = ("attention", "--backbone", tiny.backbone, "--out-dir", out, photo)
-    both = ("--model", paths["attention"], "--model", tiny.model)
-    assert "one model" in one_line(command(*common, *both))
-    done = command(*common, "--model", paths["attention"])
-    assert done.returncode == 0, done.stderr
-    path, caption = done.stdout.strip().split("\t")
-    with Image.open(path) as sheet:  # the image and a tile per word
-        assert sheet.width > 6 * 64
-        assert sheet.height > 64 * -(-(1 + len(caption.split())) // 6)
-    assert "train one that has (train.decoder)" in one_line(command(*common, "--model", tiny.model))

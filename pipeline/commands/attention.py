@@ -1,89 +1,124 @@
-"""`showtell attention`: draw the attention weights of each token over the image."""
+"""`showtell attention`: draw which parts of a photo each word of its caption comes from."""
 
+import math
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import torch
+import numpy as np
 import typer
 from PIL import Image
-from torch import Tensor
 
 from pipeline.captioning.captioner import Captioner
+from pipeline.captioning.occlusion import occlusion_map
 from pipeline.captioning.photos import find_photos
-from pipeline.commands.caption import parse_device
-from pipeline.commands.contact_sheet import contact_sheet
+from pipeline.commands.caption import load_captioner, override_search, parse_device
+from pipeline.commands.word_maps import WordMaps, panels, save_animation
+from pipeline.extraction.preprocess import resize_and_crop_box
+from pipeline.features.recipe import FeatureRecipe
+from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.images.decode import load_image
 from pipeline.runtime import options
 from pipeline.runtime.device import seed_everything
 from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.files import atomic_write
 
-
-def attention_sheet(image: Tensor, tokens: Sequence[str], weights: Tensor) -> Image.Image:
-    """The image as the CNN sees it, then once per token, bright where that token attends.
-
-    Args:
-        image: uint8 (S, S, 3).
-        tokens: T of them.
-        weights: (T, height, width); each token's sum to one, less the weight of a sentinel.
-    """
-    whole = Image.fromarray(image.numpy())
-    dark = Image.new("RGB", whole.size)
-    tiles = [(whole, "")]
-    for token, grid in zip(tokens, weights, strict=True):
-        bright = (grid / grid.max().clamp_min(1e-9) * 255).round().to(torch.uint8)
-        mask = Image.fromarray(bright.numpy()).resize(whole.size, Image.Resampling.BICUBIC)
-        mask = mask.point(lambda value: 50 + value * 205 // 255)
-        label = token if float(grid.sum()) > 0.995 else f"{token} ({grid.sum():.0%} on the grid)"
-        tiles.append((Image.composite(whole, dark, mask), label))
-    return contact_sheet(tiles, columns=6, text_height=24, gap=8, font_size=16, text_above=True)
+SAVERS: dict[str, Callable[[Path, WordMaps], None]] = {
+    "png": lambda path, maps: panels(maps).save(path, "PNG"),
+    "webp": lambda path, maps: save_animation(path, maps, "WEBP"),
+    "gif": lambda path, maps: save_animation(path, maps, "GIF"),
+}
 
 
 def main(
     photos: options.Photos,
-    out_dir: Annotated[Path, typer.Option(help="The folder for one PNG per image.")] = Path(
-        "attention"
-    ),
-    model: Annotated[list[Path], typer.Option(help="The trained model.")] = [  # noqa: B006
-        Path("models/captioner.safetensors")
-    ],
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(help="The folder to draw to; default: attention, or occlusion."),
+    ] = None,
+    output: Annotated[
+        str,
+        typer.Option("--format", help="png: a panel a word; webp or gif: animated; or all."),
+    ] = "png",
+    occlusion: Annotated[
+        bool,
+        typer.Option(
+            "--occlusion",
+            help="Draw what each word depends on, found by covering parts of the photo, even if "
+            "the model has attention.",
+        ),
+    ] = False,
+    model: options.Models = [Path("models")],  # noqa: B006
     backbone: options.Backbone = Path("models/backbone.safetensors"),
     device: options.Device = "auto",
-    beam_size: options.BeamSize = 5,
-    length_penalty: options.LengthPenalty = 1.0,
+    beam_size: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Number of beams; default: the model's.")
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(min=0, max=5, help="0: total log-probability; 1: mean per token."),
+    ] = None,
 ) -> None:
-    """Draw where an attention decoder attends, token by token."""
+    """Draw where the decoder looked for each word; for a model without attention over a grid, or
+    an ensemble, an occlusion map instead, labelled as such."""
     seed_everything(seed=0)
     torch_device = parse_device(device)
+    if output not in (*SAVERS, "all"):
+        raise InputError(f"--format is '{output}', but must be one of {', '.join(SAVERS)}, all")
     found = find_photos(photos)
     names = [Path(photo.name).name for photo in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two images are named {twice[0]}; draw them to two folders")
-    if len(model) > 1:  # an ensemble has no attention weights of its own
-        raise InputError(f"one model at a time can be drawn, not {len(model)}; name one --model")
-    captioner = Captioner(backbone, model, torch_device)
-    if not captioner.has_attention:
-        raise InputError(
-            f"the decoder of {model[0]} has no attention; train one that has (train.decoder)"
-        )
-    search = replace(captioner.search, beam_size=beam_size, length_penalty=length_penalty)
+    captioner = load_captioner(model, backbone, torch_device)
+    search = override_search(captioner.search, beam_size=beam_size, length_penalty=length_penalty)
+    attention = captioner.has_attention and not occlusion
     failed = False
     for photo, name in zip(found, names, strict=True):
         try:
-            image = load_image(photo.read())
+            image = load_image(photo.read(), photo.name)
         except InputError as error:
             print(f"error: {sanitize(str(error))}", file=sys.stderr)
             failed = True
             continue
-        caption = captioner.caption(image, search, attention=True)
-        assert caption.attention is not None
-        seen, weights = captioner.preprocess(image)[0], torch.from_numpy(caption.attention)
-        target = out_dir / f"{name}.attention.png"
-        with atomic_write(target) as scratch:
-            attention_sheet(seen, caption.tokens, weights).save(scratch, "PNG")
-        print(f"{sanitize(str(target))}\t{caption}", flush=True)
+        maps = map_words(captioner, image, search, attention)
+        for suffix in SAVERS if output == "all" else [output]:
+            target = (out_dir or Path(maps.kind)) / f"{name}.{maps.kind}.{suffix}"
+            with atomic_write(target) as scratch:
+                SAVERS[suffix](scratch, maps)
+            print(f"{sanitize(str(target))}\t{maps.caption}\t{maps.kind}", flush=True)
     if failed:
         raise SystemExit(1)
+
+
+def map_words(
+    captioner: Captioner, image: Image.Image, search: BeamSearchConfig, attention: bool
+) -> WordMaps:
+    """Caption an image, and map its words by the attention weights or by occlusion."""
+    caption, seen = (
+        captioner.caption(image, search, attention=attention),
+        crop(image, captioner.recipe),
+    )
+    if caption.attention is not None:  # (T, height, width)
+        # Brightest where it looked most; less so, the more weight a sentinel has.
+        most = caption.attention.max(axis=(1, 2), keepdims=True)
+        on_grid = caption.attention.sum(axis=(1, 2), keepdims=True)
+        strengths = caption.attention / np.maximum(most, 1e-9) * np.minimum(on_grid, 1)
+        return WordMaps("attention", seen, caption, strengths)
+    falls = occlusion_map(captioner, captioner.preprocess(image), caption.tokens)  # (T, 8, 8)
+    # Brightest where it falls most. A word that nothing makes a fifth less likely depends little on
+    # the photo, and its panel stays darker.
+    most = np.maximum(falls.max(axis=(1, 2), keepdims=True), -math.log(0.8))
+    return WordMaps("occlusion", seen, caption, np.maximum(falls, 0) / most)
+
+
+def crop(image: Image.Image, recipe: FeatureRecipe) -> Image.Image:
+    """What the CNN sees of an image (its first view does), in the image's own proportions."""
+    pre = recipe.views[0].preprocessing
+    (height, width), top, left = resize_and_crop_box(
+        image.height, image.width, pre, recipe.crop_mode
+    )
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + pre.size) * across, (top + pre.size) * down)
+    x0, y0, x1, y1 = map(round, box)
+    return image.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))

@@ -17,6 +17,7 @@ from pipeline.captioning.folder import BACKBONE, CONFIDENCE, MODEL, load_folder
 from pipeline.captioning.photos import Photo, find_photos
 from pipeline.captioning.results import WRITERS
 from pipeline.comparison.revisions import resolve_revision
+from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.generation.sampling import SamplingConfig
 from pipeline.runtime import options
 from pipeline.runtime.device import DeviceName, resolve_device, seed_everything
@@ -45,6 +46,35 @@ def fetch_revision(revision: str, folder: Path) -> None:
     files = resolve_revision(revision)
     for name in (MODEL, BACKBONE, CONFIDENCE):
         (folder / name).write_bytes(files.read(f"models/{name}"))
+
+
+def load_captioner(
+    models: Sequence[Path], backbone: Path, device: torch.device, revision: str | None = None
+) -> Captioner:
+    """Load a folder's captioner, or a model file (several for an ensemble) with its backbone."""
+    if revision is not None:
+        with TemporaryDirectory() as folder:
+            fetch_revision(revision, Path(folder))
+            return load_folder(Path(folder), device)
+    if len(models) == 1 and not models[0].is_file():
+        return load_folder(models[0], device)
+    confidence = models[0].with_name(CONFIDENCE)
+    return Captioner(backbone, models, device, confidence)
+
+
+def override_search(search: BeamSearchConfig, **given: Any) -> BeamSearchConfig:
+    """The search with the options that were given, those not None.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    search = replace(search, **{name: value for name, value in given.items() if value is not None})
+    if search.beam_size % search.beam_groups:
+        raise InputError(
+            f"--beam-size {search.beam_size} is not a multiple of --beam-groups "
+            f"{search.beam_groups}"
+        )
+    return search
 
 
 class Failures:
@@ -121,23 +151,16 @@ def main(
     if output not in WRITERS:
         raise InputError(f"--format is '{output}', but must be one of {', '.join(WRITERS)}")
     found = find_photos(photos)
-    captioner = _load(model, backbone, rev, torch_device)
-    given: dict[str, Any] = {
-        "beam_size": beam_size,
-        "length_penalty": length_penalty,
-        "max_length": max_length,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        "beam_groups": beam_groups,
-        "diversity_penalty": diversity_penalty,
-    }
-    search = replace(
-        captioner.search, **{name: value for name, value in given.items() if value is not None}
+    captioner = load_captioner(model, backbone, torch_device, rev)
+    search = override_search(
+        captioner.search,
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+        max_length=max_length,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        beam_groups=beam_groups,
+        diversity_penalty=diversity_penalty,
     )
-    if search.beam_size % search.beam_groups:
-        raise InputError(
-            f"--beam-size {search.beam_size} is not a multiple of --beam-groups "
-            f"{search.beam_groups}"
-        )
     images = map(_read, found)
     outcomes: Iterator[Caption | list[Caption] | InputError]
     if num_samples:
@@ -157,17 +180,3 @@ def _read(photo: Photo) -> Path | bytes | InputError:
         return photo.read()
     except InputError as error:
         return error
-
-
-def _load(
-    models: Sequence[Path], backbone: Path, revision: str | None, device: torch.device
-) -> Captioner:
-    """Load a folder's captioner, or a model file (several for an ensemble) with its backbone."""
-    if revision is not None:
-        with TemporaryDirectory() as folder:
-            fetch_revision(revision, Path(folder))
-            return load_folder(Path(folder), device)
-    if len(models) == 1 and not models[0].is_file():
-        return load_folder(models[0], device)
-    confidence = models[0].with_name(CONFIDENCE)
-    return Captioner(backbone, models, device, confidence)

@@ -11,9 +11,8 @@ def contact_sheet(
     text_height: int,
     gap: int,
     font_size: int,
-    text_above: bool = False,
 ) -> Image.Image:
-    """Draw square images of one size, each with its label below or above it; sizes in pixels."""
+    """Draw square images of one size, each with its label below it; sizes in pixels."""
     side = tiles[0][0].width
     width, height = side + gap, side + text_height + gap
     rows = -(-len(tiles) // columns)
@@ -21,6 +20,6 @@ def contact_sheet(
     canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(font_size)
     for number, (tile, label) in enumerate(tiles):
         x, y = gap + number % columns * width, gap + number // columns * height
-        sheet.paste(tile, (x, y + text_height if text_above else y))
-        canvas.multiline_text((x, y if text_above else y + side + 4), label, "black", font)
+        sheet.paste(tile, (x, y))
+        canvas.multiline_text((x, y + side + 4), label, "black", font)
     return sheet
