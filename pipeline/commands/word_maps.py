@@ -73,8 +73,11 @@ def frames(maps: WordMaps, width: int) -> list[Image.Image]:
 def save_animation(path: Path, maps: WordMaps, kind: Literal["WEBP", "GIF"]) -> None:
     """Save the frames, each for its time, over and over."""
     pictures = frames(maps, WIDTHS[kind])
-    if kind == "GIF":  # it cannot compress the noise of dithering
-        pictures = [picture.quantize(128, dither=Image.Dither.NONE) for picture in pictures]
+    if kind == "GIF":  # an octree keeps the glow, and without dithering it compresses
+        pictures = [
+            picture.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+            for picture in pictures
+        ]
     pictures[0].save(
         path,
         kind,
