@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, overload
 
@@ -28,6 +29,8 @@ from pipeline.generation.sampling import SamplingConfig, sample
 from pipeline.images.decode import ImageSource
 from pipeline.runtime.device import use_reproducible_products
 from pipeline.runtime.errors import InputError
+
+SEARCHES = 16  # the last ones used; on a GPU each keeps its CUDA graphs
 
 
 class Captioner:
@@ -66,7 +69,7 @@ class Captioner:
             else BeamSearchConfig(5, 1.0, self.max_length, no_repeat_ngram_size=2)
         )
         self._cnn = FeatureExtractor(read_backbones(backbone), self.recipe, device)
-        self._searches: dict[BeamSearchConfig, BeamSearch] = {}
+        self._search = lru_cache(SEARCHES)(partial(BeamSearch, self.decoder))
         # A GPU's captured graphs read and write the same memory in every call.
         self._lock: AbstractContextManager[object]
         self._lock = nullcontext() if device.type == "cpu" else threading.Lock()
@@ -159,9 +162,9 @@ class Captioner:
         """
         config = self._configure(search, alternatives, attention)
 
-        def describe(features: Tensor) -> list[Caption]:
-            return self._describe(features, config, alternatives, attention)
-
+        describe = partial(
+            self._describe, config=config, alternatives=alternatives, attention=attention
+        )
         for outcome in map_features(describe, images, self._cnn, self._lock):
             if isinstance(outcome, InputError) and errors == "raise":
                 raise outcome
@@ -195,6 +198,13 @@ class Captioner:
         """The features of preprocessed images, float32 (P, D) or (P, height, width, D)."""
         return self._cnn(collate(images))
 
+    def caption_features(
+        self, features: Tensor, search: BeamSearchConfig, alternatives: int, attention: bool
+    ) -> list[Caption]:
+        """Caption images by their features; on a GPU one thread at a time, as `features`."""
+        config = self._configure(search, alternatives, attention)
+        return self._describe(features, config, alternatives, attention)
+
     @property
     def has_attention(self) -> bool:
         """Whether it is a single decoder that attends to a grid."""
@@ -218,9 +228,8 @@ class Captioner:
         self, features: Tensor, config: BeamSearchConfig, alternatives: int, attention: bool
     ) -> list[Caption]:
         """The captions of images, from their features (P, …)."""
-        search = self._searches.setdefault(config, BeamSearch(self.decoder, config))
         captions = []
-        for image, found in zip(features.split(1), search(features), strict=True):
+        for image, found in zip(features.split(1), self._search(config)(features), strict=True):
             best = max(found, key=lambda hypothesis: hypothesis.score)
             others = [self._caption(other) for other in found if other is not best]
             weights = self._attention(image, best.token_ids) if attention else None

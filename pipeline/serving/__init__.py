@@ -1,0 +1,1 @@
+"""`showtell serve`: a captioner as a page and an HTTP API."""

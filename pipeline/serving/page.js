@@ -1,0 +1,313 @@
+// The page. All text is inserted as text: captions and model cards are untrusted.
+import { draw } from "./attention.js";
+
+const PATIENCE = 180; // ms that a slider rests before the photo is captioned again
+const TRIES = 4; // if the server is busy
+const byId = (id) => document.getElementById(id);
+const [stage, start, image, overlay, result] = ["stage", "start", "image", "overlay", "result"].map(byId);
+const [caption, hint, problem, said, controls] = ["caption", "hint", "problem", "said", "controls"].map(byId);
+const sliders = { beam_size: byId("beams"), length_penalty: byId("length"), diversity_penalty: byId("diversity") };
+let model = null; // what /api/model says
+let photo = null; // the Blob that is shown
+let latest = null; // the AbortController of the last request
+let answer = null; // the last answer
+let pinned = null; // the word that was clicked
+
+function element(tag, properties, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+function percent(probability) {
+  return probability > 0.995 ? "over 99 %" : probability < 0.005 ? "under 1 %" : `${Math.round(100 * probability)} %`;
+}
+
+// Photos: from a file, the camera, the clipboard, an example, or dropped anywhere.
+
+function take(blob) {
+  const { max_bytes, types } = model?.limits ?? {};
+  if (!blob) return fail("There is no photo in that. Choose a JPEG, PNG or WebP file.");
+  if (types && blob.type && !types.includes(blob.type)) return fail("That is not a photo. Choose a JPEG, PNG or WebP file.");
+  if (blob.size > max_bytes) return fail(`The photo has ${Math.ceil(blob.size / 1e6)} MB. Choose one below ${Math.floor(max_bytes / 1e6)} MB.`);
+  photo = blob;
+  if (image.src) URL.revokeObjectURL(image.src);
+  answer = null;
+  clear();
+  image.hidden = false;
+  byId("no-preview").hidden = true;
+  image.src = URL.createObjectURL(blob);
+  const first = stage.hidden;
+  stage.hidden = false;
+  start.hidden = true;
+  document.body.classList.add("shown");
+  byId("examples-title").textContent = "Try another";
+  if (first) stage.querySelector("[data-open]").focus({ preventScroll: true });
+  stage.scrollIntoView({ block: "nearest" });
+  describe();
+}
+
+image.addEventListener("error", () => {
+  image.hidden = true;
+  byId("no-preview").hidden = false;
+});
+for (const id of ["file", "camera"]) {
+  byId(id).addEventListener("change", ({ target }) => {
+    if (target.files.length) take(target.files[0]);
+    target.value = "";
+  });
+}
+for (const button of document.querySelectorAll("[data-open]")) {
+  button.addEventListener("click", (event) => {
+    event.stopPropagation();
+    byId(button.dataset.open).click();
+  });
+}
+byId("zone").addEventListener("click", () => byId("file").click());
+for (const button of document.querySelectorAll("[data-paste]")) {
+  button.hidden = !navigator.clipboard?.read;
+  button.addEventListener("click", async (event) => {
+    event.stopPropagation();
+    try {
+      for (const item of await navigator.clipboard.read()) {
+        const type = item.types.find((one) => one.startsWith("image/"));
+        if (type) return take(await item.getType(type));
+      }
+      fail("The clipboard holds no photo. Copy one first.");
+    } catch {
+      fail("The browser did not let this page read the clipboard. Use Ctrl + V.");
+    }
+  });
+}
+document.addEventListener("paste", ({ clipboardData }) => take(clipboardData.files[0]));
+const drop = byId("drop");
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  drop.hidden = false;
+});
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.hidden = true; });
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.hidden = true;
+  take(event.dataTransfer.files[0]);
+});
+
+// Captions.
+
+function query() {
+  const beams = Number(sliders.beam_size.value), diversity = Number(sliders.diversity_penalty.value);
+  const groups = diversity > 0 ? beams : 1; // each group of beams has one
+  return new URLSearchParams({
+    beam_size: beams, length_penalty: sliders.length_penalty.value, beam_groups: groups,
+    diversity_penalty: diversity, alternatives: Math.min(3, beams - 1), attention: Boolean(model?.attention),
+  });
+}
+
+async function describe() {
+  latest?.abort();
+  const mine = (latest = new AbortController());
+  result.setAttribute("aria-busy", "true");
+  result.classList.toggle("again", answer !== null);
+  problem.hidden = true;
+  try {
+    const found = await ask(mine.signal);
+    if (mine === latest) show(found);
+  } catch (error) {
+    if (mine === latest && error.name !== "AbortError") fail(error.message);
+  } finally {
+    if (mine === latest) result.setAttribute("aria-busy", "false");
+  }
+}
+
+async function ask(signal) {
+  for (let tries = 1; ; tries++) {
+    let response;
+    try {
+      const headers = { "Content-Type": photo.type || "application/octet-stream" };
+      response = await fetch("api/caption?" + query(), { method: "POST", headers, body: photo, signal });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Error("The server cannot be reached. Is it still running?");
+    }
+    const content = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
+    if (response.ok) return content;
+    if (response.status !== 503 || tries === TRIES) throw new Error(sentence(content.error));
+    await new Promise((resolve) => setTimeout(resolve, 1000 * (Number(response.headers.get("Retry-After")) || 1)));
+    signal.throwIfAborted();
+  }
+}
+
+function sentence(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1) + (text.endsWith(".") ? "" : ".");
+}
+
+function fail(message) {
+  problem.textContent = message;
+  problem.hidden = false;
+  if (!answer && photo) clear();
+}
+
+function clear() {
+  caption.replaceChildren();
+  for (const id of ["confidence", "others"]) byId(id).hidden = true;
+  unlook(true);
+  hint.textContent = "";
+}
+
+function show(found) {
+  answer = found;
+  pinned = null;
+  const words = found.tokens.map(({ token }, i) =>
+    element("button", { type: "button", className: "word", tabIndex: i ? -1 : 0, textContent: token }));
+  caption.replaceChildren(...words.flatMap((word) => [word, " "]));
+  unlook(true);
+  const others = found.alternatives.map((other) => {
+    const item = element("li", {}, element("p", { textContent: other.caption }));
+    if (other.confidence !== null) item.append(element("span", { textContent: other.confidence.toFixed(2), title: "Confidence" }));
+    return item;
+  });
+  byId("others").hidden = !others.length;
+  byId("alternatives").replaceChildren(...others);
+  showConfidence(found.confidence);
+  said.textContent = `Caption: ${found.caption}.`;
+}
+
+function showConfidence(value) {
+  byId("confidence").hidden = value === null;
+  if (value === null) return;
+  const tenths = Math.round(10 * value);
+  const often = tenths < 1 ? "less than once in 10 times" : tenths > 9 ? "nearly always" : `about ${tenths} time${tenths > 1 ? "s" : ""} in 10`;
+  const whose = model?.confidence?.reference === "model" ? "this model's median caption" : "a typical person's caption";
+  const meter = result.querySelector(".meter");
+  meter.setAttribute("aria-valuenow", value);
+  meter.setAttribute("aria-valuetext", `${value.toFixed(2)}, as good as ${whose} ${often}`);
+  meter.firstElementChild.style.width = `${100 * value}%`;
+  byId("confidence-value").textContent = value.toFixed(2);
+  byId("confidence-words").textContent = `Captions like this are as good as ${whose} ${often}.`;
+}
+
+// Words: hover, focus or tap one to see where the model looked; arrow keys move between them.
+
+const wordsOf = () => [...caption.querySelectorAll(".word")];
+
+function look(word) {
+  const token = answer?.tokens[wordsOf().indexOf(word)];
+  if (!token) return;
+  wordsOf().forEach((other) => other.classList.toggle("on", other === word));
+  hint.textContent = `“${token.token}”: ${percent(token.probability)} sure of this word`;
+  overlay.classList.toggle("on", Boolean(token.attention) && !image.hidden);
+  if (token.attention) draw(overlay, token.attention, answer.image.seen);
+}
+
+function unlook(everything = false) {
+  if (everything) pinned = null;
+  const focused = wordsOf().find((word) => word.matches(":focus-visible"));
+  if (pinned ?? focused) return look(pinned ?? focused);
+  wordsOf().forEach((word) => word.classList.remove("on"));
+  overlay.classList.remove("on");
+  hint.textContent = !answer ? "" : model?.attention
+    ? "Point at a word to see where the model looked." : "Point at a word to see how sure the model is.";
+}
+
+caption.addEventListener("pointerover", ({ target }) => { if (target.matches(".word")) look(target); });
+caption.addEventListener("pointerout", () => unlook());
+caption.addEventListener("focusin", ({ target }) => { if (target.matches(".word")) look(target); });
+caption.addEventListener("focusout", () => setTimeout(unlook));
+caption.addEventListener("click", ({ target }) => {
+  if (!target.matches(".word")) return;
+  pinned = pinned === target ? null : target;
+  unlook();
+});
+caption.addEventListener("keydown", (event) => {
+  const words = wordsOf(), at = words.indexOf(document.activeElement);
+  const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: words.length - 1 }[event.key];
+  if (event.key === "Escape") unlook(true);
+  if (at < 0 || !words[to]) return;
+  event.preventDefault();
+  words.forEach((word, i) => { word.tabIndex = i === to ? 0 : -1; });
+  words[to].focus();
+});
+window.addEventListener("resize", () => unlook());
+
+// Sliders.
+
+function label() {
+  for (const slider of Object.values(sliders)) {
+    const value = Number(slider.value);
+    controls.querySelector(`output[for="${slider.id}"]`).textContent =
+      slider.id === "beams" ? value : slider.id === "diversity" && !value ? "off" : value.toFixed(1);
+  }
+  sliders.diversity_penalty.disabled = sliders.beam_size.value === "1";
+}
+
+let resting = 0;
+function again() {
+  label();
+  clearTimeout(resting);
+  if (photo) resting = setTimeout(describe, PATIENCE);
+}
+controls.addEventListener("input", again);
+controls.addEventListener("submit", (event) => event.preventDefault());
+controls.addEventListener("reset", (event) => {
+  event.preventDefault();
+  setDefaults();
+  again();
+});
+byId("copy").hidden = !navigator.clipboard?.writeText;
+byId("copy").addEventListener("click", async ({ target }) => {
+  if (!answer) return;
+  await navigator.clipboard.writeText(answer.caption).catch(() => {});
+  target.textContent = "Copied";
+  setTimeout(() => { target.textContent = "Copy caption"; }, 1500);
+});
+
+function setDefaults() {
+  const { beam_size = 5, length_penalty = 1, beam_groups = 1, diversity_penalty = 0 } = model?.search ?? {};
+  sliders.beam_size.value = beam_size;
+  sliders.length_penalty.value = length_penalty;
+  sliders.diversity_penalty.value = beam_groups > 1 ? diversity_penalty : 0;
+}
+
+// The model card and the examples.
+
+function showModel() {
+  byId("model-name").textContent = `model: ${model.name}`;
+  const { confidence, limits } = model;
+  const facts = {
+    "Sees with": model.backbone,
+    "Speaks with": model.decoder.replaceAll("_", " "),
+    "Knows": `${model.vocabulary_size.toLocaleString("en")} words`,
+    "Looks at": model.attention ? "a part of the photo for each word" : "the whole photo at once",
+    "Confidence": confidence ? `calibrated on ${confidence.images.toLocaleString("en")} images` : "not calibrated",
+    "Takes": `up to ${limits.max_bytes / 1e6} MB and ${limits.max_pixels / 1e6} megapixels`,
+    "Version": `showtell ${model.version}`,
+  };
+  byId("card").replaceChildren(...Object.entries(facts).map(([name, fact]) =>
+    element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: fact }))));
+  byId("card-text").hidden = !model.card;
+  byId("card-text").textContent = model.card ?? "";
+  byId("examples").hidden = !model.examples.length;
+  byId("examples").querySelector("ul").replaceChildren(...model.examples.map(({ url }, i) => {
+    const picked = element("img", { src: url, alt: `Example ${i + 1}`, loading: "lazy" });
+    const button = element("button", { type: "button" }, picked);
+    button.addEventListener("click", async () => {
+      const response = await fetch(url).catch(() => null);
+      if (response?.ok) take(await response.blob());
+      else fail("The server cannot be reached. Is it still running?");
+    });
+    return element("li", {}, button);
+  }));
+}
+
+byId("example-call").textContent =
+  `curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' \\\n  '${new URL("api/caption?alternatives=2", location)}'`;
+setDefaults();
+label();
+try {
+  model = await (await fetch("api/model")).json();
+  setDefaults();
+  label();
+  showModel();
+} catch {
+  fail("The server cannot be reached. Is it still running?");
+}
