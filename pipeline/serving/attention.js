@@ -1,7 +1,7 @@
 // Where the model looked: the photo dimmed, and bright there.
 
 const CELLS = 96; // of the smooth map, along its longer side
-const DARKNESS = 0.8;
+const DARKNESS = 0.72;
 
 // The grid as a smooth map: each cell a Gaussian as wide as a cell, the sum scaled to 0 … 1.
 export function smooth(grid) {

@@ -1,26 +1,21 @@
 // The page. All text is inserted as text: captions and model cards are untrusted.
-import { draw } from "./attention.js";
+import { showWords } from "./words.js";
 
 const PATIENCE = 180; // ms that a slider rests before the photo is captioned again
 const TRIES = 4; // if the server is busy
 const byId = (id) => document.getElementById(id);
-const [stage, start, image, overlay, result] = ["stage", "start", "image", "overlay", "result"].map(byId);
-const [caption, hint, problem, said, controls] = ["caption", "hint", "problem", "said", "controls"].map(byId);
+const [stage, start, image, result] = ["stage", "start", "image", "result"].map(byId);
+const [problem, said, controls] = ["problem", "said", "controls"].map(byId);
 const sliders = { beam_size: byId("beams"), length_penalty: byId("length"), diversity_penalty: byId("diversity") };
 let model = null; // what /api/model says
 let photo = null; // the Blob that is shown
 let latest = null; // the AbortController of the last request
 let answer = null; // the last answer
-let pinned = null; // the word that was clicked
 
 function element(tag, properties, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
   node.append(...children);
   return node;
-}
-
-function percent(probability) {
-  return probability > 0.995 ? "over 99 %" : probability < 0.005 ? "under 1 %" : `${Math.round(100 * probability)} %`;
 }
 
 // Photos: from a file, the camera, the clipboard, an example, or dropped anywhere.
@@ -37,12 +32,11 @@ function take(blob) {
   image.hidden = false;
   byId("no-preview").hidden = true;
   image.src = URL.createObjectURL(blob);
-  const first = stage.hidden;
   stage.hidden = false;
   start.hidden = true;
   document.body.classList.add("shown");
   byId("examples-title").textContent = "Try another";
-  if (first) stage.querySelector("[data-open]").focus({ preventScroll: true });
+  result.focus({ preventScroll: true });
   stage.scrollIntoView({ block: "nearest" });
   describe();
 }
@@ -148,19 +142,13 @@ function fail(message) {
 }
 
 function clear() {
-  caption.replaceChildren();
+  showWords(null);
   for (const id of ["confidence", "others"]) byId(id).hidden = true;
-  unlook(true);
-  hint.textContent = "";
 }
 
 function show(found) {
   answer = found;
-  pinned = null;
-  const words = found.tokens.map(({ token }, i) =>
-    element("button", { type: "button", className: "word", tabIndex: i ? -1 : 0, textContent: token }));
-  caption.replaceChildren(...words.flatMap((word) => [word, " "]));
-  unlook(true);
+  showWords(found);
   const others = found.alternatives.map((other) => {
     const item = element("li", {}, element("p", { textContent: other.caption }));
     if (other.confidence !== null) item.append(element("span", { textContent: other.confidence.toFixed(2), title: "Confidence" }));
@@ -176,58 +164,16 @@ function showConfidence(value) {
   byId("confidence").hidden = value === null;
   if (value === null) return;
   const tenths = Math.round(10 * value);
-  const often = tenths < 1 ? "less than once in 10 times" : tenths > 9 ? "nearly always" : `about ${tenths} time${tenths > 1 ? "s" : ""} in 10`;
-  const whose = model?.confidence?.reference === "model" ? "this model's median caption" : "a typical person's caption";
+  const often = tenths < 1 ? "Less than once in 10 times" : tenths > 9 ? "Nearly always" : `About ${tenths} time${tenths > 1 ? "s" : ""} in 10`;
+  const whose = model?.confidence?.reference === "model" ? "this model's median caption" : "a typical person's";
+  const meaning = `${often}, a caption like this is as good as ${whose}.`;
   const meter = result.querySelector(".meter");
   meter.setAttribute("aria-valuenow", value);
-  meter.setAttribute("aria-valuetext", `${value.toFixed(2)}, as good as ${whose} ${often}`);
+  meter.setAttribute("aria-valuetext", `${value.toFixed(2)}. ${meaning}`);
   meter.firstElementChild.style.width = `${100 * value}%`;
   byId("confidence-value").textContent = value.toFixed(2);
-  byId("confidence-words").textContent = `Captions like this are as good as ${whose} ${often}.`;
+  byId("confidence-words").textContent = meaning;
 }
-
-// Words: hover, focus or tap one to see where the model looked; arrow keys move between them.
-
-const wordsOf = () => [...caption.querySelectorAll(".word")];
-
-function look(word) {
-  const token = answer?.tokens[wordsOf().indexOf(word)];
-  if (!token) return;
-  wordsOf().forEach((other) => other.classList.toggle("on", other === word));
-  hint.textContent = `“${token.token}”: ${percent(token.probability)} sure of this word`;
-  overlay.classList.toggle("on", Boolean(token.attention) && !image.hidden);
-  if (token.attention) draw(overlay, token.attention, answer.image.seen);
-}
-
-function unlook(everything = false) {
-  if (everything) pinned = null;
-  const focused = wordsOf().find((word) => word.matches(":focus-visible"));
-  if (pinned ?? focused) return look(pinned ?? focused);
-  wordsOf().forEach((word) => word.classList.remove("on"));
-  overlay.classList.remove("on");
-  hint.textContent = !answer ? "" : model?.attention
-    ? "Point at a word to see where the model looked." : "Point at a word to see how sure the model is.";
-}
-
-caption.addEventListener("pointerover", ({ target }) => { if (target.matches(".word")) look(target); });
-caption.addEventListener("pointerout", () => unlook());
-caption.addEventListener("focusin", ({ target }) => { if (target.matches(".word")) look(target); });
-caption.addEventListener("focusout", () => setTimeout(unlook));
-caption.addEventListener("click", ({ target }) => {
-  if (!target.matches(".word")) return;
-  pinned = pinned === target ? null : target;
-  unlook();
-});
-caption.addEventListener("keydown", (event) => {
-  const words = wordsOf(), at = words.indexOf(document.activeElement);
-  const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: words.length - 1 }[event.key];
-  if (event.key === "Escape") unlook(true);
-  if (at < 0 || !words[to]) return;
-  event.preventDefault();
-  words.forEach((word, i) => { word.tabIndex = i === to ? 0 : -1; });
-  words[to].focus();
-});
-window.addEventListener("resize", () => unlook());
 
 // Sliders.
 
@@ -271,9 +217,10 @@ function setDefaults() {
 // The model card and the examples.
 
 function showModel() {
-  byId("model-name").textContent = `model: ${model.name}`;
+  byId("model-name").textContent = `${model.decoder.replaceAll("_", " ")} on ${model.backbone.split(" ")[0]}`;
   const { confidence, limits } = model;
   const facts = {
+    "Folder": model.name,
     "Sees with": model.backbone,
     "Speaks with": model.decoder.replaceAll("_", " "),
     "Knows": `${model.vocabulary_size.toLocaleString("en")} words`,

@@ -1,6 +1,7 @@
 """The HTTP server: it cuts off slow senders and stops gracefully."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ class Server(uvicorn.Server):
     second Ctrl-C it returns at once."""
 
     def __init__(self, service: Service) -> None:
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         super().__init__(
             uvicorn.Config(
                 service.app(),
