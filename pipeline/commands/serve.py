@@ -36,7 +36,7 @@ def main(
         from pipeline.serving.examples import read_examples
         from pipeline.serving.server import Server, address, listen
     except ModuleNotFoundError as error:
-        if error.name not in NEEDED:
+        if (error.name or "").partition(".")[0] not in NEEDED:
             raise
         raise InputError(
             "showtell serve needs starlette and uvicorn: pip install 'showtell[serve]'"

@@ -24,7 +24,7 @@ from pipeline.serving.examples import Example
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.openapi import openapi
 from pipeline.serving.settings import parse_settings
-from pipeline.serving.upload import Limits, drain, read_image, unless_gone
+from pipeline.serving.upload import Body, Limits, read_image, unless_gone
 
 log = logging.getLogger(__name__)
 
@@ -93,22 +93,15 @@ class Service:
             yield
 
     async def _caption(self, request: Request) -> Response:
-        began = time.perf_counter()
-        if request.headers.get("sec-fetch-site") == "cross-site":
-            raise HTTPException(403, "another site's page may not use this server")
+        began, body = time.perf_counter(), Body(request.receive, self.limits)
         try:
-            settings = parse_settings(request.query_params.multi_items(), self.captioner)
-            with self.batcher.place():
-                content = await read_image(request, self.limits)
-                found = await unless_gone(request, self.batcher.caption(content, settings))
-        except InputError as error:
-            await drain(request, self.limits.max_bytes)
-            raise HTTPException(422, str(error)) from None
-        except QueueFullError:
-            await drain(request, self.limits.max_bytes)
-            raise HTTPException(
-                503, "the server is busy; try again in a second", {"Retry-After": "1"}
-            ) from None
+            found = await self._find_caption(request, body)
+        except HTTPException as refused:
+            if refused.status_code != 408:
+                await body.drain()
+            close = {} if body.ended else {"Connection": "close"}
+            headers = {**(refused.headers or {}), **close}
+            raise HTTPException(refused.status_code, refused.detail, headers) from None
         except ClientDisconnect:
             found = None
         if found is None:
@@ -116,6 +109,25 @@ class Service:
         self.metrics.latency.observe(time.perf_counter() - began)
         caption, size = found
         return _answer(describe_caption(caption, size, self.captioner))
+
+    async def _find_caption(self, request: Request, body: Body) -> Any:
+        """The caption and the image's size, or None if the client has left.
+
+        Raises:
+            HTTPException: why there is none.
+        """
+        if request.headers.get("sec-fetch-site") == "cross-site":
+            raise HTTPException(403, "another site's page may not use this server")
+        try:
+            settings = parse_settings(request.query_params.multi_items(), self.captioner)
+            with self.batcher.place():
+                content = await read_image(request.scope, body)
+                return await unless_gone(body, self.batcher.caption(content, settings))
+        except InputError as error:
+            raise HTTPException(422, str(error)) from None
+        except QueueFullError:
+            why = "the server is busy; try again in a second"
+            raise HTTPException(503, why, {"Retry-After": "1"}) from None
 
     async def _model(self, request: Request) -> Response:
         examples = [

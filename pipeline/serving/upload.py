@@ -2,7 +2,8 @@
 
 import asyncio
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
 from pipeline.images.decode import FORMATS
 
@@ -40,89 +41,81 @@ class Limits:
     seconds: float = 30  # for the whole body
 
 
-async def read_image(request: Request, limits: Limits) -> bytes:
+class Body:
+    """A request's body as ASGI delivers it, counted and bounded."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive, self.limits = receive, limits
+        self._received, self.ended = 0, False
+
+    async def __call__(self) -> Message:
+        """The next message.
+
+        Raises:
+            HTTPException: 413, beyond the limit.
+        """
+        message = await self._next()
+        if self._received > self.limits.max_bytes + OVERHEAD:
+            raise too_large(self.limits)
+        return message
+
+    async def drain(self) -> None:
+        """Read what a refused client still sends, within bounds: it reads the answer afterwards,
+        and would find a closed connection in its place."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not self.ended and self._received < 3 * self.limits.max_bytes:
+                    await self._next()
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        self.ended = not message.get("more_body", False)
+        return message
+
+
+async def read_image(scope: Scope, body: Body) -> bytes:
     """Receive an image, as the body or as the field `image` of a form.
 
     Raises:
         HTTPException: 408 slow, 413 too large, 415 not an image, 422 empty or damaged.
     """
+    request, limits = Request(scope, body), body.limits
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        if kind not in ACCEPTED | {MULTIPART}:
-            raise HTTPException(
-                415, f"the content type must be image/jpeg, image/png, … or {MULTIPART}"
-            )
-        content = await _receive(request, kind == MULTIPART, limits)
-        check_header(content, limits.max_pixels)
-        return content
-    except HTTPException as refused:
-        if refused.status_code != 408:
-            await drain(request, limits.max_bytes)
-        raise
-
-
-async def _receive(request: Request, is_form: bool, limits: Limits) -> bytes:
-    most = limits.max_bytes + (OVERHEAD if is_form else 0)
+    if kind not in ACCEPTED | {MULTIPART}:
+        raise HTTPException(
+            415, f"the content type must be image/jpeg, image/png, … or {MULTIPART}"
+        )
     declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > most:
-        raise _too_large(limits)
-    bounded = Request(request.scope, _bounded(request.receive, most, _too_large(limits)))
+    if declared.isdecimal() and int(declared) > limits.max_bytes + OVERHEAD:
+        raise too_large(limits)
     try:
         async with asyncio.timeout(limits.seconds):
-            if not is_form:
-                return await bounded.body()
-            async with bounded.form(max_files=1, max_fields=0, max_part_size=0) as form:
-                file = form.get(FIELD)
-                if not isinstance(file, UploadFile):
-                    raise HTTPException(422, f"the form has no file in the field '{FIELD}'")
-                content = await file.read()
-                if len(content) > limits.max_bytes:
-                    raise _too_large(limits)
-                return content
+            content = await (_read_form(request) if kind == MULTIPART else request.body())
     except TimeoutError:
-        raise HTTPException(
-            408,
-            f"the image did not arrive within {limits.seconds:g} seconds",
-            {"Connection": "close"},
-        ) from None
+        why = f"the image did not arrive within {limits.seconds:g} seconds"
+        raise HTTPException(408, why) from None
+    if len(content) > limits.max_bytes:
+        raise too_large(limits)
+    check_header(content, limits.max_pixels)
+    return content
+
+
+def too_large(limits: Limits) -> HTTPException:
+    return HTTPException(413, f"the image has more than {limits.max_bytes / 1e6:g} MB")
+
+
+async def _read_form(request: Request) -> bytes:
+    try:
+        async with request.form(max_files=1, max_fields=0, max_part_size=0) as form:
+            file = form.get(FIELD)
+            if not isinstance(file, UploadFile):
+                raise HTTPException(422, f"the form has no file in the field '{FIELD}'")
+            return await file.read()
     except HTTPException as refused:
         if refused.status_code == 400:  # Starlette's, of a malformed form
             raise HTTPException(422, f"the form cannot be read: {refused.detail}") from None
         raise
-
-
-def _too_large(limits: Limits) -> HTTPException:
-    return HTTPException(413, f"the image has more than {limits.max_bytes / 1e6:g} MB")
-
-
-def _bounded(receive: Receive, most: int, error: HTTPException) -> Receive:
-    """The same messages; `error` once their bodies exceed `most` bytes."""
-    received = 0
-
-    async def receive_some() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > most:
-            raise error
-        return message
-
-    return receive_some
-
-
-async def drain(request: Request, most: int) -> None:
-    """Read what a refused client still sends, within bounds: it reads the answer afterwards, and
-    would find a closed connection in its place."""
-    try:
-        async with asyncio.timeout(DRAIN_SECONDS):
-            left = most
-            while left > 0 and not await request.is_disconnected():
-                message = await request.receive()
-                left -= len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body"):
-                    return
-    except TimeoutError:
-        pass
 
 
 def check_header(content: bytes, max_pixels: int) -> None:
@@ -148,10 +141,10 @@ def check_header(content: bytes, max_pixels: int) -> None:
         )
 
 
-async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+async def unless_gone(receive: Receive, work: Awaitable[Any]) -> Any:
     """The result of `work`; if the client leaves first, cancel it and return None."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_until_gone(request.receive))
+    gone = asyncio.ensure_future(_until_gone(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         return await task if task.done() else None
@@ -160,6 +153,6 @@ async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
         gone.cancel()
 
 
-async def _until_gone(receive: Callable[[], Awaitable[Message]]) -> None:
+async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
