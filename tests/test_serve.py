@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,11 @@ def test_a_body_may_not_exceed_the_limit(tiny: Artifacts) -> None:
             server.post(big),
             server.client.post("/api/caption", files={"image": big}),
             server.post(iter([big[:50_000], big[50_000:]])),  # chunked: no length is declared
-            server.post(itertools.repeat(bytes(10_000))),  # endless
         ):
             assert answer.status_code == 413
             assert answer.json() == {"error": "the image has more than 0.1 MB"}
+        with suppress(httpx.TransportError):  # cut off before it reads the answer
+            assert server.post(itertools.repeat(bytes(10_000))).status_code == 413  # endless
         server.wait_until_idle()
         assert server.post(scene(1)).status_code == 200
 

@@ -141,7 +141,8 @@ def brightest(page: Page) -> tuple[float, float]:
         """() => {
             const canvas = document.getElementById("overlay");
             const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-            const dark = data.filter((_, i) => i % 4 === 3), least = dark.reduce((a, b) => Math.min(a, b));
+            const dark = data.filter((_, i) => i % 4 === 3);
+            const least = dark.reduce((a, b) => Math.min(a, b));
             const best = dark.indexOf(least);
             const [row, column] = [Math.floor(best / canvas.width), best % canvas.width];
             return [column / canvas.width, row / canvas.height];
