@@ -233,10 +233,8 @@ class Captioner:
             best = max(found, key=lambda hypothesis: hypothesis.score)
             others = [self._caption(other) for other in found if other is not best]
             weights = self._attention(image, best.token_ids) if attention else None
-            caption = self._caption(best)
-            captions.append(
-                replace(caption, alternatives=tuple(others[:alternatives]), attention=weights)
-            )
+            caption = replace(self._caption(best), alternatives=tuple(others[:alternatives]))
+            captions.append(replace(caption, attention=weights))
         return captions
 
     def _caption(self, found: Hypothesis) -> Caption:
