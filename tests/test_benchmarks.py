@@ -7,12 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import edges, extraction, gpu, gpu_extraction, gpu_run, scale, search, training
+from benchmarks import (
+    edges,
+    extraction,
+    gpu,
+    gpu_extraction,
+    gpu_run,
+    scale,
+    search,
+    serving,
+    training,
+)
 from benchmarks.timing import Row, gemm_flops, interleaved
 from pipeline.captions.table import read_info
 from pipeline.config.load import load_params
 from pipeline.config.schema import ScstConfig, TrainConfig
-from tests.conftest import command, write_params
+from tests.conftest import Artifacts, command, write_params
+from tests.helpers import serving as served
 
 CPU = torch.device("cpu")
 
@@ -130,6 +141,23 @@ def test_a_made_up_coco_goes_through_prepare(tmp_path: Path) -> None:
         assert 0 < memory < 2
     info = read_info(tmp_path / "data/captions.csv")
     assert info.images == {"train": 80, "val": 10, "test": 10}
+
+
+def test_the_server_stands_beside_the_library(
+    tiny: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "CLIENTS", (1, 2))
+    photos, notes = serving.made_up_photos(4), list[str]()
+    captioner = served.captioner_of(tiny)
+    with served.serving(captioner, tiny.folder) as running:
+        server = serving.Server(running.port, os.getpid())
+        made = table(serving.rows(captioner, server, photos, 4, 1, notes.append))
+        assert {what for what, _ in made} == {"served, 1 clients", "served, 2 clients"}
+        assert "p99" in notes[0]
+        assert serving.memory_row(server, photos, captioner, 20).rate > 0
+        mixed_up = list(captioner.stream(photos[1:] + photos[:1]))
+        with pytest.raises(RuntimeError, match="not this photo's answer"):
+            serving.ask(server, photos, mixed_up, 2, 4)
 
 
 def test_rounds_are_interleaved_and_the_first_only_warms_up() -> None:
