@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.captioning.captioner import Captioner
 from pipeline.runtime.errors import InputError
 from pipeline.serving.answers import describe_caption, describe_model
-from pipeline.serving.batcher import Batcher, QueueFullError
+from pipeline.serving.batcher import Batcher, CaptionerError, QueueFullError
 from pipeline.serving.examples import Example
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.openapi import openapi
@@ -48,6 +48,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+FAILED = "internal error; the server's log has more"
 GONE = 499  # nginx's status of a client that left; only the metrics see it
 
 
@@ -128,6 +129,8 @@ class Service:
         except QueueFullError:
             why = "the server is busy; try again in a second"
             raise HTTPException(503, why, {"Retry-After": "1"}) from None
+        except CaptionerError:
+            raise HTTPException(500, FAILED) from None
 
     async def _model(self, request: Request) -> Response:
         examples = [
@@ -192,4 +195,4 @@ async def _refusal(request: Request, error: HTTPException) -> Response:
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    return _answer({"error": "internal error; the server's log has more"}, 500)
+    return _answer({"error": FAILED}, 500)

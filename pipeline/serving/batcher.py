@@ -35,6 +35,10 @@ class QueueFullError(Exception):
     """All places are taken."""
 
 
+class CaptionerError(Exception):
+    """The captioner failed; the log says why."""
+
+
 class Waiting(NamedTuple):
     """An image that waits for its caption."""
 
@@ -107,6 +111,7 @@ class Batcher:
 
         Raises:
             InputError: it cannot be decoded.
+            CaptionerError: it can, but was not captioned.
         """
         loop = asyncio.get_running_loop()
         self._decoding += 1
@@ -129,7 +134,7 @@ class Batcher:
             batch = await self._collect()
             try:
                 features = await self._features(batch)
-            except Exception as error:  # the server goes on; the requests answer 500
+            except Exception as error:  # the server continues; the requests answer 500
                 _fail(batch, error)
                 continue
             if search:
@@ -184,4 +189,4 @@ def _fail(batch: list[Waiting], error: Exception) -> None:
     log.error("a batch of %d failed", len(batch), exc_info=error)
     for one in batch:
         if not one.answer.done():
-            one.answer.set_exception(RuntimeError("the captioner failed"))
+            one.answer.set_exception(CaptionerError())

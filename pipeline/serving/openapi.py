@@ -41,6 +41,7 @@ REFUSALS = {
     413: "The image has too many bytes or pixels.",
     415: "This is not an image of a supported format.",
     422: "The image cannot be decoded, or a parameter is out of bounds.",
+    500: "The captioner failed.",
     503: "The server is busy; Retry-After says when to try again.",
 }
 
