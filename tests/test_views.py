@@ -167,7 +167,7 @@ def test_captioning_photos_uses_the_recipe_of_the_cache(
         for member in archive.namelist():
             if Path(member).name in expected:
                 (photos / Path(member).name).write_bytes(archive.read(member))
-    options = ("--beam-size", 2, "--max-length", 12, "--json", "--device", "cpu")
+    options = ("--beam-size", 2, "--max-length", 12, "--format", "coco", "--device", "cpu")
     result = command("caption", photos, "--model", model, "--backbone", two_cnns, *options)
     captions = captions_by_id(result.stdout)
     assert sum(captions[key] == expected[key] for key in expected) >= len(expected) - 1
