@@ -172,7 +172,7 @@ def maps(
     return WordMaps(kind, Image.new("RGB", size, (120, 120, 120)), caption, strengths)
 
 
-def test_each_picture_is_labelled_with_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_drawing_is_labelled_with_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     draw = "PIL.ImageDraw.ImageDraw.text"
     monkeypatch.setattr(draw, lambda self, at, text, *rest: written.append(text))
@@ -181,17 +181,17 @@ def test_each_picture_is_labelled_with_what_it_shows(monkeypatch: pytest.MonkeyP
         panels(maps(kind))
         assert written[:8] == ["photo", "", "a", "50%", "red", "50%", "square", "50%"]
         assert "a red square" in written
-        pictures = frames(maps(kind), 480)
-        assert written.count(f"{NOTES[kind]}  ·  confidence 70%") == 1 + len(pictures)
+        drawn = frames(maps(kind), 480)
+        assert written.count(f"{NOTES[kind]}  ·  confidence 70%") == 1 + len(drawn)
         assert not any(other in text for text in written)
 
 
 def test_words_appear_in_turn_and_the_last_frame_is_the_photo_as_it_is() -> None:
-    pictures = [np.asarray(frame) for frame in frames(maps(), 480)]
-    assert len(pictures) == 4
-    assert all((one != next_one).any() for one, next_one in pairwise(pictures))
-    assert (pictures[-1][:320] == 120).all()
-    assert not (pictures[0][:320] == 120).all()
+    drawn = [np.asarray(frame) for frame in frames(maps(), 480)]
+    assert len(drawn) == 4
+    assert all((one != next_one).any() for one, next_one in pairwise(drawn))
+    assert (drawn[-1][:320] == 120).all()
+    assert not (drawn[0][:320] == 120).all()
 
 
 @pytest.mark.parametrize("shade", [8, 128, 247])

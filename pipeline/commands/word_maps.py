@@ -48,14 +48,14 @@ def panels(maps: WordMaps) -> Image.Image:
     sheet = Image.new("RGB", (width, height + 30 * len(lines) + 40), PAPER)
     canvas = ImageDraw.Draw(sheet)
     titles = [("photo", ""), *zip(caption.tokens, map(_percent, caption.token_probs), strict=True)]
-    pictures = [photo, *(light_up(photo, strength) for strength in maps.strengths)]
-    for number, ((word, prob), picture) in enumerate(zip(titles, pictures, strict=True)):
+    tiles = [photo, *(light_up(photo, strength) for strength in maps.strengths)]
+    for number, ((word, prob), tile) in enumerate(zip(titles, tiles, strict=True)):
         x = GAP + number % columns * (column + GAP)
         y = GAP + number // columns * (head + photo.height + GAP)
         room = column - _font(15).getlength(prob) - 8
         canvas.text((x, y + 20), _shorten(word, _font(18), room), INK, _font(18), "ls")
         canvas.text((x + column, y + 20), prob, GREY, _font(15), "rs")
-        sheet.paste(picture, (x, y + head))
+        sheet.paste(tile, (x, y + head))
     for number, line in enumerate(lines):
         canvas.text((GAP, height + 22 + 30 * number), " ".join(line), INK, _font(22), "ls")
     canvas.text((GAP, height + 30 * len(lines) + 20), _note(maps), GREY, _font(15), "ls")
@@ -66,24 +66,24 @@ def frames(maps: WordMaps, width: int) -> list[Image.Image]:
     """A frame a word, in which it appears below the photo and its map lights up; then the photo as
     it is, with the whole caption."""
     photo, tokens = _fit(maps.photo, width), maps.caption.tokens
-    pictures = [*(light_up(photo, strength) for strength in maps.strengths), photo]
-    return [_frame(maps, width, picture, tokens[: 1 + n], n) for n, picture in enumerate(pictures)]
+    images = [*(light_up(photo, strength) for strength in maps.strengths), photo]
+    return [_frame(maps, width, image, tokens[: 1 + n], n) for n, image in enumerate(images)]
 
 
 def save_animation(path: Path, maps: WordMaps, kind: Literal["WEBP", "GIF"]) -> None:
     """Save the frames, each for its time, over and over."""
-    pictures = frames(maps, WIDTHS[kind])
+    images = frames(maps, WIDTHS[kind])
     if kind == "GIF":  # an octree keeps the glow, and without dithering it compresses
-        pictures = [
-            picture.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-            for picture in pictures
+        images = [
+            image.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+            for image in images
         ]
-    pictures[0].save(
+    images[0].save(
         path,
         kind,
         save_all=True,
-        append_images=pictures[1:],
-        duration=[WORD_MS] * (len(pictures) - 1) + [LAST_MS],
+        append_images=images[1:],
+        duration=[WORD_MS] * (len(images) - 1) + [LAST_MS],
         loop=0,
         quality=80,  # of a WebP
     )
@@ -111,17 +111,17 @@ def light_up(photo: Image.Image, strength: NDArray[np.float32]) -> Image.Image:
 
 
 def _frame(
-    maps: WordMaps, width: int, picture: Image.Image, words: Sequence[str], current: int
+    maps: WordMaps, width: int, image: Image.Image, words: Sequence[str], current: int
 ) -> Image.Image:
     """A frame with the words so far, the current one warm; the rest of the caption has its room."""
     font, line_height = _font(24 if width > 400 else 20), 32
     lines = _wrap(maps.caption.tokens, font, width - 2 * GAP)
-    height = picture.height + len(lines) * line_height + 48
+    height = image.height + len(lines) * line_height + 48
     frame = Image.new("RGB", (width, height), NIGHT)
-    frame.paste(picture, ((width - picture.width) // 2, 0))
+    frame.paste(image, ((width - image.width) // 2, 0))
     canvas, number = ImageDraw.Draw(frame), 0
     for row, line in enumerate(lines):
-        x, y = float(GAP), picture.height + 34 + row * line_height
+        x, y = float(GAP), image.height + 34 + row * line_height
         for word in line:
             if number < len(words):
                 colour: Colour = WARM if number == current else NIGHT_INK
@@ -133,7 +133,7 @@ def _frame(
 
 
 def _note(maps: WordMaps) -> str:
-    """What the picture shows, and how sure the model is of the caption, if it was calibrated."""
+    """What the drawing shows, and how sure the model is of the caption, if it was calibrated."""
     sure = maps.caption.confidence
     return NOTES[maps.kind] + ("" if sure is None else f"  ·  confidence {_percent(sure)}")
 
