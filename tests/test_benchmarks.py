@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    captioning,
     edges,
     extraction,
     gpu,
@@ -74,6 +75,18 @@ def test_search_stands_beside_one_image_at_a_time(config: TrainConfig) -> None:
     made = table(search.rows(config, CPU, repeats=1))
     searches = {"search, beam 5", "search, beam 5, top_down_attention"}
     assert {what for what, _ in made} == {*searches, "scoring 20 images"}
+
+
+def test_the_captioner_stands_beside_the_cnn_and_the_search(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captioning, "PHOTOS", 8)
+    monkeypatch.setattr(captioning, "SINGLE", 4)
+    made = table(captioning.rows(config, CPU, repeats=1))
+    assert set(made) == {
+        ("captions of photos", "CNN, then search"),
+        ("one warm caption", "150 ms"),
+    }
 
 
 def test_extraction_stands_beside_the_cnn_alone(config: TrainConfig) -> None:
