@@ -30,7 +30,7 @@ USER_COMMANDS = {
     "caption": "Caption your own images with the trained model.",
     "export": "Write the captioner to a folder to share: weights, config and model card.",
     "serve": "Show a page to caption photos in, with an HTTP API beside it.",
-    "attention": "Draw where an attention decoder attends, token by token.",
+    "attention": "Draw what each word of a caption looked at.",
     "recipe": "List the recipes, or print the params of some as options.",
     "demo": "Run the whole graph on a small synthetic data set, offline.",
 }

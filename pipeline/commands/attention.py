@@ -60,8 +60,11 @@ def main(
         typer.Option(min=0, max=5, help="0: total log-probability; 1: mean per token."),
     ] = None,
 ) -> None:
-    """Draw where the decoder looked for each word; for a model without attention over a grid, or
-    an ensemble, an occlusion map instead, labelled as such."""
+    """Draw what each word of a caption looked at.
+
+    These are the attention weights or, for a model without attention over a grid and for an
+    ensemble, an occlusion map, labelled as such.
+    """
     seed_everything(seed=0)
     torch_device = parse_device(device)
     if output not in (*SAVERS, "all"):
