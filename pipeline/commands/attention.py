@@ -1,4 +1,8 @@
-"""`showtell attention`: draw which parts of a photo each word of its caption comes from."""
+"""`showtell attention`: draw which parts of a photo each word of its caption comes from.
+
+These are the attention weights or, for a model without attention over a grid and for an ensemble,
+an occlusion map, labelled as such.
+"""
 
 import math
 import sys
@@ -60,11 +64,7 @@ def main(
         typer.Option(min=0, max=5, help="0: total log-probability; 1: mean per token."),
     ] = None,
 ) -> None:
-    """Draw what each word of a caption looked at.
-
-    These are the attention weights or, for a model without attention over a grid and for an
-    ensemble, an occlusion map, labelled as such.
-    """
+    """Draw what each word of a caption looked at."""
     seed_everything(seed=0)
     torch_device = parse_device(device)
     if output not in (*SAVERS, "all"):
