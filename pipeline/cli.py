@@ -28,7 +28,7 @@ STAGES = {
 USER_COMMANDS = {
     "compare": "Compare two runs: is one better, and is the difference real?",
     "caption": "Caption your own images with the trained model.",
-    "export": "Write the captioner to a folder to share: weights, config and model card.",
+    "export": "Write the captioner to a folder to share.",
     "serve": "Show a page to caption photos in, with an HTTP API beside it.",
     "attention": "Draw what each word of a caption looked at.",
     "recipe": "List the recipes, or print the params of some as options.",

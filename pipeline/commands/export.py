@@ -38,7 +38,7 @@ def main(
         typer.Option(help="A photo, or folder, that the card may show; repeat for more."),
     ] = [],  # noqa: B006
 ) -> None:
-    """Write the captioner to a folder to share: weights, config and model card."""
+    """Write the captioner to a folder to share."""
     seed_everything(seed=0)
     details = CardDetails(name or out.resolve().name, license, dataset, data_license)
     reports = ReportFiles.in_folder(reports_dir)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 CARD = "README.md"
-PICTURE_SIZE, JPEG_QUALITY = 320, 85  # of an example in the card; pixels of the longer side
+EXAMPLE_SIZE, JPEG_QUALITY = 320, 85  # of an example in the card; pixels of the longer side
 
 
 def export(
@@ -106,7 +106,7 @@ def _draw_examples(captioner: Captioner, names: Sequence[str], out: Path) -> lis
     for number, photo in enumerate(find_photos(names)[:NUM_EXAMPLES], start=1):
         image = load_image(photo.read())
         caption = captioner.caption(image)
-        image.thumbnail((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS)
+        image.thumbnail((EXAMPLE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS)
         path = out / "examples" / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as scratch:

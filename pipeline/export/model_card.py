@@ -43,7 +43,7 @@ class CardDetails:
 class Example:
     """A captioned image of the card."""
 
-    path: str  # of a picture in the folder, or the image's id
+    path: str  # of a file in the folder, or the image's id
     caption: str
     confidence: str
     reference: str = ""
@@ -62,7 +62,7 @@ def render_card(
     evaluation: Evaluation,
     model: dict[str, Any],
     files: Sequence[tuple[str, str]],
-    pictures: Sequence[Example],
+    shown: Sequence[Example],
     onnx: bool,
 ) -> str:
     """Return the card in Markdown.
@@ -70,7 +70,7 @@ def render_card(
     Args:
         model: `features`, `decoder` and `vocabulary_size`.
         files: names and digests.
-        pictures: captioned photos that may be shown; if empty, images of the split are named.
+        shown: captioned photos that may be; if empty, images of the split are named.
     """
     metrics = evaluation.metrics
     is_flickr8k = metrics.meta["split_digest"] == FLICKR8K_SPLIT_DIGEST
@@ -98,8 +98,8 @@ def render_card(
         metrics=metrics.numbers,
         confidence=metrics.confidence,
         untrained=metrics.untrained,
-        pictures=bool(pictures),
-        examples=pictures or _examples(evaluation),
+        shown=bool(shown),
+        examples=shown or _examples(evaluation),
         files=files,
         onnx=onnx,
         version=__version__,
