@@ -106,7 +106,7 @@ def _draw_examples(captioner: Captioner, names: Sequence[str], out: Path) -> lis
     for number, photo in enumerate(find_photos(names)[:NUM_EXAMPLES], start=1):
         image = load_image(photo.read())
         caption = captioner.caption(image)
-        image.thumbnail((EXAMPLE_SIZE, PICTURE_SIZE), Image.Resampling.LANCZOS)
+        image.thumbnail((EXAMPLE_SIZE, EXAMPLE_SIZE), Image.Resampling.LANCZOS)
         path = out / "examples" / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as scratch:
