@@ -31,6 +31,7 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import TrainConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import read_model
+from pipeline.evaluation.confidence import read_confidence
 from pipeline.evaluation.metrics_file import add_digest
 from pipeline.evaluation.reports import ReportFiles, read_evaluation
 from pipeline.features.feature_cache import read_features
@@ -117,6 +118,7 @@ def parsers(tiny: Artifacts) -> list[Parser]:
         Parser("params", tiny.params, mutated, lambda path: load_params(path, TrainConfig)),
         Parser("model", tiny.model, in_header, lambda path: read_model(path, CPU)),
         Parser("backbone", tiny.backbone, in_header, read_backbones),
+        Parser("calibration", tiny.confidence, in_json, read_confidence),
         Parser("features", tiny.features, mutated, features),
     ]
     for number, path in enumerate(reports):

@@ -34,6 +34,7 @@ FORKS.set_forkserver_preload(
         "pipeline.stages.download",
         "pipeline.stages.extract",
         "pipeline.stages.scst",
+        "pipeline.stages.calibrate",
         "pipeline.stages.evaluate",
     ]
 )
@@ -98,7 +99,8 @@ def jobs(tiny: Artifacts, folder: Path) -> Iterator[list[Job]]:
             job("extract", frozen, out="features.h5"),
             job("train", {**data, "vocabulary": tiny.vocabulary}, **model),
             job("scst", {"trained": tiny.trained, **data}, **model),
-            job("evaluate", {"model": tiny.model, **data}, REPORTS),
+            job("calibrate", {"model": tiny.model, **data}, out="confidence.json"),
+            job("evaluate", {"model": tiny.model, "confidence": tiny.confidence, **data}, REPORTS),
         ]
 
 
