@@ -9,7 +9,7 @@ import pytest
 from tests.campaigns.kills import AFTER, finish, jobs, kill, leftovers, reference
 from tests.conftest import Artifacts
 
-STAGES = ("download", "extract", "train", "scst", "evaluate")
+STAGES = ("download", "extract", "train", "scst", "calibrate", "evaluate")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -22,7 +22,8 @@ INPUTS: dict[str, dict[str, str]] = {
     "vocab": {**TABLE},
     "train": {"features": "features", **TABLE, "vocabulary": "vocabulary"},
     "scst": {"trained": "trained", "features": "features", **TABLE},
-    "evaluate": {"model": "model", "features": "features", **TABLE},
+    "calibrate": {"model": "model", "features": "features", **TABLE},
+    "evaluate": {"model": "model", "confidence": "confidence", "features": "features", **TABLE},
     "report": {
         **{"images": "images", "model": "model"},
         **dict.fromkeys(("captions", "references", "scores", "lengths"), "reports-dir"),
@@ -35,6 +36,7 @@ OUTS: dict[str, dict[str, str]] = {
     "vocab": {"out": "vocabulary.json"},
     "train": {"out": "model", "history": "history.csv"},
     "scst": {"out": "model", "history": "scst.csv"},
+    "calibrate": {"out": "confidence.json"},
     "evaluate": {"out-dir": "reports"},
     "report": {"out": "report.html"},
 }
@@ -176,6 +178,7 @@ SWAPPED = [
     ("vocab", "info"),
     *(("train", name) for name in ("features", "table", "info", "vocabulary")),
     *(("scst", name) for name in ("trained", "features", "table", "info")),
+    *(("calibrate", name) for name in ("model", "features", "table", "info")),
     *(("evaluate", name) for name in ("model", "features", "table", "info")),
     *(("report", name) for name in ("images", "captions", "references", "scores", "metrics")),
 ]

@@ -72,6 +72,7 @@ def evaluate(
     decoder = build_ensemble(trained, cache.recipe, where=str(features))
     for path in models:
         discard_if_complete(path)
+    calibration = match_calibration(confidence, trained)
     table = read_table(captions)
     for path, model in zip(models, trained, strict=True):
         require_same_split(model, table.info.split_digest, where=str(path))
@@ -88,7 +89,6 @@ def evaluate(
     )
     generated = [trained[0].vocabulary.decode(caption.token_ids) for caption in found]
     per_image_cider = cider(generated, split.references)[1]
-    calibration = match_calibration(confidence, trained)
     confidences = [calibration(caption) for caption in found] if calibration else []
     baselines = compute_baselines(training, split.references)
     metrics: dict[str, Any] = {
