@@ -64,7 +64,7 @@ class MadeUpFeatures(FeatureDataset):
     """Random ones, on the device."""
 
     def __init__(self, images: int, shape: tuple[int, ...], device: torch.device) -> None:
-        self._rows, self.shape, self.device = np.arange(images), shape, device
+        self._rows, self.shape, self.device = np.arange(images)[None], shape, device
         generator = torch.Generator(device).manual_seed(0)
         kind = torch.float32 if len(shape) == 1 else torch.float16
         held = torch.empty(images, *shape, dtype=kind, device=device)
