@@ -284,3 +284,11 @@ def test_json_lines_and_csv_have_what_is_known(tiny: Artifacts, photos: Path) ->
     assert [float(row["confidence"]) for row in table[::3]] == [row["confidence"] for row in rows]
     line = one_line(command(*caption(tiny, photos, "--format", "xml")))
     assert "--format is 'xml', but must be one of text, jsonl, csv, coco" in line
+
+
+def test_an_option_without_effect_is_refused(tiny: Artifacts, photos: Path) -> None:
+    folder = tiny.folder / "models"
+    line = one_line(command("caption", photos, "--model", folder, "--backbone", tiny.backbone))
+    assert f"{folder} is a folder with a backbone; leave out --backbone" in line
+    line = one_line(command("caption", photos, "--model", folder, "--rev", "HEAD"))
+    assert "--rev has its own model and backbone; leave out --model, --backbone" in line

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.captioning.captioner import Captioner
 from pipeline.captioning.occlusion import occlusion_map
 from pipeline.captioning.photos import find_photos
-from pipeline.commands.caption import load_captioner, override_search, parse_device
+from pipeline.commands.caption import MODELS, load_captioner, override_search, parse_device
 from pipeline.commands.word_maps import WordMaps, panels, save_animation
 from pipeline.extraction.preprocess import resize_and_crop_box
 from pipeline.features.recipe import FeatureRecipe
@@ -53,8 +53,8 @@ def main(
             "the model has attention.",
         ),
     ] = False,
-    model: options.Models = [Path("models")],  # noqa: B006
-    backbone: options.Backbone = Path("models/backbone.safetensors"),
+    model: options.Models = [MODELS],  # noqa: B006
+    backbone: options.OwnBackbone = None,
     device: options.Device = "auto",
     beam_size: Annotated[
         int | None, typer.Option(min=1, max=100, help="Number of beams; default: the model's.")

@@ -26,6 +26,8 @@ from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
+MODELS = Path("models")
+
 
 def parse_device(name: str) -> torch.device:
     """
@@ -49,17 +51,28 @@ def fetch_revision(revision: str, folder: Path) -> None:
 
 
 def load_captioner(
-    models: Sequence[Path], backbone: Path, device: torch.device, revision: str | None = None
+    models: Sequence[Path],
+    backbone: Path | None,
+    device: torch.device,
+    revision: str | None = None,
 ) -> Captioner:
-    """Load a folder's captioner, or a model file (several for an ensemble) with its backbone."""
+    """Load a folder's captioner, or a model file (several for an ensemble) with its backbone.
+
+    Raises:
+        InputError: a file cannot be used, or an option would have no effect.
+    """
     if revision is not None:
+        if backbone or list(models) != [MODELS]:
+            raise InputError("--rev has its own model and backbone; leave out --model, --backbone")
         with TemporaryDirectory() as folder:
             fetch_revision(revision, Path(folder))
             return load_folder(Path(folder), device)
     if len(models) == 1 and not models[0].is_file():
+        if backbone:
+            raise InputError(f"{models[0]} is a folder with a backbone; leave out --backbone")
         return load_folder(models[0], device)
     confidence = models[0].with_name(CONFIDENCE)
-    return Captioner(backbone, models, device, confidence)
+    return Captioner(backbone or MODELS / BACKBONE, models, device, confidence)
 
 
 def override_search(search: BeamSearchConfig, **given: Any) -> BeamSearchConfig:
@@ -100,8 +113,8 @@ class Failures:
 
 def main(
     photos: options.Photos,
-    model: options.Models = [Path("models")],  # noqa: B006
-    backbone: options.Backbone = Path("models/backbone.safetensors"),
+    model: options.Models = [MODELS],  # noqa: B006
+    backbone: options.OwnBackbone = None,
     rev: Annotated[
         str | None, typer.Option(help="A commit, tag or experiment whose model is used.")
     ] = None,

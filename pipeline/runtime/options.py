@@ -10,6 +10,10 @@ Images = Annotated[Path, typer.Option(help="The image archive.")]
 Unreadable = Annotated[Path, typer.Option(help="The list of images that cannot be used.")]
 Captions = Annotated[Path, typer.Option(help="The captions table.")]
 Backbone = Annotated[Path, typer.Option(help="The frozen CNN's weights.")]
+OwnBackbone = Annotated[
+    Path | None,
+    typer.Option("--backbone", help="The frozen CNN's weights, for model files."),
+]
 Features = Annotated[Path, typer.Option(help="The feature cache.")]
 OutModel = Annotated[Path, typer.Option(help="The model to write.")]
 OutHistory = Annotated[Path, typer.Option(help="The history to write (CSV).")]
