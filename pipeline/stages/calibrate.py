@@ -7,18 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pipeline.captions.table import read_table, warn_small
+from pipeline.captions.table import warn_small
 from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
-from pipeline.decoders.captioner_file import require_same_split
 from pipeline.evaluation.confidence import fit_confidence, model_digests, write_confidence
-from pipeline.evaluation.ensemble import build_ensemble, read_models
-from pipeline.features.feature_cache import read_features
+from pipeline.evaluation.inputs import read_inputs
 from pipeline.generation.beam_search import BeamSearch
 from pipeline.generation.generate import find_captions, search_batch_size, search_config
 from pipeline.runtime import options
-from pipeline.runtime.checkpoint import discard_if_complete
 from pipeline.runtime.device import resolve_device, seed_everything
 
 log = logging.getLogger(__name__)
@@ -37,14 +34,8 @@ def calibrate(
     """
     device = resolve_device(config.device)
     seed_everything(0, config.deterministic)
-    cache = read_features(features)
-    trained = read_models(models, device)
-    decoder = build_ensemble(trained, cache.recipe, where=str(features))
-    for path in models:
-        discard_if_complete(path)
-    table = read_table(captions)
-    for path, model in zip(models, trained, strict=True):
-        require_same_split(model, table.info.split_digest, where=str(path))
+    inputs = read_inputs(models, features, captions, device)
+    trained, decoder, cache, table = inputs.models, inputs.decoder, inputs.cache, inputs.table
     val = table.split("val")
     warn_small("val", len(val.ids))
     search = search_config(config, max(model.max_length for model in trained))

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.captions.table import read_table, warn_small
+from pipeline.captions.table import warn_small
 from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
-from pipeline.decoders.captioner_file import require_same_split
 from pipeline.evaluation.confidence import match_calibration, model_digests, predictors
 from pipeline.evaluation.diversity import diversity_stats, repeats_ngram
-from pipeline.evaluation.ensemble import build_ensemble, read_models
+from pipeline.evaluation.inputs import read_inputs
 from pipeline.evaluation.metrics_file import score_table, write_metrics
 from pipeline.evaluation.reliability import reliability
 from pipeline.evaluation.reports import (
@@ -26,7 +25,6 @@ from pipeline.evaluation.reports import (
     write_references,
     write_scores,
 )
-from pipeline.features.feature_cache import read_features
 from pipeline.generation.beam_search import BeamSearch
 from pipeline.generation.generate import find_captions, search_batch_size, search_config
 from pipeline.metrics.baselines import best_constant_caption, human_scores
@@ -40,7 +38,6 @@ from pipeline.metrics.scores import (
     sentence_bleu_4,
 )
 from pipeline.runtime import options
-from pipeline.runtime.checkpoint import discard_if_complete
 from pipeline.runtime.device import resolve_device, seed_everything
 
 log = logging.getLogger(__name__)
@@ -67,15 +64,9 @@ def evaluate(
     """
     device = resolve_device(config.device)
     seed_everything(0, config.deterministic)
-    cache = read_features(features)
-    trained = read_models(models, device)
-    decoder = build_ensemble(trained, cache.recipe, where=str(features))
-    for path in models:
-        discard_if_complete(path)
+    inputs = read_inputs(models, features, captions, device)
+    trained, decoder, cache, table = inputs.models, inputs.decoder, inputs.cache, inputs.table
     calibration = match_calibration(confidence, trained)
-    table = read_table(captions)
-    for path, model in zip(models, trained, strict=True):
-        require_same_split(model, table.info.split_digest, where=str(path))
     split, training = table.split(config.split), table.split("train").captions
     warn_small(config.split, len(split.ids))
     warn_blocked(training, config.no_repeat_ngram_size)

@@ -1,0 +1,43 @@
+"""What is read before captions of a split are searched: models, features and captions that fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.captions.table import CaptionTable, read_table
+from pipeline.decoders.captioner_file import TrainedDecoder, require_same_split
+from pipeline.decoders.decoder import StepDecoder
+from pipeline.evaluation.ensemble import build_ensemble, read_models
+from pipeline.features.feature_cache import FeatureCache, read_features
+from pipeline.runtime.checkpoint import discard_if_complete
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """One model, or the members of an ensemble, and what they are evaluated on."""
+
+    models: list[TrainedDecoder]
+    decoder: StepDecoder
+    cache: FeatureCache
+    table: CaptionTable
+
+
+def read_inputs(
+    models: Sequence[Path], features: Path, captions: Path, device: torch.device
+) -> EvaluationInputs:
+    """Read all of them.
+
+    Raises:
+        InputError: a file cannot be used, or a model was trained on other features or splits.
+    """
+    cache = read_features(features)
+    trained = read_models(models, device)
+    decoder = build_ensemble(trained, cache.recipe, where=str(features))
+    for path in models:
+        discard_if_complete(path)
+    table = read_table(captions)
+    for path, model in zip(models, trained, strict=True):
+        require_same_split(model, table.info.split_digest, where=str(path))
+    return EvaluationInputs(trained, decoder, cache, table)
