@@ -3,6 +3,7 @@
 import io
 import math
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -67,6 +68,23 @@ class Served:
         """Wait until no request holds a place."""
         while self.service.batcher.taken:
             time.sleep(0.01)
+
+
+HEAD = (
+    b"POST /api/caption HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 999\r\n"
+)
+
+
+def raw(port: int, content: bytes) -> socket.socket:
+    """Open a connection and send this much of a request."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    connection.sendall(content)
+    return connection
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """What the server sends until it closes the connection: one `recv` may be a part of it."""
+    return b"".join(iter(lambda: connection.recv(10_000), b""))
 
 
 def scene(seed: int, side: int = 128) -> bytes:
