@@ -19,10 +19,10 @@ from pipeline.decoders.captioner_file import TrainedDecoder, write_model
 from pipeline.decoders.decoder import DecoderConfig
 from pipeline.decoders.registry import build_decoder
 from pipeline.extraction.feature_extractor import FeatureExtractor, default_batch_size
+from pipeline.extraction.plan import make_recipe
 from pipeline.extraction.stream import default_num_workers
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.images.archive import ImageArchive
-from pipeline.stages.extract import make_recipe
 
 PHOTOS, SINGLE = 192, 30
 # Untrained, it hardly ever ends a caption by itself: all get as long as Flickr8k's are.

@@ -22,10 +22,10 @@ from pipeline.backbones.weights import BackboneWeights
 from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.feature_extractor import FeatureExtractor, default_batch_size
 from pipeline.extraction.feature_writer import create_features
+from pipeline.extraction.plan import make_recipe
 from pipeline.extraction.preprocess import Sample, decode
-from pipeline.extraction.stream import iter_features
+from pipeline.extraction.stream import default_num_workers, iter_features
 from pipeline.images.archive import ImageArchive
-from pipeline.stages.extract import default_num_workers, make_recipe
 
 BACKBONES = (
     *("resnet50", "mobilenet_v2"),

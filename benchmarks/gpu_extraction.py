@@ -18,14 +18,14 @@ from benchmarks.extraction import CONFIG, decoding, untrained
 from benchmarks.timing import Row
 from pipeline.backbones.backbone import build_backbone, global_avg_pool
 from pipeline.extraction import nvjpeg
-from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.feature_extractor import FeatureExtractor, default_batch_size
 from pipeline.extraction.feature_writer import create_features
 from pipeline.extraction.nvjpeg import preprocess_on_gpu
+from pipeline.extraction.plan import make_recipe
 from pipeline.extraction.preprocess import Sample
-from pipeline.extraction.stream import iter_features
+from pipeline.extraction.stream import default_num_workers, iter_features
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.images.archive import ImageArchive
-from pipeline.stages.extract import default_batch_size, default_num_workers, make_recipe
 
 COUNT = 12_000  # photos
 SIZE = (500, 375)

@@ -12,10 +12,10 @@ from pipeline.backbones.weights import read_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.plan import make_recipe
 from pipeline.extraction.preprocess import Sample
 from pipeline.extraction.stream import iter_features
 from pipeline.images.archive import ImageArchive
-from pipeline.stages.extract import make_recipe
 from tests.conftest import Artifacts
 
 CPU = torch.device("cpu")

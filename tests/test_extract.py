@@ -17,12 +17,13 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.extraction.feature_extractor import FeatureExtractor
+from pipeline.extraction.plan import make_recipe
 from pipeline.extraction.precision import select_dtype
 from pipeline.extraction.preprocess import preprocess
 from pipeline.features.feature_cache import read_features, row_checksums
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
-from pipeline.stages.extract import extract, make_recipe
+from pipeline.stages.extract import extract
 from tests.conftest import Artifacts, command, make_zip, one_line, write_params
 from tests.helpers.images import jpeg, scene
 

@@ -16,12 +16,13 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig, ExtractConfig, ScstConfig, TrainConfig
 from pipeline.decoders.registry import DECODERS
 from pipeline.extraction import nvjpeg
+from pipeline.extraction.plan import make_recipe
 from pipeline.extraction.preprocess import collate, preprocess
 from pipeline.features.feature_cache import read_features
 from pipeline.runtime.checkpoint import Checkpoint
 from pipeline.runtime.cuda_graphs import CudaGraphs
 from pipeline.runtime.errors import InputError
-from pipeline.stages.extract import extract, make_recipe
+from pipeline.stages.extract import extract
 from pipeline.stages.scst import scst
 from pipeline.stages.train import train
 from tests.conftest import Artifacts, write_params

@@ -208,7 +208,7 @@ def nothing_to_do(_: Any, left: Any, *__: Any) -> Iterator[Any]:
 
 
 STAGES: dict[str, tuple[Callable[..., Run], tuple[str, ...], str]] = {
-    "extract": (extraction, ("features.h5",), "pipeline.stages.extract.iter_features"),
+    "extract": (extraction, ("features.h5",), "pipeline.extraction.worker.iter_features"),
     "train": (training, OUTS, "pipeline.stages.train.Trainer.train_epoch"),
     "scst": (self_critical, OUTS, "pipeline.stages.scst.SelfCriticalTrainer.train_epoch"),
 }

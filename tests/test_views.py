@@ -15,11 +15,12 @@ from pipeline.backbones.weights import read_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import BackboneConfig, EvaluateConfig, ExtractConfig, TrainConfig
 from pipeline.extraction.feature_extractor import default_batch_size
+from pipeline.extraction.plan import make_recipe
 from pipeline.features.feature_cache import read_features
 from pipeline.images.archive import ImageArchive
 from pipeline.images.unreadable import write_unreadable
 from pipeline.stages.backbone import make_backbone
-from pipeline.stages.extract import extract, make_recipe
+from pipeline.stages.extract import extract
 from pipeline.stages.train import train
 from tests.conftest import SHAPES, Artifacts, command, one_line, write_params
 

@@ -240,6 +240,14 @@ class CompareConfig(Config):
     tolerance: Tolerance
 
 
+class DistributedConfig(Config):
+    """Who does the work of the stages; no stage depends on it, since results do not."""
+
+    engine: Literal["local", "ray"]
+    ray_address: Text | None
+    workers: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
+
+
 GROUPS: dict[str, type[Config]] = {
     config.group(): config
     for config in (
@@ -253,5 +261,6 @@ GROUPS: dict[str, type[Config]] = {
         EvaluateConfig,
         ReportConfig,
         CompareConfig,
+        DistributedConfig,
     )
 }

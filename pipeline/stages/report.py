@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from pipeline.config.load import load_params
-from pipeline.config.schema import GROUPS, CompareConfig, Config, ReportConfig, TrainConfig
+from pipeline.config.schema import (
+    GROUPS,
+    CompareConfig,
+    Config,
+    DistributedConfig,
+    ReportConfig,
+    TrainConfig,
+)
 from pipeline.evaluation.reports import ReportFiles, read_evaluation
 from pipeline.metrics.registry import DIVERSITY_NAMES, METRICS
 from pipeline.report.figures import (
@@ -33,7 +40,9 @@ log = logging.getLogger(__name__)
 MOST_COMMON = 5  # repeated captions that the page lists
 
 # The page shows every param, so this stage depends on every group.
-PARAM_GROUPS = [config for config in GROUPS.values() if config is not CompareConfig]
+PARAM_GROUPS = [
+    config for config in GROUPS.values() if config not in (CompareConfig, DistributedConfig)
+]
 
 
 def report(
