@@ -41,6 +41,7 @@ CONFIG = ExtractConfig(
     augmentations=0,
     pooling="mean",
     grid_size=None,
+    shard_rows=None,
     dtype="float16",
     batch_size="auto",
     num_workers="auto",

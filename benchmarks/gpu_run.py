@@ -18,7 +18,7 @@ from benchmarks.timing import Row
 from benchmarks.training import made_up_references
 from pipeline.demo.archives import SPLIT_LISTS, TOKEN_FILE
 from pipeline.extraction.feature_writer import create_features
-from pipeline.features.feature_cache import row_checksums
+from pipeline.features.cache_file import row_checksums
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.images.unreadable import write_unreadable
 

@@ -31,6 +31,7 @@ USER_COMMANDS = {
     "export": "Write the captioner to a folder to share.",
     "serve": "Show a page to caption photos in, with an HTTP API beside it.",
     "attention": "Draw what each word of a caption looked at.",
+    "merge": "Merge the parts of a feature cache that `extract --part` wrote.",
     "recipe": "List the recipes, or print the params of some as options.",
     "demo": "Run the whole graph on a small synthetic data set, offline.",
 }

@@ -20,7 +20,8 @@ from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.plan import make_recipe
 from pipeline.extraction.precision import select_dtype
 from pipeline.extraction.preprocess import preprocess
-from pipeline.features.feature_cache import read_features, row_checksums
+from pipeline.features.cache_file import row_checksums
+from pipeline.features.feature_cache import read_features
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
 from pipeline.stages.extract import extract

@@ -109,6 +109,7 @@ class ExtractConfig(Config):
     augmentations: Annotated[int, Field(ge=0, le=64)]
     grid_size: Annotated[int, Field(ge=1, le=256)] | None
     dtype: Literal["float16", "float32"]
+    shard_rows: Annotated[int, Field(ge=1)] | None
     batch_size: BatchSize | Literal["auto"]
     num_workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
     device: DeviceName

@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.nvjpeg import preprocess_on_gpu
 from pipeline.extraction.preprocess import PreprocessedViews, Sample, collate, preprocess
-from pipeline.features.feature_cache import row_checksums
+from pipeline.features.cache_file import row_checksums
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.images.archive import ImageArchive
 

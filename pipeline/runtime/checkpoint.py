@@ -42,13 +42,17 @@ class Checkpoint:
     A context manager: while it is open, no other process can write the same output.
     """
 
-    def __init__(self, out: Path, fingerprint: str, interval: float) -> None:
+    def __init__(
+        self, out: Path, fingerprint: str, interval: float, may_be_folder: bool = False
+    ) -> None:
         """
         Args:
             out: where the stage writes its output; the folder is `.NAME.resume` beside it.
             fingerprint: of everything that the run's result depends on.
             interval: the seconds of work that a kill may cost; 0 saves after every step.
+            may_be_folder: whether a folder at `out` may be replaced.
         """
+        self._may_be_folder = may_be_folder
         self.out, self.folder = out, _folder(out)
         self.state, self.lock = self.folder / "state.safetensors", self.folder / "lock"
         self.complete = False  # whether the restored run had finished
@@ -62,7 +66,7 @@ class Checkpoint:
         Raises:
             InputError: another process writes the same output, or its path is a folder.
         """
-        if self.out.is_dir():
+        if self.out.is_dir() and not self._may_be_folder:
             raise InputError(f"{self.out} is a folder; name a file to write")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = self.lock.open("a+", encoding="utf-8")

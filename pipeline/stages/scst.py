@@ -61,7 +61,7 @@ def scst(
         rows.write()
         return
 
-    params, inputs = [config.model_dump(), str(dtype)], [trained, features, captions]
+    params, inputs = [config.model_dump(), str(dtype)], [trained, cache.index, captions]
     fingerprint = run_fingerprint("scst", params, inputs, device.type)
     train_split = load_split(cache, table, "train", model.vocabulary, device)
     trainer = SelfCriticalTrainer(model.decoder, train_split, config, dtype, model.max_length)

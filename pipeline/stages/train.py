@@ -76,7 +76,7 @@ def train(
         model = TrainedDecoder(trainer.ema_decoder, vocab, cache.recipe, digest, max_length)
         write_model(out, model)
 
-    inputs = [features, captions, vocabulary]
+    inputs = [cache.index, captions, vocabulary]
     params = [config.model_dump(), str(dtype)]
     fingerprint = run_fingerprint("train", params, inputs, device.type)
     rows = History(history, rank_by=[config.select_by, "-val_loss"])
