@@ -231,7 +231,7 @@ def _rows(
             ):
                 samples = [Sample(image_id) for image_id in ids]
                 for made in iter_features(archive, samples, cnn, batch, workers, torch.float16):
-                    out.append(made.values, made.checksums)
+                    out.append_checked(made.values, made.checksums)
             return len(ids)
 
         contenders = {

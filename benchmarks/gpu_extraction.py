@@ -122,7 +122,7 @@ class Extraction:
                     running = (self.cnn, self.batch, self.workers, torch.float16)
                     samples = [Sample(image_id) for image_id in opened.ids]
                     for made in iter_features(opened, samples, *running):
-                        rows.append(made.values, made.checksums)
+                        rows.append_checked(made.values, made.checksums)
                 return len(opened.ids)
 
         return rate(work, self.device)

@@ -111,4 +111,4 @@ def _write_grids(path: Path, ids: list[str], device: torch.device) -> None:
             count = min(CHUNK, len(ids) - begin)
             made = torch.rand(count, *GRID, device=device, generator=generator).half().cpu().numpy()
             parts = [made[first : first + 16] for first in range(0, count, 16)]
-            out.append(made, np.concatenate(list(pool.map(row_checksums, parts))))
+            out.append_checked(made, np.concatenate(list(pool.map(row_checksums, parts))))

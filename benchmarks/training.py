@@ -19,12 +19,12 @@ from benchmarks.tutorial import AttentionDecoder, PooledDecoder
 from pipeline.captions.vocabulary import SPECIAL, Vocabulary
 from pipeline.config.schema import TrainConfig
 from pipeline.dataset.batching import EncodedCaptions, encode
+from pipeline.dataset.feature_cache import read_features
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.dataset.split import Split
 from pipeline.decoders.decoder import DecoderConfig
 from pipeline.decoders.registry import build_decoder
 from pipeline.extraction.feature_writer import create_features
-from pipeline.features.feature_cache import read_features
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.training.trainer import Trainer, caption_loss, iter_split_batches
 

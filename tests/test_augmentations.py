@@ -11,10 +11,10 @@ from pipeline.captions.table import read_table
 from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig, ScstConfig, TrainConfig
+from pipeline.dataset.feature_cache import FeatureCache, read_features
 from pipeline.dataset.feature_dataset import ORIGINAL, FeatureDataset
 from pipeline.dataset.split import load_split
 from pipeline.extraction.augment import AREA, choose_augmentation
-from pipeline.features.feature_cache import FeatureCache, read_features
 from pipeline.runtime.errors import ArtifactError
 from pipeline.stages.extract import extract
 from pipeline.stages.scst import scst

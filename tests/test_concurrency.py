@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from pipeline.dataset.feature_cache import read_features
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.features.cache_file import row_checksums
-from pipeline.features.feature_cache import read_features
 from tests.campaigns.kills import FORKS, Job, start
 from tests.conftest import Artifacts, command, one_line, write_params
 from tests.helpers.repository import Repository

@@ -14,9 +14,9 @@ from pipeline.captions.table import read_table
 from pipeline.commands.demo import PARAMS
 from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.demo.accuracy import is_correct
 from pipeline.extraction.feature_writer import create_features
-from pipeline.features.feature_cache import read_features
 from tests.conftest import ROOT, Artifacts, command, one_line, showtell
 
 

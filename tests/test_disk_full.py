@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.dataset.feature_cache import read_features
 from pipeline.extraction.feature_writer import create_features
-from pipeline.features.feature_cache import read_features
 from pipeline.runtime.checkpoint import discard_if_complete
 from tests.conftest import Artifacts, command, one_line, write_params
 

@@ -11,9 +11,9 @@ import pytest
 from pipeline.captions.table import read_info, write_info
 from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.evaluation.metrics_file import score_table
 from pipeline.extraction.feature_writer import create_features
-from pipeline.features.feature_cache import read_features
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.metrics.bleu import add_ngram_totals, bleu_from_counts
 from pipeline.runtime.errors import InputError

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import get_hydra_sweeps
 
-from pipeline.features.feature_cache import read_features
+from pipeline.dataset.feature_cache import read_features
 from pipeline.runtime.files import file_digest
 from pipeline.sources.fetch import fetch
 from tests.conftest import ROOT, Artifacts

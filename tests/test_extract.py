@@ -15,13 +15,13 @@ from pipeline.backbones.torchvision_models import default_preprocessing
 from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.plan import make_recipe
 from pipeline.extraction.precision import select_dtype
 from pipeline.extraction.preprocess import preprocess
 from pipeline.features.cache_file import row_checksums
-from pipeline.features.feature_cache import read_features
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
 from pipeline.stages.extract import extract

@@ -14,11 +14,11 @@ from PIL import Image
 from pipeline.backbones.weights import read_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import EvaluateConfig, ExtractConfig, ScstConfig, TrainConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.decoders.registry import DECODERS
 from pipeline.extraction import nvjpeg
 from pipeline.extraction.plan import make_recipe
 from pipeline.extraction.preprocess import collate, preprocess
-from pipeline.features.feature_cache import read_features
 from pipeline.runtime.checkpoint import Checkpoint
 from pipeline.runtime.cuda_graphs import CudaGraphs
 from pipeline.runtime.errors import InputError

@@ -9,8 +9,8 @@ from PIL import Image
 
 from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.extraction.nvjpeg import is_plain_jpeg
-from pipeline.features.feature_cache import read_features
 from pipeline.runtime.errors import InputError
 from pipeline.stages.extract import extract
 from tests.conftest import Artifacts, write_params

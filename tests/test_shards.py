@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.config.load import load_params
 from pipeline.config.schema import ExtractConfig, TrainConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.extraction.parts import merge, parse_part
-from pipeline.features.feature_cache import read_features
 from pipeline.runtime.errors import InputError
 from pipeline.stages.extract import extract
 from pipeline.stages.train import train

@@ -8,9 +8,9 @@ import torch
 
 from pipeline.captions.table import read_table
 from pipeline.captions.vocabulary import read_vocabulary
+from pipeline.dataset.feature_cache import read_features
 from pipeline.dataset.split import load_split
 from pipeline.decoders.captioner_file import read_model
-from pipeline.features.feature_cache import read_features
 from pipeline.generation.generate import greedy_validator
 from pipeline.training.history import History
 from tests.conftest import Artifacts

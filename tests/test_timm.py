@@ -24,7 +24,7 @@ from pipeline.backbones.weights import read_backbones
 from pipeline.captioning.captioner import Captioner
 from pipeline.config.load import load_params
 from pipeline.config.schema import BackboneConfig, EvaluateConfig, ExtractConfig, TrainConfig
-from pipeline.features.feature_cache import read_features
+from pipeline.dataset.feature_cache import read_features
 from pipeline.images.archive import ImageArchive
 from pipeline.runtime.errors import InputError
 from pipeline.stages.backbone import make_backbone

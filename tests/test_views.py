@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from pipeline.backbones.weights import read_backbones
 from pipeline.config.load import load_params
 from pipeline.config.schema import BackboneConfig, EvaluateConfig, ExtractConfig, TrainConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.extraction.feature_extractor import default_batch_size
 from pipeline.extraction.plan import make_recipe
-from pipeline.features.feature_cache import read_features
 from pipeline.images.archive import ImageArchive
 from pipeline.images.unreadable import write_unreadable
 from pipeline.stages.backbone import make_backbone

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.features.feature_cache import FeatureCache
+from pipeline.dataset.feature_cache import FeatureCache
 from pipeline.runtime.errors import ArtifactError
 
 ORIGINAL = 0.4  # the probability of the image itself among its augmentations (docs/results.md)

@@ -8,9 +8,9 @@ import torch
 from pipeline.captions.table import CaptionTable
 from pipeline.captions.vocabulary import Vocabulary
 from pipeline.dataset.batching import EncodedCaptions, encode
+from pipeline.dataset.feature_cache import FeatureCache
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import MAX_LENGTH
-from pipeline.features.feature_cache import FeatureCache
 from pipeline.runtime.errors import pluralize
 
 log = logging.getLogger(__name__)

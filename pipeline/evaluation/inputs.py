@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from pipeline.captions.table import CaptionTable, read_table
+from pipeline.dataset.feature_cache import FeatureCache, read_features
 from pipeline.decoders.captioner_file import TrainedDecoder, require_same_split
 from pipeline.decoders.decoder import StepDecoder
 from pipeline.evaluation.ensemble import build_ensemble, read_models
-from pipeline.features.feature_cache import FeatureCache, read_features
 from pipeline.runtime.checkpoint import discard_if_complete
 
 

@@ -43,13 +43,17 @@ class FeatureWriter:
     fingerprints: Sequence[str] = ()  # of the rows' images, saved in checkpoints
     rows_written: int = 0
 
-    def append(self, rows: NDArray[Any], checksums: NDArray[np.uint32] | None = None) -> None:
-        """Write the next rows (n, …) and the checksums (n,) of them in the files' dtype."""
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write the next rows (n, …)."""
         values = np.ascontiguousarray(rows, dtype=self.dtype)
-        checksums = row_checksums(values) if checksums is None else checksums
+        self.append_checked(values, row_checksums(values))
+
+    def append_checked(self, values: NDArray[Any] | None, checksums: NDArray[np.uint32]) -> None:
+        """Write the next rows (n, …) in the files' dtype, or None if they are in the files already,
+        and their checksums (n,)."""
         for file in self.files:
             file.write(self.files[0].begin + self.rows_written, values, checksums)
-        self.rows_written += len(values)  # last: Ctrl-C may come at any time
+        self.rows_written += len(checksums)  # last: Ctrl-C may come at any time
 
     def sync(self) -> None:
         """Put the rows on the disk."""

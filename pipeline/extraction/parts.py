@@ -69,7 +69,7 @@ def merge(paths: Sequence[Path], out: Path, shard_rows: int | None) -> None:
     ):
         for part in parts:
             for rows, sums in _chunks(part, writer.rows_written, spec.row_size):
-                writer.append(rows, sums)
+                writer.append_checked(rows, sums)
                 progress.update(len(rows))
                 if checkpoint.is_due():
                     writer.save(checkpoint)

@@ -6,6 +6,7 @@ from typing import Protocol, Self
 
 from pipeline.backbones.weights import BackboneWeights
 from pipeline.config.schema import ExtractConfig
+from pipeline.extraction.row_files import RowFile
 from pipeline.extraction.stream import Rows
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 
@@ -19,8 +20,11 @@ class Extractor(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def extract(self, begin: int, end: int) -> Iterator[Rows]:
+    def extract(self, begin: int, end: int, files: Sequence[RowFile] = ()) -> Iterator[Rows]:
         """Yield the rows from `begin`, a multiple of the plan's batch size, to `end`, in order.
+
+        Args:
+            files: to which the values of rows may be written, instead of yielding them.
 
         Raises:
             InputError: an image cannot be used, or a feature is not finite.

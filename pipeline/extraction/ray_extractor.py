@@ -9,9 +9,9 @@ import math
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +21,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from pipeline.config.schema import DistributedConfig, ExtractConfig
 from pipeline.extraction.plan import ExtractionPlan
 from pipeline.extraction.ray_cluster import connect, worker_resources
+from pipeline.extraction.row_files import RowFile
+from pipeline.extraction.shared_files import SharedFiles
 from pipeline.extraction.stream import Rows
 from pipeline.extraction.worker import ExtractInputs, ExtractionWorker
 from pipeline.runtime.errors import InputError, pluralize
@@ -58,12 +60,22 @@ class RayWorker:
             self._worker = ExtractionWorker(*self._args)
         return self._worker.plan, Place(socket.gethostname(), os.getpid())
 
-    def extract(self, begin: int, end: int) -> Rows:
+    def extract(self, begin: int, end: int, shared: SharedFiles) -> Rows:
+        """The rows, without their values if they could be written to the files."""
         assert self._worker
-        with _naming_the_host():
-            parts = list(self._worker.extract(begin, end))
-        names = ("values", "finite", "checksums")
-        return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        parts = []
+        with _naming_the_host(), shared.opened() as files:
+            for part in self._worker.extract(begin, end):
+                for file in files:
+                    file.write(begin, part.values, part.checksums)
+                begin += len(part.checksums)
+                parts.append(replace(part, values=None) if files else part)
+        values = [part.values for part in parts if part.values is not None]
+        return Rows(
+            np.concatenate(values) if values else None,
+            np.concatenate([part.finite for part in parts]),
+            np.concatenate([part.checksums for part in parts]),
+        )
 
 
 class RayExtractor:
@@ -106,13 +118,19 @@ class RayExtractor:
     def __exit__(self, *_: object) -> None:
         ray.shutdown()
 
-    def extract(self, begin: int, end: int) -> Iterator[Rows]:
+    def extract(self, begin: int, end: int, files: Sequence[RowFile] = ()) -> Iterator[Rows]:
         """Yield the rows from `begin`, a multiple of the batch size, to `end`, block by block.
+
+        Workers that find the `files` write values there themselves.
 
         Raises:
             InputError: an image cannot be used, a feature is not finite, or workers die again and
                 again.
         """
+        with SharedFiles.of(files) as shared:
+            yield from self._extract(begin, end, shared)
+
+    def _extract(self, begin: int, end: int, shared: SharedFiles) -> Iterator[Rows]:
         size = self._block_size()
         blocks = deque((first, min(first + size, end)) for first in range(begin, end, size))
         running: dict[Any, tuple[int, tuple[int, int]]] = {}  # by call: a worker, and its block
@@ -124,7 +142,7 @@ class RayExtractor:
             for number, (worker, _) in self._workers.items():
                 while blocks and blocks[0][0] < limit and queued[number] < QUEUED:
                     block = blocks.popleft()
-                    running[worker.extract.remote(*block)] = (number, block)
+                    running[worker.extract.remote(*block, shared)] = (number, block)
                     queued[number] += 1
             for call in self._wait([*running, *self._starting]):
                 if call in self._starting:
@@ -141,7 +159,7 @@ class RayExtractor:
                 self._replace(number)
             while begin in finished:
                 rows = finished.pop(begin)
-                begin += len(rows.values)
+                begin += len(rows.checksums)
                 yield rows
 
     def _start(self, plan: ExtractionPlan | None) -> None:
@@ -159,6 +177,7 @@ class RayExtractor:
             self._start(getattr(self, "plan", None))
             return None
         plan, place = result
+        log.info("a worker is ready %s", place)
         self._workers[number] = (worker, place)
         return plan
 

@@ -45,12 +45,14 @@ class RowFile:
         """The number of the row after its last."""
         return self.begin + self.layout.count
 
-    def write(self, begin: int, values: NDArray[Any], checksums: NDArray[np.uint32]) -> None:
-        """Write those of the rows from `begin` (n, …), and their checksums (n,), that are here."""
-        first, last = max(begin, self.begin), min(begin + len(values), self.end)
+    def write(self, begin: int, values: NDArray[Any] | None, checksums: NDArray[np.uint32]) -> None:
+        """Write those of the rows from `begin` (n, …), unless they are written already, and of
+        their checksums (n,), that are here."""
+        first, last = max(begin, self.begin), min(begin + len(checksums), self.end)
         if first < last:
             mine, layout = slice(first - begin, last - begin), self.layout
-            self._write(layout.rows + (first - self.begin) * layout.row_size, values[mine])
+            if values is not None:
+                self._write(layout.rows + (first - self.begin) * layout.row_size, values[mine])
             offset = (first - self.begin) * checksums.itemsize
             self._write(layout.checksums + offset, checksums[mine])
 

@@ -38,7 +38,7 @@ MAX_DECODE_THREADS = 16
 class Rows:
     """Features of a batch, as they are stored."""
 
-    values: NDArray[Any]  # (n, …)
+    values: NDArray[Any] | None  # (n, …); None: another process has written them
     finite: NDArray[np.bool_]  # (n,)
     checksums: NDArray[np.uint32]  # (n,)
 

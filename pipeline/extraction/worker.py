@@ -14,6 +14,7 @@ from pipeline.extraction.feature_extractor import default_batch_size
 from pipeline.extraction.plan import ExtractionPlan, make_recipe
 from pipeline.extraction.precision import build_extractor, choose_jpeg_decoder
 from pipeline.extraction.preprocess import Sample
+from pipeline.extraction.row_files import RowFile
 from pipeline.extraction.stream import Rows, default_num_workers, iter_features
 from pipeline.images.archive import ImageArchive
 from pipeline.images.unreadable import read_unreadable
@@ -89,8 +90,10 @@ class ExtractionWorker:
     def __exit__(self, *_: object) -> None:
         self._archive.__exit__()
 
-    def extract(self, begin: int, end: int) -> Iterator[Rows]:
+    def extract(self, begin: int, end: int, files: Sequence[RowFile] = ()) -> Iterator[Rows]:
         """Yield the rows from `begin`, a multiple of the batch size, to `end`, batch by batch.
+
+        They are yielded with their values, whatever the `files`.
 
         Raises:
             InputError: an image cannot be used, or a feature is not finite.
@@ -102,8 +105,8 @@ class ExtractionWorker:
         for rows in iter_features(
             self._archive, samples, self._cnn, batch, self._num_workers, dtype
         ):
-            self._check_finite(rows, samples[done : done + len(rows.values)])
-            done += len(rows.values)
+            self._check_finite(rows, samples[done : done + len(rows.checksums)])
+            done += len(rows.checksums)
             yield rows
 
     def _check_finite(self, rows: Rows, samples: Sequence[Sample]) -> None:

@@ -74,9 +74,9 @@ def extract(
             with progress_bar(
                 label="extract", total=end - begin, unit="image", initial=resumed
             ) as progress:
-                for rows in extractor.extract(begin + resumed, end):
-                    writer.append(rows.values, rows.checksums)
-                    progress.update(len(rows.values))
+                for rows in extractor.extract(begin + resumed, end, writer.files):
+                    writer.append_checked(rows.values, rows.checksums)
+                    progress.update(len(rows.checksums))
                     if checkpoint.is_due():
                         writer.save(checkpoint)
     if number := len(spec.rows) - resumed:  # else an earlier run had finished

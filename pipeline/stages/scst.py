@@ -13,9 +13,9 @@ import typer
 from pipeline.captions.table import read_table
 from pipeline.config.load import load_params
 from pipeline.config.schema import ScstConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.dataset.split import load_split
 from pipeline.decoders.captioner_file import read_model, require_same_split, write_model
-from pipeline.features.feature_cache import read_features
 from pipeline.features.recipe import require_same_recipe
 from pipeline.generation.generate import greedy_validator, warn_if_below_constant
 from pipeline.runtime import options

@@ -14,11 +14,11 @@ from pipeline.captions.table import read_table, warn_small
 from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.config.load import load_params
 from pipeline.config.schema import TrainConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.dataset.split import load_split
 from pipeline.decoders.captioner_file import TrainedDecoder, write_model
 from pipeline.decoders.decoder import DecoderConfig
 from pipeline.decoders.registry import build_decoder
-from pipeline.features.feature_cache import read_features
 from pipeline.generation.generate import greedy_validator, warn_if_below_constant
 from pipeline.runtime import options
 from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete, run_fingerprint

@@ -29,12 +29,12 @@ from pipeline.captions.tokenizer import tokenize
 from pipeline.captions.vocabulary import read_vocabulary
 from pipeline.config.load import load_params
 from pipeline.config.schema import TrainConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.decoders.captioner_file import read_model
 from pipeline.evaluation.confidence import read_confidence
 from pipeline.evaluation.metrics_file import add_digest
 from pipeline.evaluation.reports import ReportFiles, read_evaluation
-from pipeline.features.feature_cache import read_features
 from pipeline.images.archive import ImageArchive
 from pipeline.images.decode import decode_image
 from pipeline.runtime.errors import InputError
