@@ -12,7 +12,7 @@ from pipeline.decoders.decoder import Decoder, DecoderConfig
 from pipeline.decoders.dropout import Dropout
 from pipeline.decoders.registry import DECODERS, build_decoder
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
-from pipeline.self_critical.trainer import without_dropout
+from pipeline.self_critical.policy import without_dropout
 
 GRID = (2, 3, 12)
 ATTENDING = [name for name, spec in DECODERS.items() if spec.features == "grid"]

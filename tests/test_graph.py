@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from pipeline.cli import MODULES, STAGES
-from pipeline.config.schema import GROUPS, Config
+from pipeline.config.schema import GROUPS
+from pipeline.config.types import Config
 from pipeline.decoders.registry import DECODERS
 from pipeline.runtime.code import module_imports, stage_code
 from pipeline.stages.report import PARAM_GROUPS

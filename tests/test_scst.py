@@ -19,7 +19,7 @@ from pipeline.generation.sampling import SamplingConfig, log_probabilities, samp
 from pipeline.metrics.rewards import BleuReward, CiderReward, References
 from pipeline.metrics.scores import cider
 from pipeline.runtime.errors import InputError
-from pipeline.self_critical import trainer
+from pipeline.self_critical import policy
 from pipeline.stages.scst import scst
 from pipeline.stages.train import train
 from tests.conftest import Artifacts, write_params
@@ -241,7 +241,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         likely = log_probabilities(*arguments)
         return likely * float("nan") if where == "loss" else BadGradient.apply(likely)
 
-    monkeypatch.setattr(trainer, "log_probabilities", broken)
+    monkeypatch.setattr(policy, "log_probabilities", broken)
     with pytest.raises(InputError, match=r"is no longer finite in epoch 1, by step 1, .*scst\."):
         run(tiny, trained, tmp_path, epochs=1)
     assert (tmp_path / "captioner.safetensors").read_bytes() == trained.read_bytes()

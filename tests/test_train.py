@@ -239,9 +239,9 @@ def test_scheduled_sampling_begins_with_the_references_and_ends_with_own_words(
 ) -> None:
     shares = []
 
-    def noted(decoder: Any, features: Any, inputs: torch.Tensor, share: float) -> torch.Tensor:
-        shares.append(share)
-        return scheduled_sampling(decoder, features, inputs, share)
+    def noted(*arguments: Any) -> torch.Tensor:
+        shares.append(arguments[3])
+        return scheduled_sampling(*arguments)
 
     monkeypatch.setattr(trainer, "scheduled_sampling", noted)
     run(tiny, tmp_path, epochs=2, scheduled_sampling=0.5)

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config.renamed import RENAMED
-from pipeline.config.schema import GROUPS, Config, ExtractConfig, TrainConfig
+from pipeline.config.schema import GROUPS, ExtractConfig, TrainConfig
+from pipeline.config.types import Config
 from pipeline.runtime.errors import InputError
 
 MERGE = "tag:yaml.org,2002:merge"  # the key <<, which merges another mapping's keys

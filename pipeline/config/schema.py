@@ -6,10 +6,11 @@ own group's values, which DVC tracks. That is why no stage lists this package am
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config.types import (
     BatchSize,
+    Config,
     Count,
     Decoder,
     DeviceName,
@@ -26,17 +27,6 @@ from pipeline.config.types import (
     Tolerance,
 )
 from pipeline.decoders.registry import DECODERS, FeatureKind
-
-
-class Config(BaseModel):
-    """One group of params.yaml: every key is required, no other is allowed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @classmethod
-    def group(cls) -> str:
-        """The group's name in params.yaml: `train` for `TrainConfig`."""
-        return cls.__name__.removesuffix("Config").lower()
 
 
 class DownloadConfig(Config):
@@ -247,6 +237,8 @@ class DistributedConfig(Config):
     engine: Literal["local", "ray"]
     ray_address: Text | None
     workers: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
+    processes: Annotated[int, Field(ge=1, le=1024)]
+    timeout: Annotated[float, Field(gt=0, le=86_400)]
 
 
 GROUPS: dict[str, type[Config]] = {

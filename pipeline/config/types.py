@@ -4,13 +4,24 @@ import difflib
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipeline.config.renamed import RENAMED
 from pipeline.decoders.registry import DECODERS
 from pipeline.metrics.registry import METRICS
 
 Item = TypeVar("Item")
+
+
+class Config(BaseModel):
+    """One group of params.yaml: every key is required, no other is allowed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def group(cls) -> str:
+        """The group's name in params.yaml: `train` for `TrainConfig`."""
+        return cls.__name__.removesuffix("Config").lower()
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

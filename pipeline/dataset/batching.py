@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.captions.vocabulary import END, PAD, START, Vocabulary
+from pipeline.distributed.part import Part
 
 PAD_MULTIPLE = 64
 LENGTH_MULTIPLE = 2  # on a GPU
@@ -42,6 +43,44 @@ class Batch:
     def extra(self) -> tuple[Tensor, ...]:
         """`token_index`, if known."""
         return () if self.token_index is None else (self.token_index,)
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """The images of a batch that one rank computes, with their captions."""
+
+    batch: Batch  # of these images alone, with the T of the whole batch
+    images: Part
+    captions: Part
+    outputs: Part  # of the rows of the output layer
+    tokens: int  # of the whole batch
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.images, self.captions, self.outputs
+
+
+def take_part(batch: Batch, images: Part) -> BatchPart:
+    """Take a part of the images; a spare one has no targets."""
+    captions = images.times(len(batch.inputs) // len(batch.images))
+    inputs, targets = batch.inputs[captions.rows], batch.targets[captions.rows]
+    if images.spare:
+        targets = torch.full_like(targets, PAD)
+    if batch.token_index is None:  # every position is computed
+        own = Batch(inputs, targets, batch.images[images.rows], batch.tokens)
+        outputs = captions.times(targets.shape[1])
+        return BatchPart(own, images, captions, outputs, batch.tokens)
+    token_index = (targets != PAD).flatten().nonzero().squeeze(1)
+    own = Batch(inputs, targets, batch.images[images.rows], len(token_index), token_index)
+    before = int((batch.targets[: captions.start] != PAD).sum())
+    outputs = padded_part(before, len(token_index), batch.tokens)
+    return BatchPart(own, images, captions, outputs, batch.tokens)
+
+
+def padded_part(start: int, count: int, total: int) -> Part:
+    """Which part `count` rows are of `total`, if both are padded to a multiple of PAD_MULTIPLE."""
+    padded = count + -count % PAD_MULTIPLE
+    return Part(start, start + padded, total + -total % PAD_MULTIPLE)
 
 
 def encode(

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.dataset.feature_cache import FeatureCache
+from pipeline.distributed.part import Part, draw_rows
 from pipeline.runtime.errors import ArtifactError
 
 ORIGINAL = 0.4  # the probability of the image itself among its augmentations (docs/results.md)
@@ -59,13 +61,18 @@ class FeatureDataset:
             images = torch.arange(*images.indices(len(self)))
         return self._read(images)
 
-    def draw(self, images: Tensor) -> Tensor:
+    def draw(self, images: Tensor, part: Part | None = None) -> Tensor:
         """As `self[images]`, but each image's features are those of one of its augmentations with a
-        probability of 1 - ORIGINAL, if there are any."""
+        probability of 1 - ORIGINAL, if there are any.
+
+        Args:
+            part: which of the images to read; None: all.
+        """
         number = len(self._rows) - 1
+        images = images if part is None else images[part.rows]
         if not number:
             return self._read(images)
-        chosen = torch.rand(len(images))  # one number an image decides all
+        chosen = draw_rows(torch.rand, images.shape, part)  # one number an image decides all
         views = 1 + ((chosen - ORIGINAL) / (1 - ORIGINAL) * number).long().clamp(max=number - 1)
         views = torch.where(chosen < ORIGINAL, 0, views)
         return self._read(images + len(self) * views.to(images.device))
@@ -120,9 +127,13 @@ class FeatureDataset:
                 yield from readers.map(read, parts[begin : begin + 2 * READERS])
 
 
-def add_noise(features: Tensor, std: Tensor, noise: float) -> Tensor:
-    """Add Gaussian noise of `noise` times its standard deviation (D,) to each feature (…, D).
+def add_noise(features: Tensor, std: Tensor, noise: float, part: Part | None = None) -> Tensor:
+    """Add Gaussian noise of `noise` times its standard deviation (D,) to each feature (…, D), of
+    all images of a batch or of this part.
 
     Bishop, "Training with Noise is Equivalent to Tikhonov Regularization", Neural Computation 1995.
     """
-    return features + noise * std * torch.randn_like(features) if noise else features
+    if not noise:
+        return features
+    numbers = draw_rows(partial(torch.randn, device=features.device), features.shape, part)
+    return features + noise * std * numbers

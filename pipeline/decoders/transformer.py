@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.decoders.attention import GridEmbedding, MultiHeadAttention
 from pipeline.decoders.decoder import Decoder, DecoderConfig, DecoderState
+from pipeline.decoders.dropout import SharedDropout
 
 
 class Block(nn.Module):
@@ -26,7 +27,7 @@ class Block(nn.Module):
         self.qkv, self.proj = nn.Linear(H, 3 * H), nn.Linear(H, H)
         self.cross_attn, self.cross_proj = MultiHeadAttention(H, config.num_heads), nn.Linear(H, H)
         self.fc1, self.fc2 = nn.Linear(H, 4 * H), nn.Linear(4 * H, H)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = SharedDropout(config.dropout)
 
     def forward(
         self, hidden: Tensor, past: tuple[Tensor, Tensor] | None, memory: tuple[Tensor, Tensor]

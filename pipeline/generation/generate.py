@@ -12,6 +12,7 @@ from pipeline.config.schema import EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.dataset.split import Split
 from pipeline.decoders.decoder import Decoder
+from pipeline.distributed.ranks import ALONE, Ranks
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig, Hypothesis
 from pipeline.metrics.baselines import best_constant_caption
 from pipeline.metrics.scores import cider
@@ -26,23 +27,32 @@ def generate_captions(
     features: Tensor | FeatureDataset,
     vocabulary: Vocabulary,
     batch_size: int,
+    ranks: Ranks = ALONE,
 ) -> list[list[str]]:
     """One caption per image, in tokens, for features (N, …), `batch_size` images at a time."""
-    found = find_captions(search, features, batch_size)
+    found = find_captions(search, features, batch_size, ranks)
     return [vocabulary.decode(caption.token_ids) for caption in found]
 
 
 def find_captions(
-    search: BeamSearch, features: Tensor | FeatureDataset, batch_size: int
+    search: BeamSearch,
+    features: Tensor | FeatureDataset,
+    batch_size: int,
+    ranks: Ranks = ALONE,
 ) -> list[Hypothesis]:
-    """The best caption of each image, for features (N, …), `batch_size` images at a time."""
-    return [
-        max(found, key=lambda hypothesis: hypothesis.score)
-        for begin in progress_bar(
-            range(0, len(features), batch_size), label="caption", unit="batch"
-        )
-        for found in search(features[begin : begin + batch_size])
+    """The best caption of each image, for features (N, …), `batch_size` images at a time, which the
+    ranks share out."""
+    batches = progress_bar(
+        range(0, len(features), batch_size), label="caption", unit="batch", shown=ranks.is_main
+    )
+    found = [
+        [
+            max(captions, key=lambda hypothesis: hypothesis.score)
+            for captions in search(features[begin : begin + batch_size])
+        ]
+        for begin in ranks.shard(batches)
     ]
+    return [caption for captions in ranks.merge_shards(found) for caption in captions]
 
 
 def search_config(config: EvaluateConfig, trained_length: int) -> BeamSearchConfig:
@@ -62,7 +72,11 @@ def search_batch_size(config: EvaluateConfig, device: torch.device) -> int:
 
 
 def greedy_validator(
-    decoder: Decoder, split: Split, vocabulary: Vocabulary, max_length: int
+    decoder: Decoder,
+    split: Split,
+    vocabulary: Vocabulary,
+    max_length: int,
+    ranks: Ranks = ALONE,
 ) -> Callable[[], dict[str, float]]:
     """A function that computes BLEU-4 and CIDEr, x100, of a decoder's greedy captions of a split.
 
@@ -73,7 +87,7 @@ def greedy_validator(
 
     def validate() -> dict[str, float]:
         decoder.eval()
-        captions = generate_captions(search, split.features, vocabulary, batch_size=250)
+        captions = generate_captions(search, split.features, vocabulary, 250, ranks)
         return dict(zip(("bleu_4", "cider"), scores(captions), strict=True))
 
     return validate

@@ -1,6 +1,7 @@
 """Sample captions from a decoder's distribution, and compute captions' log-probabilities."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from pipeline.captions.vocabulary import END, PAD, START, UNK
 from pipeline.dataset.batching import pad_to_multiple
 from pipeline.decoders.decoder import Decoder, StepDecoder
+from pipeline.distributed.part import Part, draw_rows
 from pipeline.generation.beam_search import NEG_INF
 
 
@@ -28,11 +30,13 @@ def sample(
     count: int,
     config: SamplingConfig,
     rng: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> Tensor:
     """Sample `count` captions of each image.
 
     Args:
         features: of P images, (P, …).
+        part: which rows of a batch of captions these are; None: all.
 
     Returns:
         Token ids (P * count, T): tokens, <end>, <pad>; T is at most max_length + 1, and always that
@@ -46,7 +50,7 @@ def sample(
     for length in range(config.max_length + 1):
         logits, state = decoder.step(token_ids, state)
         logits = mask_special_tokens(logits.float(), first=length == 0) / config.temperature
-        token_ids = sample_tokens(_top_k_top_p(torch.softmax(logits, dim=-1), config), rng)
+        token_ids = sample_tokens(_top_k_top_p(torch.softmax(logits, dim=-1), config), rng, part)
         if length == config.max_length:  # only <end> may follow
             token_ids = torch.where(token_ids == END, token_ids, PAD)
         token_ids = torch.where(done, PAD, token_ids)
@@ -71,17 +75,20 @@ def _top_k_top_p(probs: Tensor, config: SamplingConfig) -> Tensor:
     return probs
 
 
-def sample_tokens(probs: Tensor, rng: torch.Generator | None = None) -> Tensor:
+def sample_tokens(
+    probs: Tensor, rng: torch.Generator | None = None, part: Part | None = None
+) -> Tensor:
     """Sample one token id (B,) per row of `probs` (B, V), which need not sum to one.
 
     On a CPU from one random number per row: V of them would be a third of a step. On a GPU from V
     exponential variates, of which the smallest wins: a sum there would not be repeatable.
     """
     if probs.device.type != "cpu":
-        noise = torch.empty_like(probs).exponential_(generator=rng)
+        empty = partial(torch.empty, dtype=probs.dtype, device=probs.device)
+        noise = draw_rows(lambda shape: empty(shape).exponential_(generator=rng), probs.shape, part)
         return (probs / noise).argmax(dim=-1)
     sums = probs.double().cumsum(dim=-1)
-    height = torch.rand(len(probs), 1, generator=rng, device=probs.device).double()
+    height = draw_rows(partial(torch.rand, generator=rng), (len(probs), 1), part).double()
     # The first whose sum is above: never one with a probability of 0.
     return torch.searchsorted(sums, height * sums[:, -1:], right=True).squeeze(1)
 

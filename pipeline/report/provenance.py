@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.config.schema import Config
+from pipeline.config.types import Config
 from pipeline.runtime.errors import ArtifactError
 from pipeline.runtime.files import file_digest
 

@@ -158,16 +158,21 @@ class Checkpoint:
             interrupted = True
 
         def after_step() -> None:
-            if interrupted or self.is_due():
+            stops = self.stops(interrupted)
+            if stops or self.is_due():
                 save()
-            if interrupted:
+            if stops:
                 raise KeyboardInterrupt
 
         with handle_stop_signals(on_signal):
             yield after_step
         save()
-        if interrupted:
+        if self.stops(interrupted):
             raise KeyboardInterrupt
+
+    def stops(self, interrupted: bool) -> bool:
+        """Whether the run ends after this step, with a stop signal in this process or without."""
+        return interrupted
 
     def save_best(self, model: Path) -> None:
         """Copy the best model: DVC deletes a stage's outputs before it reruns the stage.

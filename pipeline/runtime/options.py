@@ -9,6 +9,7 @@ Params = Annotated[Path, typer.Option(help="The params file.")]
 Images = Annotated[Path, typer.Option(help="The image archive.")]
 Unreadable = Annotated[Path, typer.Option(help="The list of images that cannot be used.")]
 Captions = Annotated[Path, typer.Option(help="The captions table.")]
+Vocabulary = Annotated[Path, typer.Option(help="The vocabulary.")]
 Backbone = Annotated[Path, typer.Option(help="The frozen CNN's weights.")]
 OwnBackbone = Annotated[
     Path | None,

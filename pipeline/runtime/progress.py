@@ -16,8 +16,9 @@ def progress_bar(
     total: int | None = None,
     unit: str = "it",
     initial: int = 0,
+    shown: bool = True,
 ) -> "tqdm[Item]":
-    """Return a tqdm bar on stderr, hidden if stderr is not a terminal."""
+    """Return a tqdm bar on stderr, hidden if `shown` is false or stderr is not a terminal."""
     return tqdm(
         items,
         desc=label,
@@ -27,5 +28,5 @@ def progress_bar(
         initial=initial,
         leave=False,
         dynamic_ncols=True,
-        disable=not sys.stderr.isatty(),
+        disable=not (shown and sys.stderr.isatty()),
     )

@@ -5,23 +5,36 @@ Training", 2020: a caption is compared with the other captions drawn for the sam
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from pipeline.captions.vocabulary import PAD
 from pipeline.config.schema import ScstConfig
-from pipeline.dataset.batching import EncodedCaptions, sample_captions
+from pipeline.dataset.batching import (
+    Batch,
+    BatchPart,
+    EncodedCaptions,
+    padded_part,
+    sample_captions,
+    take_part,
+)
 from pipeline.dataset.split import Split
 from pipeline.decoders.decoder import Decoder
-from pipeline.generation.sampling import SamplingConfig, log_probabilities, sample
+from pipeline.decoders.dropout import set_parts
+from pipeline.distributed.part import Part
+from pipeline.distributed.ranks import ALONE, Ranks
+from pipeline.generation.sampling import SamplingConfig, sample
 from pipeline.metrics.rewards import BleuReward, CiderReward, References
 from pipeline.runtime.checkpoint import State
 from pipeline.runtime.cuda_graphs import CudaGraphs
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.progress import progress_bar
+from pipeline.self_critical.policy import policy_loss, without_dropout
 from pipeline.training.base_trainer import BaseTrainer
 from pipeline.training.history import Row
 from pipeline.training.optimizer import adamw
@@ -44,10 +57,11 @@ class SelfCriticalTrainer(BaseTrainer):
         config: ScstConfig,
         dtype: torch.dtype,
         max_length: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Train on captions of at most `max_length` tokens."""
         optimizer = adamw(decoder, config.learning_rate, weight_decay=0.0)
-        super().__init__(decoder, split, config, dtype, optimizer)
+        super().__init__(decoder, split, config, dtype, optimizer, ranks)
         self.config = config
         self._sampling = SamplingConfig(config.temperature, max_length=max_length)
         references = References(
@@ -61,6 +75,9 @@ class SelfCriticalTrainer(BaseTrainer):
         self._rng = torch.Generator(self.device).manual_seed(config.seed)
         self._sample = CudaGraphs(self._sample_and_score, [self._rng])
         self._train_step = CudaGraphs(self._step)
+        temperature = config.temperature
+        self._policy_loss = partial(policy_loss, decoder, temperature=temperature, dtype=dtype)
+        self._loss = self._data_parallel(self._losses)
         self._epoch = 0
         self._remaining: list[Tensor] = []  # the images of this epoch's remaining steps
         self._epoch_step = 0
@@ -76,7 +93,11 @@ class SelfCriticalTrainer(BaseTrainer):
             self._sums.zero_()
         total = self._epoch_step + len(self._remaining)
         with progress_bar(
-            label=f"epoch {epoch}", total=total, unit="batch", initial=self._epoch_step
+            label=f"epoch {epoch}",
+            total=total,
+            unit="batch",
+            initial=self._epoch_step,
+            shown=self.ranks.is_main,
         ) as progress:
             while self._remaining:
                 self._train_on(self._remaining.pop(0))
@@ -93,47 +114,114 @@ class SelfCriticalTrainer(BaseTrainer):
     def _train_on(self, images: Tensor) -> None:
         """Sample captions of these images (P,), score them, and take one training step."""
         on_device = images.to(self.device)
-        features = self.split.features.draw(on_device)  # (P, …)
+        part = self.ranks.part(len(images))
+        features = self.split.features.draw(on_device, part)  # (P, …)
         samples, rewards = self._sample(features, on_device)
-        xe_batch: tuple[Tensor, ...] = ()
+        batch = None
         if self.config.cross_entropy_weight:
             batch = sample_captions(self.split.captions, images, self._shuffle, self.device)
-            xe_batch = (batch.inputs, batch.targets, *batch.extra)
         self._ema.count_step()
-        self._train_step(features, samples, rewards, *xe_batch)
+        if part is None:
+            xe_batch = () if batch is None else (batch.inputs, batch.targets, *batch.extra)
+            self._train_step(features, samples, rewards, *xe_batch)
+        else:  # without a CUDA graph, which cannot hold the ranks' communication
+            self._step_on_part(features, samples, rewards, batch, part)
         self._epoch_step += 1
         if self.device.type == "cpu" or self._epoch_step % CHECK_EVERY == 0:
             self._check_finite()
 
     def _sample_and_score(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Captions (P * samples, T) of these images (P,), and their rewards (P, samples): CIDEr-D
-        plus `bleu_weight` times BLEU-4."""
-        count = self.config.samples_per_image
+        plus `bleu_weight` times BLEU-4. On several ranks, of this one's part of the images."""
+        count, part = self.config.samples_per_image, self.ranks.part(len(images))
+        rows = None if part is None else part.times(count)
         with without_dropout(self.decoder):
-            samples = sample(self.decoder, features, count, self._sampling, self._rng)
+            samples = sample(self.decoder, features, count, self._sampling, self._rng, rows)
+        if part is not None:
+            images, samples = images[part.rows], self._align(samples, part)
         rewards = self._cider(images, samples)
         if self._bleu:
             rewards += self.config.bleu_weight * self._bleu(images, samples)
         return samples, rewards.view(-1, count).float()
+
+    def _align(self, samples: Tensor, part: Part) -> Tensor:
+        """Samples as long as the batch's longest, (B, T), and the random generator in the state
+        that sampling the whole batch leaves it in."""
+        if samples.device.type == "cpu":  # sampling ends when all of this rank's captions have
+            steps = max(self.ranks.gather(samples.shape[1]))
+            missing = steps - samples.shape[1]
+            for _ in range(missing):
+                torch.rand(part.total * self.config.samples_per_image, 1, generator=self._rng)
+            samples = F.pad(samples, (0, missing), value=PAD)
+        return torch.full_like(samples, PAD) if part.spare else samples
 
     def _step(
         self, features: Tensor, samples: Tensor, rewards: Tensor, *xe_batch: Tensor
     ) -> tuple[Tensor]:
         """One training step on what `_sample_and_score` returned; its loss. `xe_batch` has inputs,
         targets and token index of a batch for the cross-entropy."""
-        config = self.config
-        with nullcontext() if config.use_dropout else without_dropout(self.decoder):
-            loss = self._policy_loss(features, samples, rewards)
-        cross_entropy = torch.zeros_like(loss)
-        if xe_batch:
-            cross_entropy = caption_loss(
-                self.decoder, features, *xe_batch, label_smoothing=0.0, dtype=self.dtype
-            )
-            loss = loss + config.cross_entropy_weight * cross_entropy
+        loss, cross_entropy = self._loss(features, samples, rewards, *xe_batch)
         not_finite = self._update(loss)
         sums = torch.stack([rewards.mean(), cross_entropy.detach()]).double()
         self._sums += sums + not_finite
         return (loss.detach(),)
+
+    def _step_on_part(
+        self, features: Tensor, samples: Tensor, rewards: Tensor, batch: Batch | None, part: Part
+    ) -> None:
+        """`_step`, on this rank's part of the images; `batch` is the whole one."""
+        own = None if batch is None else take_part(batch, part)
+        xe_batch = () if own is None else (own.batch.inputs, own.batch.targets, *own.batch.extra)
+        parts = {"sampled": self._part_of_samples(samples, part), "given": own}
+        loss, cross_entropy = self._loss(features, samples, rewards, *xe_batch, **parts)
+        not_finite = self._update(loss)
+        reward = torch.zeros_like(loss) if part.spare else rewards.sum() / rewards.shape[1]
+        sums = torch.stack([reward / part.total, cross_entropy.detach() / self.ranks.size]).double()
+        self._sums += self.ranks.sum(sums) + not_finite
+
+    def _losses(
+        self,
+        features: Tensor,
+        samples: Tensor,
+        rewards: Tensor,
+        *xe_batch: Tensor,
+        sampled: tuple[Tensor, Sequence[Part]] | None = None,
+        given: BatchPart | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss to minimise, and the cross-entropy in it. On several ranks both are parts, whose
+        means over the ranks are the batch's."""
+        config = self.config
+        tokens = None
+        if sampled is not None:
+            tokens = sampled[0] / self.ranks.size
+            set_parts(self.decoder, sampled[1])
+        with nullcontext() if config.use_dropout else without_dropout(self.decoder):
+            loss = self._policy_loss(features, samples, rewards, tokens=tokens)
+        cross_entropy = torch.zeros_like(loss)
+        if xe_batch:
+            if given is not None:
+                set_parts(self.decoder, given.parts)
+            cross_entropy = caption_loss(
+                self.decoder,
+                features,
+                *xe_batch,
+                label_smoothing=0.0,
+                dtype=self.dtype,
+                tokens=None if given is None else given.tokens / self.ranks.size,
+            )
+            loss = loss + config.cross_entropy_weight * cross_entropy
+        return loss, cross_entropy
+
+    def _part_of_samples(self, samples: Tensor, part: Part) -> tuple[Tensor, Sequence[Part]]:
+        """The number of tokens of all ranks' samples, and which parts of them are this rank's."""
+        count = (samples != PAD).sum()
+        captions = part.times(self.config.samples_per_image)
+        if samples.is_cuda:
+            return self.ranks.sum(count), (part, captions)
+        counts = self.ranks.gather(int(count))
+        before, total = sum(counts[: self.ranks.rank]), sum(counts)
+        outputs = padded_part(before, int(count), total)
+        return torch.tensor(total), (part, captions, outputs)
 
     def _check_finite(self) -> None:
         if not math.isfinite(float(self._sums[0])):
@@ -159,32 +247,6 @@ class SelfCriticalTrainer(BaseTrainer):
         self._remaining = list(remaining.split(self.config.batch_size)) if len(remaining) else []
         self._epoch, self._epoch_step = header["epoch"], header["epoch_step"]
         self._sums.copy_(tensors["sums"])
-
-    def _policy_loss(self, features: Tensor, samples: Tensor, rewards: Tensor) -> Tensor:
-        """REINFORCE loss; the baseline is the mean reward of the image's other samples."""
-        baseline = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
-        advantage = (rewards - baseline).view(-1, 1).to(features.device)  # (B, 1)
-        with torch.autocast(features.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            log_probs = log_probabilities(
-                self.decoder, features, samples, self.config.temperature
-            )  # (B, T)
-        return -(advantage * log_probs).sum() / (samples != PAD).sum()
-
-
-@contextmanager
-def without_dropout(decoder: Decoder) -> Iterator[None]:
-    """Turn dropout off but stay in train mode: cuDNN's RNN backward needs it."""
-    kinds = {nn.Dropout: "p", nn.RNNBase: "dropout"}
-    modules = list(decoder.modules())
-    settings = [(m, name) for m in modules for kind, name in kinds.items() if isinstance(m, kind)]
-    before = [getattr(module, name) for module, name in settings]
-    for module, name in settings:
-        setattr(module, name, 0.0)
-    try:
-        yield
-    finally:
-        for (module, name), value in zip(settings, before, strict=True):
-            setattr(module, name, value)
 
 
 def references_per_image(captions: EncodedCaptions, images: int) -> list[list[list[int]]]:

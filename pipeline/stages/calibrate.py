@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,10 @@ import typer
 
 from pipeline.captions.table import warn_small
 from pipeline.config.load import load_params
-from pipeline.config.schema import EvaluateConfig
+from pipeline.config.schema import DistributedConfig, EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
+from pipeline.distributed.ranks import ALONE, Ranks
+from pipeline.distributed.world import on_ranks
 from pipeline.evaluation.confidence import fit_confidence, model_digests, write_confidence
 from pipeline.evaluation.inputs import read_inputs
 from pipeline.generation.beam_search import BeamSearch
@@ -22,7 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def calibrate(
-    models: Sequence[Path], features: Path, captions: Path, out: Path, config: EvaluateConfig
+    models: Sequence[Path],
+    features: Path,
+    captions: Path,
+    out: Path,
+    config: EvaluateConfig,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Caption val with the search of the evaluate params, and write the fitted calibration.
 
@@ -43,7 +51,10 @@ def calibrate(
         BeamSearch(decoder, search),
         FeatureDataset(cache, val.ids, device),
         search_batch_size(config, device),
+        ranks,
     )
+    if not ranks.is_main:
+        return
     tokens = [trained[0].vocabulary.decode(caption.token_ids) for caption in found]
     confidence = fit_confidence(found, tokens, val.references, model_digests(trained), search)
     write_confidence(out, confidence)
@@ -64,4 +75,6 @@ def main(
     params: options.Params = Path("params.yaml"),
 ) -> None:
     """Fit how confident the model may be of its captions."""
-    calibrate(model, features, captions, out, load_params(params, EvaluateConfig))
+    config, start = load_params(params, EvaluateConfig), load_params(params, DistributedConfig)
+    work = partial(calibrate, model, features, captions, out, config)
+    on_ranks(work, start.processes, start.timeout, config.device)

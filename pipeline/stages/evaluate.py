@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 
 from pipeline.captions.table import warn_small
 from pipeline.config.load import load_params
-from pipeline.config.schema import EvaluateConfig
+from pipeline.config.schema import DistributedConfig, EvaluateConfig
 from pipeline.dataset.feature_dataset import FeatureDataset
+from pipeline.distributed.ranks import ALONE, Ranks
+from pipeline.distributed.world import on_ranks
 from pipeline.evaluation.confidence import match_calibration, model_digests, predictors
 from pipeline.evaluation.diversity import diversity_stats, repeats_ngram
 from pipeline.evaluation.inputs import read_inputs
@@ -52,6 +55,7 @@ def evaluate(
     captions: Path,
     out_dir: Path,
     config: EvaluateConfig,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Caption a split; write the captions, their references, scores, lengths and metrics.
 
@@ -77,7 +81,10 @@ def evaluate(
         BeamSearch(decoder, search),
         FeatureDataset(cache, split.ids, device),
         search_batch_size(config, device),
+        ranks,
     )
+    if not ranks.is_main:
+        return
     generated = [trained[0].vocabulary.decode(caption.token_ids) for caption in found]
     per_image_cider = cider(generated, split.references)[1]
     confidences = [calibration(caption) for caption in found] if calibration else []
@@ -184,4 +191,6 @@ def main(
     params: options.Params = Path("params.yaml"),
 ) -> None:
     """Caption a split and score the captions."""
-    evaluate(model, confidence, features, captions, out_dir, load_params(params, EvaluateConfig))
+    config, start = load_params(params, EvaluateConfig), load_params(params, DistributedConfig)
+    work = partial(evaluate, model, confidence, features, captions, out_dir, config)
+    on_ranks(work, start.processes, start.timeout, config.device)

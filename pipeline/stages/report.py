@@ -12,11 +12,11 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import (
     GROUPS,
     CompareConfig,
-    Config,
     DistributedConfig,
     ReportConfig,
     TrainConfig,
 )
+from pipeline.config.types import Config
 from pipeline.evaluation.reports import ReportFiles, read_evaluation
 from pipeline.metrics.registry import DIVERSITY_NAMES, METRICS
 from pipeline.report.figures import (
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 MOST_COMMON = 5  # repeated captions that the page lists
 
-# The page shows every param, so this stage depends on every group.
+# The page shows every param of a stage, so this stage depends on all of their groups.
 PARAM_GROUPS = [
     config for config in GROUPS.values() if config not in (CompareConfig, DistributedConfig)
 ]

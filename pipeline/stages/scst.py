@@ -5,6 +5,7 @@ With `epochs: 0` the trained model passes through unchanged.
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,14 +13,17 @@ import typer
 
 from pipeline.captions.table import read_table
 from pipeline.config.load import load_params
-from pipeline.config.schema import ScstConfig
+from pipeline.config.schema import DistributedConfig, ScstConfig
 from pipeline.dataset.feature_cache import read_features
 from pipeline.dataset.split import load_split
 from pipeline.decoders.captioner_file import read_model, require_same_split, write_model
+from pipeline.distributed.checkpoint import SharedCheckpoint
+from pipeline.distributed.ranks import ALONE, Ranks
+from pipeline.distributed.world import on_ranks
 from pipeline.features.recipe import require_same_recipe
 from pipeline.generation.generate import greedy_validator, warn_if_below_constant
 from pipeline.runtime import options
-from pipeline.runtime.checkpoint import Checkpoint, discard_if_complete, run_fingerprint
+from pipeline.runtime.checkpoint import discard_if_complete, run_fingerprint
 from pipeline.runtime.device import resolve_device, resolve_dtype, seed_everything
 from pipeline.runtime.files import copy_file
 from pipeline.self_critical.trainer import SelfCriticalTrainer
@@ -30,7 +34,13 @@ log = logging.getLogger(__name__)
 
 
 def scst(
-    trained: Path, features: Path, captions: Path, out: Path, history: Path, config: ScstConfig
+    trained: Path,
+    features: Path,
+    captions: Path,
+    out: Path,
+    history: Path,
+    config: ScstConfig,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Write the best epoch's model to `out` and a row per epoch to `history`.
 
@@ -50,28 +60,31 @@ def scst(
     require_same_split(model, table.info.split_digest, where=str(trained))
     val_split = load_split(cache, table, "val", model.vocabulary, device)
 
-    validated_on = (val_split, model.vocabulary, model.max_length)
+    validated_on = (val_split, model.vocabulary, model.max_length, ranks)
     before = greedy_validator(model.decoder, *validated_on)()
     log.info("epoch 0: bleu_4 %.4g, cider %.4g", before["bleu_4"], before["cider"])
     rows = History(history, rank_by=["cider", "bleu_4"])
     rows.rows = [{"epoch": 0, "reward": None, "cross_entropy": None, **before}]
     if config.epochs == 0:
         log.info("scst.epochs is 0: the trained model stays as it is")
-        copy_file(trained, out)
-        rows.write()
+        if ranks.is_main:
+            copy_file(trained, out)
+            rows.write()
         return
 
     params, inputs = [config.model_dump(), str(dtype)], [trained, cache.index, captions]
     fingerprint = run_fingerprint("scst", params, inputs, device.type)
     train_split = load_split(cache, table, "train", model.vocabulary, device)
-    trainer = SelfCriticalTrainer(model.decoder, train_split, config, dtype, model.max_length)
+    length = model.max_length
+    trainer = SelfCriticalTrainer(model.decoder, train_split, config, dtype, length, ranks)
     validate = greedy_validator(trainer.ema_decoder, *validated_on)
 
     def write_best() -> None:
         write_model(out, replace(model, decoder=trainer.ema_decoder))
 
-    with Checkpoint(out, fingerprint, config.checkpoint_seconds) as checkpoint:
-        copy_file(trained, out)
+    with SharedCheckpoint(ranks, out, fingerprint, config.checkpoint_seconds) as checkpoint:
+        if ranks.is_main:
+            copy_file(trained, out)
         fit(trainer, validate, write_best, out, rows, checkpoint, config.epochs, config.patience)
         warn_if_below_constant(rows.best["cider"] or 0.0, train_split, val_split)
 
@@ -87,4 +100,6 @@ def main(
     params: options.Params = Path("params.yaml"),
 ) -> None:
     """Train the decoder on its own captions' scores."""
-    scst(trained, features, captions, out, history, load_params(params, ScstConfig))
+    config, start = load_params(params, ScstConfig), load_params(params, DistributedConfig)
+    paths = (trained, features, captions, out, history)
+    on_ranks(partial(scst, *paths, config), start.processes, start.timeout, config.device)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 from pipeline.config.schema import ScstConfig, TrainConfig
 from pipeline.dataset.split import Split
 from pipeline.decoders.decoder import Decoder
+from pipeline.distributed.ranks import Ranks
 from pipeline.runtime.checkpoint import State
 from pipeline.training.ema import ModelEma
 from pipeline.training.history import Row
 from pipeline.training.optimizer import load_optimizer, save_optimizer
+
+Result = TypeVar("Result")
 
 
 class BaseTrainer(ABC):
@@ -25,12 +29,15 @@ class BaseTrainer(ABC):
         config: TrainConfig | ScstConfig,
         dtype: torch.dtype,
         optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
     ) -> None:
         """
         Args:
             split: the images and captions to train on.
             dtype: to compute in, by autocast unless it is float32.
+            ranks: that share each batch, and keep the same weights.
         """
+        self.ranks = ranks
         self.decoder, self.split, self.dtype, self.optimizer = decoder, split, dtype, optimizer
         self.device = decoder.feature_mean.device
         self._clip_norm = config.clip_norm
@@ -54,6 +61,12 @@ class BaseTrainer(ABC):
     @abstractmethod
     def _check_finite(self) -> None:
         """Raise an InputError if the sums over this epoch's steps are not finite."""
+
+    def _data_parallel(self, loss: Callable[..., Result]) -> Callable[..., Result]:
+        """The loss of the decoder, on several ranks so that `backward` averages the gradients."""
+        if self.ranks.size == 1:
+            return loss
+        return self.ranks.data_parallel(_Loss(self.decoder, loss))
 
     def _update(self, loss: Tensor) -> Tensor:
         """Backward, clip the gradient's norm, and step; may be part of a CUDA graph.
@@ -99,3 +112,11 @@ class BaseTrainer(ABC):
         """The decoders by their names in the state: one is its own average without an EMA."""
         averaged = {} if self.ema_decoder is self.decoder else {"ema": self.ema_decoder}
         return {"decoder": self.decoder, **averaged}
+
+
+class _Loss(nn.Module):
+    """A loss as a module with the decoder's weights, as data parallelism takes it."""
+
+    def __init__(self, decoder: Decoder, loss: Callable[..., Any]) -> None:
+        super().__init__()
+        self.decoder, self.forward = decoder, loss

@@ -46,7 +46,7 @@ def fit(
             log.info("resuming an interrupted run after epoch %d", history.last_epoch)
     elif history.rows:
         checkpoint.save_best(out)
-    if history.rows:
+    if history.rows and trainer.ranks.is_main:
         history.write()
 
     while not history.is_over(epochs, patience):
@@ -56,10 +56,12 @@ def fit(
         trained = time.monotonic()
         history.rows.append({"epoch": epoch, **stats, **validate()})
         if history.best_epoch == epoch:
-            write_best()
+            if trainer.ranks.is_main:
+                write_best()
             checkpoint.save_best(out)
         save()
-        history.write()
+        if trainer.ranks.is_main:
+            history.write()
         columns = [f"{k} {v:.4g}" for k, v in history.rows[-1].items() if v is not None]
         log.info(
             "epoch %d/%d: %s%s (%.0f s, and %.0f s to validate)",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 import torch
@@ -10,10 +11,19 @@ from torch import Tensor
 
 from pipeline.captions.vocabulary import PAD
 from pipeline.config.schema import TrainConfig
-from pipeline.dataset.batching import Batch, count_batches, iter_batches, pad_to_multiple
+from pipeline.dataset.batching import (
+    Batch,
+    BatchPart,
+    count_batches,
+    iter_batches,
+    pad_to_multiple,
+    take_part,
+)
 from pipeline.dataset.feature_dataset import add_noise
 from pipeline.dataset.split import Split
 from pipeline.decoders.decoder import Decoder
+from pipeline.decoders.dropout import set_parts
+from pipeline.distributed.ranks import ALONE, Ranks
 from pipeline.runtime.checkpoint import State
 from pipeline.runtime.cuda_graphs import CudaGraphs
 from pipeline.runtime.errors import InputError
@@ -31,16 +41,22 @@ class Trainer(BaseTrainer):
     first step, and the mean loss per token in nats."""
 
     def __init__(
-        self, decoder: Decoder, config: TrainConfig, split: Split, dtype: torch.dtype
+        self,
+        decoder: Decoder,
+        config: TrainConfig,
+        split: Split,
+        dtype: torch.dtype,
+        ranks: Ranks = ALONE,
     ) -> None:
         optimizer = adamw(decoder, config.learning_rate, config.weight_decay)
-        super().__init__(decoder, split, config, dtype, optimizer)
+        super().__init__(decoder, split, config, dtype, optimizer, ranks)
         captions = split.captions
         # Shrink batches of small data sets so that an epoch has `min_epoch_steps`.
         batch_size = min(config.batch_size, max(1, len(captions) // config.min_epoch_steps))
         self.config = config.model_copy(update={"batch_size": batch_size})
         self.steps_per_epoch = count_batches(captions, batch_size, config.feature_kind == "grid")
         self.total_steps = config.epochs * self.steps_per_epoch
+        self._train_loss = self._data_parallel(partial(caption_loss, decoder))
         self._train_step, self._val_loss = CudaGraphs(self._step), CudaGraphs(self._loss)
         self._shuffle = torch.Generator().manual_seed(config.seed)
         self._global_step = 0  # over all epochs
@@ -69,16 +85,23 @@ class Trainer(BaseTrainer):
             total=self.steps_per_epoch,
             unit="batch",
             initial=self._epoch_step,
+            shown=self.ranks.is_main,
         ):
-            features = self.split.features.draw(batch.images)  # (P, …)
-            features = add_noise(features, decoder.feature_std, config.feature_noise)
+            images = self.ranks.part(len(batch.images))
+            part = None if images is None else take_part(batch, images)
+            features = self.split.features.draw(batch.images, images)  # (P, …)
+            features = add_noise(features, decoder.feature_std, config.feature_noise, images)
             # Scheduled sampling rises linearly over the training. Its forward pass only picks
             # tokens, so it needs no autocast.
             sampling_prob = config.scheduled_sampling * self._global_step / self.total_steps
-            inputs = scheduled_sampling(decoder, features, batch.inputs, sampling_prob)
+            inputs = scheduled_sampling(decoder, features, batch.inputs, sampling_prob, part)
             set_learning_rate(self.optimizer, self.learning_rate_at(self._global_step))
             self._ema.count_step()
-            self._train_step(features, inputs, batch.targets, *batch.extra)
+            if part is None:
+                self._train_step(features, inputs, batch.targets, *batch.extra)
+            else:  # without a CUDA graph, which cannot hold the ranks' communication
+                own = part.batch
+                self._step(features, inputs, own.targets, *own.extra, part=part)
             self._tokens += batch.tokens
             self._epoch_step += 1
             if self.device.type == "cpu" or self._epoch_step % CHECK_EVERY == 0:
@@ -92,22 +115,34 @@ class Trainer(BaseTrainer):
         }
 
     def _step(
-        self, features: Tensor, inputs: Tensor, targets: Tensor, *token_index: Tensor
+        self,
+        features: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
+        *token_index: Tensor,
+        part: BatchPart | None = None,
     ) -> tuple[Tensor]:
-        """One training step; the mean loss per token."""
-        config = self.config
-        loss = caption_loss(
-            self.decoder,
+        """One training step on a batch, or on all ranks' parts of it; the mean loss per token."""
+        config, size = self.config, self.ranks.size
+        if part is not None:
+            set_parts(self.decoder, part.parts)
+        loss = self._train_loss(
             features,
-            apply_word_dropout(inputs, config.word_dropout),
+            apply_word_dropout(inputs, config.word_dropout, part.captions if part else None),
             targets,
             *token_index,
             label_smoothing=config.label_smoothing,
             dtype=self.dtype,
+            # The mean of the ranks' losses is the batch's, and so are those of the gradients.
+            tokens=None if part is None else part.tokens / size,
         )
         not_finite = self._update(loss)
         loss = loss.detach()
-        self._total_loss += loss.double() * (targets != PAD).sum() + not_finite
+        if part is None:
+            self._total_loss += loss.double() * (targets != PAD).sum() + not_finite
+        else:
+            loss = self.ranks.sum(loss.double()) / size
+            self._total_loss += loss * part.tokens + not_finite
         return (loss,)
 
     def _check_finite(self) -> None:
@@ -123,12 +158,18 @@ class Trainer(BaseTrainer):
     def loss(self, split: Split) -> float:
         """Mean cross-entropy per token in nats, without smoothing: comparable across params."""
         self.ema_decoder.eval()
-        total, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for batch in iter_split_batches(split, self.config, shuffle=None, device=self.device):
+        losses, tokens = [], 0
+        batches = iter_split_batches(split, self.config, shuffle=None, device=self.device)
+        for batch in self.ranks.shard(batches):
             features = split.features[batch.images]
             (loss,) = self._val_loss(features, batch.inputs, batch.targets, *batch.extra)
-            total, tokens = total + loss.double() * batch.tokens, tokens + batch.tokens
-        return float(total) / tokens
+            losses.append(loss.double() * batch.tokens)
+            tokens += batch.tokens
+        total = 0.0
+        # One by one and in order, whatever the number of ranks: `sum` would compensate roundings.
+        for part in self.ranks.merge_shards(torch.stack(losses).tolist() if losses else []):
+            total += part
+        return total / sum(self.ranks.gather(tokens))
 
     def _loss(self, *batch: Tensor) -> tuple[Tensor]:
         loss = caption_loss(self.ema_decoder, *batch, label_smoothing=0.0, dtype=self.dtype)
@@ -177,6 +218,7 @@ def caption_loss(
     *,
     label_smoothing: float,
     dtype: torch.dtype,
+    tokens: float | None = None,
 ) -> Tensor:
     """Mean cross-entropy per token of a batch, with label smoothing (Szegedy et al. 2016).
 
@@ -185,6 +227,7 @@ def caption_loss(
         inputs: (B, T), the batch's own, or with words dropped.
         targets: (B, T).
         token_index: where the flattened targets are not <pad>, if known (see `Batch`).
+        tokens: what to divide the sum by, if it is not the number of this batch's tokens.
     """
     targets = targets.flatten()
     with torch.autocast(targets.device.type, dtype, enabled=dtype != torch.float32):
@@ -194,6 +237,12 @@ def caption_loss(
             hidden = hidden[rows]
             targets = F.pad(targets[token_index], (0, len(rows) - len(token_index)), value=PAD)
         logits = decoder.logits(hidden)  # (rows, V)
-    return F.cross_entropy(
-        logits.float(), targets, ignore_index=PAD, label_smoothing=label_smoothing
+    reduction = "mean" if tokens is None else "sum"
+    loss = F.cross_entropy(
+        logits.float(),
+        targets,
+        ignore_index=PAD,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
     )
+    return loss if tokens is None else loss / tokens
