@@ -76,11 +76,11 @@ def write_coco(folder: Path, num_images: int) -> None:
     (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
 
 
-def run(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
-    """Run a command; return its seconds, and its own memory in GB: without pages of files."""
+def run(arguments: Sequence[str], folder: Path, module: str = "pipeline") -> tuple[float, float]:
+    """Run a module; return its seconds, and its own memory in GB: without pages of files."""
     began, peak = time.monotonic(), 0
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(
         command,
         cwd=folder,

@@ -15,15 +15,16 @@ from pipeline.runtime.errors import ArtifactError
 
 ORIGINAL = 0.4  # the probability of the image itself among its augmentations (docs/results.md)
 CHUNK = 4_000_000  # numbers read together
+RESIDENT_BYTES = 2**29  # of vectors on a CPU
 READERS = 8  # threads that read and verify rows for a GPU
 
 
 class FeatureDataset:
     """The features of N images, by index.
 
-    Vectors are held on the device, and so are grids on a GPU with room for twice as much. Other
-    grids stay in the memory-mapped file, whose pages all processes share. Rows are checksummed on
-    every read from the file: disks can corrupt data during long runs.
+    They are held on a GPU with room for twice as much, and so are up to half a gigabyte of vectors
+    on a CPU. Others stay in the memory-mapped file, whose pages all processes share. Rows are
+    checksummed on every read from the file: disks can corrupt data during long runs.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class FeatureDataset:
         self._cache, self.device = cache, device
         self.shape = cache.array.shape[1:]
         self._resident: Tensor | None = None
-        if len(self.shape) == 1 or self._fits():
+        if self._fits():
             kind = getattr(torch, cache.array.dtype.name)
             self._resident = torch.empty(self._rows.size, *self.shape, dtype=kind, device=device)
         self.mean, self.std = self._compute_stats()
@@ -85,10 +86,10 @@ class FeatureDataset:
         return torch.from_numpy(self._cache.read_verified(rows)).to(self.device).float()
 
     def _fits(self) -> bool:
-        if self.device.type != "cuda":
-            return False
         size = self._rows.size * math.prod(self.shape) * self._cache.array.dtype.itemsize
-        return 2 * size < torch.cuda.mem_get_info(self.device)[0]
+        if self.device.type == "cuda":
+            return 2 * size < torch.cuda.mem_get_info(self.device)[0]
+        return len(self.shape) == 1 and size <= RESIDENT_BYTES
 
     def _compute_stats(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (D,) over images and cells, float32, without augmentations.
