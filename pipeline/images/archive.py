@@ -2,8 +2,11 @@
 
 import logging
 import zipfile
+from bisect import bisect_left
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from pipeline.images.decode import MAX_BYTES
 from pipeline.images.names import (
@@ -19,6 +22,8 @@ from pipeline.images.zip_files import decoded_path, is_junk, open_zip, read_memb
 from pipeline.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
+
+FIELDS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
 
 
 class ImageArchive:
@@ -38,9 +43,10 @@ class ImageArchive:
         self.other_files: set[str] = set()  # names of the files that are not images
         unsupported: list[str] = []
         for member in self._zip.infolist():
-            member_path = normalize_path(decoded_path(member))
-            if is_junk(decoded_path(member)):
+            name = decoded_path(member)
+            if is_junk(name):
                 continue
+            member_path = normalize_path(name)
             if not is_image_name(member_path):
                 self.other_files.add(PurePosixPath(member_path).name)
                 if is_unsupported_name(member_path):
@@ -55,15 +61,20 @@ class ImageArchive:
                 f"{path} has no images; expected {' '.join(sorted(EXTENSIONS))}, found {found}"
             )
         folder = common_folder(members)
-        self._members = {name.removeprefix(folder): member for name, member in members.items()}
         # Images of a format that is not read, and its suffix.
         self.unsupported = {
             path.removeprefix(folder): PurePosixPath(path).suffix for path in sorted(unsupported)
         }
-        for image_id in self._members:
+        paths = {name.removeprefix(folder): name for name in members}
+        for image_id in paths:
             check_id(image_id, where=str(path))
-        for image_id in excluded:
-            self._members.pop(image_id, None)
+        self.ids = sorted(paths.keys() - set(excluded))  # all image ids, sorted
+        # Half a kilobyte an image becomes 150 bytes: an archive may have millions, in many workers.
+        kept = [members[paths[image_id]] for image_id in self.ids]
+        self._fields = np.array([[getattr(member, f) for f in FIELDS] for member in kept], np.int64)
+        self._names = [member.orig_filename for member in kept]
+        self._zip.filelist.clear()
+        self._zip.NameToInfo.clear()
 
     def __enter__(self) -> "ImageArchive":
         return self
@@ -72,18 +83,14 @@ class ImageArchive:
         self._zip.close()
 
     @property
-    def ids(self) -> list[str]:
-        """All image ids, sorted."""
-        return sorted(self._members)
-
-    @property
     def fingerprints(self) -> list[str]:
         """Each image's id, CRC-32 and size, in the order of `ids`.
 
         They come from the zip's directory: no image is read.
         """
-        members = [(image_id, self._members[image_id]) for image_id in self.ids]
-        return [f"{image_id} {member.CRC:08x} {member.file_size}" for image_id, member in members]
+        crc, size = FIELDS.index("CRC"), FIELDS.index("file_size")
+        values = zip(self.ids, self._fields[:, [crc, size]].tolist(), strict=True)
+        return [f"{image_id} {crc:08x} {size}" for image_id, (crc, size) in values]
 
     def read(self, image_id: str) -> bytes:
         """Return the bytes of one image file; verify its checksum.
@@ -91,6 +98,10 @@ class ImageArchive:
         Raises:
             InputError: the image is missing or damaged.
         """
-        if image_id not in self._members:
+        row = bisect_left(self.ids, image_id)
+        if self.ids[row : row + 1] != [image_id]:
             raise InputError(f"{self.path} has no image {image_id!r}")
-        return read_member(self._zip, self._members[image_id], MAX_BYTES)
+        member = zipfile.ZipInfo(self._names[row])
+        for field, value in zip(FIELDS, self._fields[row].tolist(), strict=True):
+            setattr(member, field, value)
+        return read_member(self._zip, member, MAX_BYTES)

@@ -29,8 +29,8 @@ def to_posix(path: str) -> str:
 
 def normalize_path(path: str) -> str:
     """Return a path with `/` between folders, in NFC, without a leading `/`, `.` or `..`."""
-    parts = PurePosixPath(unicodedata.normalize("NFC", to_posix(path))).parts
-    return "/".join(part for part in parts if part not in ("/", ".."))
+    parts = unicodedata.normalize("NFC", to_posix(path)).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))
 
 
 def common_folder(paths: Iterable[str]) -> str:
@@ -42,12 +42,18 @@ def common_folder(paths: Iterable[str]) -> str:
 
 
 def is_image_name(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+    return _extension(name) in EXTENSIONS
 
 
 def is_unsupported_name(name: str) -> bool:
     """Whether a file is an image of a format that is not read."""
-    return PurePosixPath(name).suffix.lower() in UNSUPPORTED
+    return _extension(name) in UNSUPPORTED
+
+
+def _extension(path: str) -> str:
+    """As `PurePosixPath.suffix`, in lower case, and much faster: a zip may have a million names."""
+    stem, dot, extension = path.rpartition("/")[2].rpartition(".")
+    return (dot + extension).lower() if stem and extension else ""
 
 
 def check_id(image_id: str, where: str) -> None:

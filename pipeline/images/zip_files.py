@@ -5,7 +5,7 @@ import struct
 import zipfile
 import zlib
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipeline.images.names import to_posix
 from pipeline.runtime.errors import ArtifactError, InputError
@@ -50,7 +50,7 @@ def decoded_path(member: zipfile.ZipInfo) -> str:
     macOS's Finder writes UTF-8 without its flag, and Python then decodes it as cp437.
     """
     name = member.filename
-    if not member.flag_bits & UTF8_NAME:
+    if not member.flag_bits & UTF8_NAME and not name.isascii():
         with suppress(UnicodeError):  # it is cp437
             name = name.encode("cp437").decode("utf-8")
     return to_posix(name)
@@ -58,8 +58,8 @@ def decoded_path(member: zipfile.ZipInfo) -> str:
 
 def is_junk(path: str) -> bool:
     """Whether a member is a folder or one of the files that macOS adds to a zip."""
-    parts = PurePosixPath(path).parts
-    return not parts or path.endswith("/") or "__MACOSX" in parts or parts[-1].startswith("._")
+    parts = path.split("/")
+    return not parts[-1] or "__MACOSX" in parts or parts[-1].startswith("._")
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: int) -> bytes:
