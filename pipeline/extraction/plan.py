@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Protocol
 
 from pipeline.backbones.weights import BackboneWeights
 from pipeline.config.schema import ExtractConfig
@@ -12,13 +12,9 @@ from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 
 
 class Extractor(Protocol):
-    """Extracts rows of a feature cache; a context manager, for it holds files or workers."""
+    """Extracts rows of a feature cache."""
 
     plan: "ExtractionPlan"
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
     def extract(self, begin: int, end: int, files: Sequence[RowFile] = ()) -> Iterator[Rows]:
         """Yield the rows from `begin`, a multiple of the plan's batch size, to `end`, in order.

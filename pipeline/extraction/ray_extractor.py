@@ -51,13 +51,15 @@ class Place:
 class RayWorker:
     """An `ExtractionWorker` in a process of its own."""
 
-    def __init__(self, *args: Any) -> None:
-        self._args = args  # opened by the first call: what a constructor raises is hard to read
+    def __init__(self, inputs: ExtractInputs, *args: Any) -> None:
+        self._inputs, self._args = inputs, args
         self._worker: ExtractionWorker | None = None
 
     def plan(self) -> tuple[ExtractionPlan, Place]:
+        """Get ready. Not the constructor's work: what that raises is hard to read."""
         with _naming_the_host():
-            self._worker = ExtractionWorker(*self._args)
+            archive = self._inputs.open_archive()
+            self._worker = ExtractionWorker(archive, self._inputs.backbone, *self._args)
         return self._worker.plan, Place(socket.gethostname(), os.getpid())
 
     def extract(self, begin: int, end: int, shared: SharedFiles) -> Rows:

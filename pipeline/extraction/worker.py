@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
 
 import torch
 
@@ -36,11 +35,12 @@ class ExtractInputs:
 
 
 class ExtractionWorker:
-    """Extracts any range of a cache's rows. A context manager, which closes the archive."""
+    """Extracts any range of a cache's rows."""
 
     def __init__(
         self,
-        inputs: ExtractInputs,
+        archive: ImageArchive,
+        backbone: Path,
         config: ExtractConfig,
         plan: ExtractionPlan | None = None,
         num_workers: int | None = None,
@@ -56,7 +56,7 @@ class ExtractionWorker:
         self._config = config
         device = resolve_device(config.device)
         seed_everything(0, config.deterministic)
-        backbones = read_backbones(inputs.backbone)
+        backbones = read_backbones(backbone)
         recipe = plan.recipe if plan else make_recipe(backbones, config)
         if config.batch_size == "auto":
             batch = default_batch_size(recipe, device)
@@ -65,13 +65,13 @@ class ExtractionWorker:
         if num_workers is None and config.num_workers != "auto":
             num_workers = config.num_workers
         self._num_workers = num_workers or default_num_workers(device)
-        self._archive = inputs.open_archive()
-        ids, numbers = self._archive.ids, range(1 + config.augmentations)
+        self._archive = archive
+        ids, numbers = archive.ids, range(1 + config.augmentations)
         self._samples = [Sample(image_id, number) for number in numbers for image_id in ids]
         precision = plan.precision if plan else config.precision
         jpeg_decoder = plan.recipe.jpeg_decoder if plan else config.jpeg_decoder
-        self._cnn = build_extractor(backbones, recipe, device, precision, batch, self._archive)
-        recipe = choose_jpeg_decoder(self._cnn, jpeg_decoder, batch, self._archive)
+        self._cnn = build_extractor(backbones, recipe, device, precision, batch, archive)
+        recipe = choose_jpeg_decoder(self._cnn, jpeg_decoder, batch, archive)
         self._cnn.recipe = recipe
         self.plan = ExtractionPlan(
             recipe,
@@ -83,12 +83,6 @@ class ExtractionWorker:
         )
         if plan not in (None, self.plan):
             raise InputError(f"this machine would extract by {self.plan}, the others by {plan}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._archive.__exit__()
 
     def extract(self, begin: int, end: int, files: Sequence[RowFile] = ()) -> Iterator[Rows]:
         """Yield the rows from `begin`, a multiple of the batch size, to `end`, batch by batch.

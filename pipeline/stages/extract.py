@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +14,11 @@ from pipeline.config.load import load_params
 from pipeline.config.schema import DistributedConfig, ExtractConfig
 from pipeline.extraction.feature_writer import resume_features
 from pipeline.extraction.parts import parse_part, part_rows
-from pipeline.extraction.plan import Extractor
+from pipeline.extraction.plan import ExtractionPlan, Extractor
 from pipeline.extraction.worker import ExtractInputs, ExtractionWorker
 from pipeline.features.cache_file import CacheSpec
 from pipeline.features.shards import is_shard_folder
+from pipeline.images.archive import ImageArchive
 from pipeline.runtime import options
 from pipeline.runtime.checkpoint import Checkpoint, run_fingerprint
 from pipeline.runtime.errors import InputError, pluralize
@@ -50,24 +53,20 @@ def extract(
         InputError: an image or the weights cannot be used, or a feature is not finite.
     """
     inputs = ExtractInputs(images, unreadable, backbone)
-    with inputs.open_archive() as archive:
-        ids, image_prints = archive.ids, archive.fingerprints
-    prints = [f"{print_} {k}" for k in range(1 + config.augmentations) for print_ in image_prints]
-    with _open_extractor(inputs, config, distributed) as extractor:
-        plan = extractor.plan
+    with (
+        inputs.open_archive() as archive,
+        _open_extractor(inputs, archive, config, distributed) as extractor,
+    ):
+        plan, images_now = extractor.plan, archive.fingerprints
+        prints = [f"{image} {k}" for k in range(1 + config.augmentations) for image in images_now]
         fingerprint = run_fingerprint(
             "extract", [config.model_dump(), asdict(plan), part], [backbone], plan.device
         )
-        spec = CacheSpec(
-            *(ids, plan.feature_shape, config.dtype, plan.recipe, config.augmentations),
-            shard_rows=config.shard_rows,
-        )
-        if part:
-            spec = replace(spec, part=part_rows(part, spec.num_rows, plan.batch_size))
+        spec = _spec(archive.ids, plan, config, part)
         begin, end = spec.rows.start, spec.rows.stop
-        seconds, folder = config.checkpoint_seconds, is_shard_folder(out)
+        settings = (fingerprint, config.checkpoint_seconds, is_shard_folder(out))
         with (
-            Checkpoint(out, fingerprint, seconds, may_be_folder=folder) as checkpoint,
+            Checkpoint(out, *settings) as checkpoint,
             resume_features(out, spec, checkpoint, prints[begin:end], plan.batch_size) as writer,
         ):
             began, resumed = time.monotonic(), writer.rows_written
@@ -92,18 +91,34 @@ def extract(
         )
 
 
+def _spec(
+    ids: Sequence[str], plan: ExtractionPlan, config: ExtractConfig, part: tuple[int, int] | None
+) -> CacheSpec:
+    values = (plan.feature_shape, config.dtype, plan.recipe, config.augmentations)
+    spec = CacheSpec(ids, *values, config.shard_rows)
+    if part is None:
+        return spec
+    return replace(spec, part=part_rows(part, spec.num_rows, plan.batch_size))
+
+
+@contextmanager
 def _open_extractor(
-    inputs: ExtractInputs, config: ExtractConfig, distributed: DistributedConfig | None
-) -> Extractor:
+    inputs: ExtractInputs,
+    archive: ImageArchive,
+    config: ExtractConfig,
+    distributed: DistributedConfig | None,
+) -> Iterator[Extractor]:
     if distributed is None or distributed.engine == "local":
-        return ExtractionWorker(inputs, config)
+        yield ExtractionWorker(archive, inputs.backbone, config)
+        return
     try:
         from pipeline.extraction.ray_extractor import RayExtractor
     except ModuleNotFoundError:
         raise InputError(
             "distributed.engine is ray, which is not installed; run pip install 'showtell[ray]'"
         ) from None
-    return RayExtractor(inputs, config, distributed)
+    with RayExtractor(inputs, config, distributed) as extractor:
+        yield extractor
 
 
 def main(
