@@ -46,6 +46,8 @@ def one_line_errors() -> Iterator[None]:
             handler = logging.StreamHandler(sys.stderr)
             handler.setFormatter(SanitizingFormatter())
             logging.basicConfig(level=logging.INFO, handlers=[handler])
+            if "RANK" in os.environ:  # torch reports lost connections with stacks, on many lines
+                os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
             if isinstance(sys.stdout, io.TextIOWrapper):  # for captions on an ASCII terminal
                 sys.stdout.reconfigure(errors="backslashreplace")
             yield

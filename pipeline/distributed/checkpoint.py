@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from torch import Tensor
 
@@ -37,6 +37,10 @@ class SharedCheckpoint(Checkpoint):
 
     def stops(self, interrupted: bool) -> bool:
         return self._ranks.any(interrupted)
+
+    def interrupt(self) -> NoReturn:
+        self._ranks.broadcast(None)  # until rank 0 has saved
+        super().interrupt()
 
     def is_due(self) -> bool:
         return self._ranks.is_main and super().is_due()

@@ -11,17 +11,20 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
+import torch.distributed as dist
 from torch.distributed import Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.distributed.roll_call import POLL, REPORTED, RollCall
+from pipeline.distributed.roll_call import POLL, RollCall
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.signals import handle_stop_signals
 
 LOOPBACK = "127.0.0.1"
+INTERRUPTED = 130  # a rank's exit code
 LAUNCHED = "SHOWTELL_LAUNCHED"  # in the environment of ranks that `launch` started
+SILENT = (INTERRUPTED, *(-number for number in signal.Signals))  # exit codes without a report
 GRACE = 5.0  # seconds that ranks have to end once one has failed
 
 
@@ -37,7 +40,6 @@ def launch(command: Sequence[str], processes: int) -> None:
     shared = {
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         "OMP_NUM_THREADS": str(max(1, num_cores() // processes)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
         "MASTER_ADDR": LOOPBACK,
         "MASTER_PORT": str(store.port),
@@ -57,49 +59,37 @@ def launch(command: Sequence[str], processes: int) -> None:
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # In a session of its own, since Ctrl-C would reach both it and this process.
             ranks.append(subprocess.Popen(command, env=shared | own, start_new_session=True))
-        first_killed, told, end = None, 0, float("inf")
-        while running := [process for process in ranks if process.poll() is None]:
+        first, told, end = None, 0, float("inf")
+        while True:
+            running = [process for process in ranks if process.poll() is None]
             failed = [rank for rank, process in enumerate(ranks) if process.returncode]
             if failed and end == float("inf"):
-                killed = [rank for rank in failed if ranks[rank].returncode < 0]
-                if killed and RollCall(store, -1, processes).claim_report():
-                    first_killed = killed[0]
+                silent = [rank for rank in failed if ranks[rank].returncode in SILENT]
+                if silent:
+                    code = INTERRUPTED if ranks[silent[0]].returncode > 0 else 1
+                    if RollCall(store, -1, processes).claim_report(code):
+                        first = silent[0]
                 end = time.monotonic() + GRACE
                 _send(signal.SIGTERM, running)
+            if not running:
+                break
             if signals > told:  # a second signal does not wait
                 _send(signal.SIGKILL if told else signal.SIGTERM, running)
                 told = signals
             if time.monotonic() > end:
                 _send(signal.SIGKILL, running)
             time.sleep(POLL)
-    _conclude(ranks, first_killed, interrupted=signals > 0, reported=store.add(REPORTED, 0) > 0)
-
-
-def _conclude(
-    ranks: Sequence[subprocess.Popen[bytes]],
-    first_killed: int | None,
-    interrupted: bool,
-    reported: bool,
-) -> None:
     codes = [process.returncode for process in ranks]
-    if not any(codes):
-        return
-    killed = [rank for rank, code in enumerate(codes) if code < 0]
-    if first_killed is None and killed and not (reported or interrupted):
-        first_killed = killed[0]
-    if first_killed is not None:
-        _raise_killed(first_killed, ranks[first_killed])
-    if interrupted or (130 in codes and not reported):
+    if first is not None and codes[first] < 0:
+        name = signal.Signals(-codes[first]).name
+        raise InputError(
+            f"rank {first} (process {ranks[first].pid}) was ended by {name}, and with it the run; "
+            "rerun the same command to resume"
+        )
+    if first is not None or (signals and any(codes)):
         raise KeyboardInterrupt
-    raise SystemExit(1)
-
-
-def _raise_killed(rank: int, process: subprocess.Popen[bytes]) -> NoReturn:
-    name = signal.Signals(-process.returncode).name
-    raise InputError(
-        f"rank {rank} (process {process.pid}) was ended by {name}, and with it the run; rerun "
-        "the same command to resume"
-    )
+    if any(codes):
+        raise SystemExit(1)
 
 
 def _send(number: signal.Signals, processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -109,11 +99,13 @@ def _send(number: signal.Signals, processes: Sequence[subprocess.Popen[bytes]]) 
 
 def join_store(rank: int, size: int, timeout: timedelta) -> Store:
     """The store that all ranks share: the launching process's, torchrun's, or else rank 0's."""
-    if LAUNCHED in os.environ:
-        port = int(os.environ["MASTER_PORT"])
-        return TCPStore(LOOPBACK, port, is_master=False, timeout=timeout)
-    store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
-    return store
+    if LAUNCHED not in os.environ and dist.is_torchelastic_launched():
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+        return store
+    hosts = rank == 0 and LAUNCHED not in os.environ
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # Rank 0 does not wait here for the others, since it could not say which of them is missing.
+    return TCPStore(*where, is_master=hosts, wait_for_workers=False, timeout=timeout)
 
 
 def num_cores() -> int:

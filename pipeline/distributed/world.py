@@ -7,13 +7,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn
 
 import torch
 
-from pipeline.distributed.launch import LAUNCHED, join_store, launch
+from pipeline.distributed.launch import INTERRUPTED, LAUNCHED, join_store, launch
 from pipeline.distributed.ranks import ALONE, Ranks
-from pipeline.distributed.roll_call import RollCall, name_ranks
+from pipeline.distributed.roll_call import RollCall, exit_at_once, name_ranks
 from pipeline.runtime.device import DeviceName, resolve_device
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.signals import handle_stop_signals
@@ -60,8 +59,10 @@ def _join(work: Callable[[Ranks], None], timeout: float, device: DeviceName) -> 
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
         raise InputError(f"rank {rank} cannot meet the others at {where}: {reason}") from None
-    roll_call = RollCall(store, rank, size)
+    holds_store = rank == 0 and LAUNCHED not in os.environ
+    roll_call = RollCall(store, rank, size, holds_store)
     with _reported_once(roll_call, timeout):
+        roll_call.exit_when_reported()
         roll_call.wait_for_all(timeout)
         on_gpu = resolve_device(device).type == "cuda"
         if on_gpu:
@@ -88,18 +89,17 @@ def _reported_once(roll_call: RollCall, timeout: float) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if LAUNCHED in os.environ or not roll_call.claim_report():
-            _exit(130)  # `launch` reports it
+        if LAUNCHED in os.environ:
+            exit_at_once(INTERRUPTED)  # `launch` reports it
+        _claim(roll_call, INTERRUPTED)
         raise
     except Exception as error:
         if not _is_lost_connection(error):
-            if not roll_call.claim_report():
-                _exit(1)
+            _claim(roll_call, 1)
             raise
         with handle_stop_signals(lambda *_: None):  # whoever started the ranks ends them all
             absent = roll_call.absent(GRACE)
-            if not roll_call.claim_report():
-                _exit(1)
+            _claim(roll_call, 1)
         if not absent:
             reason = str(error).splitlines()[0]
             raise InputError(f"the ranks lost their connection: {reason}") from None
@@ -109,17 +109,16 @@ def _reported_once(roll_call: RollCall, timeout: float) -> Iterator[None]:
         ) from None
 
 
+def _claim(roll_call: RollCall, code: int) -> None:
+    """Return if this rank is the one to report a failure, or else exit."""
+    if not roll_call.claim_report(code):
+        exit_at_once(code)
+
+
 def _is_lost_connection(error: Exception) -> bool:
     """Gloo raises a RuntimeError that names its source file."""
     lost = isinstance(error, torch.distributed.DistError)
     return lost or (isinstance(error, RuntimeError) and "gloo" in str(error))
-
-
-def _exit(code: int) -> NoReturn:
-    """Exit at once: an orderly end would wait for ranks that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _variable(name: str, default: str | None = None) -> str:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -162,17 +162,21 @@ class Checkpoint:
             if stops or self.is_due():
                 save()
             if stops:
-                raise KeyboardInterrupt
+                self.interrupt()
 
         with handle_stop_signals(on_signal):
             yield after_step
         save()
         if self.stops(interrupted):
-            raise KeyboardInterrupt
+            self.interrupt()
 
     def stops(self, interrupted: bool) -> bool:
         """Whether the run ends after this step, with a stop signal in this process or without."""
         return interrupted
+
+    def interrupt(self) -> NoReturn:
+        """End the run, whose state has been saved."""
+        raise KeyboardInterrupt
 
     def save_best(self, model: Path) -> None:
         """Copy the best model: DVC deletes a stage's outputs before it reruns the stage.
