@@ -78,8 +78,7 @@ def describe_model(captioner: Captioner, folder: Path, limits: Limits) -> dict[s
             "max_bytes": limits.max_bytes,
             "max_pixels": limits.max_pixels,
             "types": list(TYPES),
-            "beam_size": int(PARAMETERS["beam_size"].maximum),
-            "alternatives": int(PARAMETERS["alternatives"].maximum),
+            **{name: one.maximum for name, one in PARAMETERS.items() if one.kind is not bool},
         },
         "card": _read_card(folder / "README.md"),
     }

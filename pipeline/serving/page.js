@@ -1,12 +1,12 @@
 // The page. All text is inserted as text: captions and model cards are untrusted.
+import { searchParams, setOwnSearch, watchSliders } from "./sliders.js";
 import { showWords } from "./words.js";
 
 const PATIENCE = 180; // ms that a slider rests before the photo is captioned again
 const TRIES = 4; // if the server is busy
 const byId = (id) => document.getElementById(id);
 const [stage, start, image, result] = ["stage", "start", "image", "result"].map(byId);
-const [problem, said, controls] = ["problem", "said", "controls"].map(byId);
-const sliders = { beam_size: byId("beams"), length_penalty: byId("length"), diversity_penalty: byId("diversity") };
+const [problem, said, noPreview] = ["problem", "said", "no-preview"].map(byId);
 let model = null; // what /api/model says
 let photo = null; // the Blob that is shown
 let latest = null; // the AbortController of the last request
@@ -30,20 +30,24 @@ function take(blob) {
   answer = null;
   clear();
   image.hidden = false;
-  byId("no-preview").hidden = true;
+  noPreview.hidden = true;
   image.src = URL.createObjectURL(blob);
-  stage.hidden = false;
-  start.hidden = true;
-  document.body.classList.add("shown");
+  setShown(true);
   byId("examples-title").textContent = "Try another";
   result.focus({ preventScroll: true });
   stage.scrollIntoView({ block: "nearest" });
   describe();
 }
 
+function setShown(shown) {
+  stage.hidden = !shown;
+  start.hidden = shown;
+  document.body.classList.toggle("shown", shown);
+}
+
 image.addEventListener("error", () => {
   image.hidden = true;
-  byId("no-preview").hidden = false;
+  noPreview.hidden = !answer; // until then nobody knows whether the model can read it
 });
 for (const id of ["file", "camera"]) {
   byId(id).addEventListener("change", ({ target }) => {
@@ -88,15 +92,6 @@ document.addEventListener("drop", (event) => {
 
 // Captions.
 
-function query() {
-  const beams = Number(sliders.beam_size.value), diversity = Number(sliders.diversity_penalty.value);
-  const groups = diversity > 0 ? beams : 1; // each group of beams has one
-  return new URLSearchParams({
-    beam_size: beams, length_penalty: sliders.length_penalty.value, beam_groups: groups,
-    diversity_penalty: diversity, alternatives: Math.min(3, beams - 1), attention: Boolean(model?.attention),
-  });
-}
-
 async function describe() {
   latest?.abort();
   const mine = (latest = new AbortController());
@@ -107,7 +102,12 @@ async function describe() {
     const found = await ask(mine.signal);
     if (mine === latest) show(found);
   } catch (error) {
-    if (mine === latest && error.name !== "AbortError") fail(error.message);
+    if (mine !== latest || error.name === "AbortError") return;
+    fail(error.message);
+    if (!answer) { // there is nothing to show: choose another photo
+      setShown(false);
+      start.querySelector("button").focus();
+    }
   } finally {
     if (mine === latest) result.setAttribute("aria-busy", "false");
   }
@@ -118,7 +118,8 @@ async function ask(signal) {
     let response;
     try {
       const headers = { "Content-Type": photo.type || "application/octet-stream" };
-      response = await fetch("api/caption?" + query(), { method: "POST", headers, body: photo, signal });
+      const query = new URLSearchParams({ ...searchParams(), attention: Boolean(model?.attention) });
+      response = await fetch("api/caption?" + query, { method: "POST", headers, body: photo, signal });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Error("The server cannot be reached. Is it still running?");
@@ -138,7 +139,6 @@ function sentence(text) {
 function fail(message) {
   problem.textContent = message;
   problem.hidden = false;
-  if (!answer && photo) clear();
 }
 
 function clear() {
@@ -148,6 +148,7 @@ function clear() {
 
 function show(found) {
   answer = found;
+  noPreview.hidden = !image.hidden;
   showWords(found);
   const others = found.alternatives.map((other) => {
     const item = element("li", {}, element("p", { textContent: other.caption }));
@@ -175,29 +176,12 @@ function showConfidence(value) {
   byId("confidence-words").textContent = meaning;
 }
 
-// Sliders.
-
-function label() {
-  for (const slider of Object.values(sliders)) {
-    const value = Number(slider.value);
-    controls.querySelector(`output[for="${slider.id}"]`).textContent =
-      slider.id === "beams" ? value : slider.id === "diversity" && !value ? "off" : value.toFixed(1);
-  }
-  sliders.diversity_penalty.disabled = sliders.beam_size.value === "1";
-}
+// The search, and the caption to take away.
 
 let resting = 0;
-function again() {
-  label();
+watchSliders(() => {
   clearTimeout(resting);
-  if (photo) resting = setTimeout(describe, PATIENCE);
-}
-controls.addEventListener("input", again);
-controls.addEventListener("submit", (event) => event.preventDefault());
-controls.addEventListener("reset", (event) => {
-  event.preventDefault();
-  setDefaults();
-  again();
+  if (!stage.hidden) resting = setTimeout(describe, PATIENCE);
 });
 byId("copy").hidden = !navigator.clipboard?.writeText;
 byId("copy").addEventListener("click", async ({ target }) => {
@@ -206,13 +190,6 @@ byId("copy").addEventListener("click", async ({ target }) => {
   target.textContent = "Copied";
   setTimeout(() => { target.textContent = "Copy caption"; }, 1500);
 });
-
-function setDefaults() {
-  const { beam_size = 5, length_penalty = 1, beam_groups = 1, diversity_penalty = 0 } = model?.search ?? {};
-  sliders.beam_size.value = beam_size;
-  sliders.length_penalty.value = length_penalty;
-  sliders.diversity_penalty.value = beam_groups > 1 ? diversity_penalty : 0;
-}
 
 // The model card and the examples.
 
@@ -248,12 +225,9 @@ function showModel() {
 
 byId("example-call").textContent =
   `curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' \\\n  '${new URL("api/caption?alternatives=2", location)}'`;
-setDefaults();
-label();
 try {
   model = await (await fetch("api/model")).json();
-  setDefaults();
-  label();
+  setOwnSearch(model);
   showModel();
 } catch {
   fail("The server cannot be reached. Is it still running?");
