@@ -1,9 +1,11 @@
 """`import showtell`: the captioner in four lines."""
 
 import doctest
+import io
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +35,11 @@ def test_a_path_and_the_content_of_a_file_are_one_image(
     tiny: Artifacts, photos: list[Path]
 ) -> None:
     captioner = showtell.load(str(tiny.folder / "models"), device="cpu")
-    with Image.open(photos[0]) as opened:
-        sources = [photos[0], str(photos[0]), photos[0].read_bytes(), opened, np.array(opened)]
-        captions = captioner.caption(sources)
+    content = photos[0].read_bytes()
+    with Image.open(photos[0]) as opened, photos[0].open("rb") as file:
+        pixels, buffer = np.array(opened), io.BytesIO(content)
+        captions = captioner.caption([photos[0], str(photos[0]), content, opened, pixels, file])
+        captions.append(captioner.caption(buffer))  # one image, not an iterable of lines
     assert len({one.text for one in captions}) == len({one.score for one in captions}) == 1
     assert captioner.caption(photos[0]).text == captions[0].text
     greedy = showtell.BeamSearchConfig(beam_size=1, max_length=2)
@@ -96,8 +100,35 @@ def test_what_is_not_an_image_is_named(tiny: Artifacts, photos: list[Path]) -> N
     outcomes = list(captioner.stream([photos[0], b"text", 7, photos[1]], errors="return"))
     assert [isinstance(one, showtell.Caption) for one in outcomes] == [True, False, False, True]
     assert "is of the type int; give a path" in str(outcomes[2])
-    with pytest.raises(showtell.InputError, match="the image is not an image"):
+    with pytest.raises(showtell.InputError, match=r"^the image is empty"):
+        captioner.caption(b"")
+    with pytest.raises(showtell.InputError, match=r"^the image is not an image"):
         captioner.caption([photos[0], b"text"])
+
+
+def test_alternatives_are_different_captions_the_best_first(
+    tiny: Artifacts, photos: list[Path]
+) -> None:
+    captioner = showtell.load(tiny.folder / "models", device="cpu")
+    alike = replace(captioner.search, beam_size=6, beam_groups=3, diversity_penalty=0.0)
+    for alternatives in (2, 5):  # of groups that all find the same
+        caption = captioner.caption(photos[0], alike, alternatives=alternatives)
+        found = [caption, *caption.alternatives]
+        assert len(found) == len({one.tokens for one in found}) == (1 if alternatives == 2 else 2)
+        assert found == sorted(found, key=lambda one: -(one.score or 0))
+
+
+def test_wrong_arguments_are_refused_at_once(tiny: Artifacts, photos: list[Path]) -> None:
+    captioner = showtell.load(tiny.folder / "models", device="cpu")
+    assert repr(captioner).startswith("<Captioner: show_and_tell on shufflenet_v2_x0_5")
+    with pytest.raises(ValueError, match="alternatives must be 0 or more, not -1"):
+        captioner.caption(photos[0], alternatives=-1)
+    with pytest.raises(ValueError, match="errors must be 'raise' or 'return', not 'ignore'"):
+        captioner.stream(photos, errors="ignore")  # type: ignore[call-overload]
+    with pytest.raises(showtell.InputError, match="the device is 'tpu', but must be auto, cpu"):
+        showtell.load(tiny.folder / "models", device="tpu")  # type: ignore[arg-type]
+    with photos[0].open(errors="replace") as text, pytest.raises(showtell.InputError, match="'rb'"):
+        captioner.caption(text)  # type: ignore[arg-type]
 
 
 def test_a_missing_model_and_a_bad_image_are_reported(tiny: Artifacts, tmp_path: Path) -> None:

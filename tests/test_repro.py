@@ -143,7 +143,7 @@ def test_a_failing_stage_says_why_in_one_line_and_keeps_what_was_made(
     result = repository.try_to("dvc", "repro", CUDA_VISIBLE_DEVICES="")
     repository.write()
     assert result.returncode != 0
-    assert "error: params set device: cuda" in result.stderr
+    assert "error: the device is cuda, but no CUDA device" in result.stderr
     assert "Traceback" not in result.stderr
     assert (repository.folder / "reports/metrics.json").read_bytes() == model
     assert repository.repro() <= {"calibrate", "evaluate"}

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.backbones.weights import read_backbones
-from pipeline.captioning.caption import Caption
+from pipeline.captioning.caption import Caption, best_distinct, describe_hypothesis
 from pipeline.captioning.feature_stream import map_features
 from pipeline.captions.vocabulary import END, PAD, START
 from pipeline.decoders.decoder import Decoder
@@ -24,9 +24,9 @@ from pipeline.evaluation.confidence import Confidence, match_calibration
 from pipeline.evaluation.ensemble import build_ensemble, read_models
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.preprocess import PreprocessedViews, collate, preprocess
-from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig, Hypothesis
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.generation.sampling import SamplingConfig, sample
-from pipeline.images.decode import ImageSource
+from pipeline.images.decode import BinaryFile, ImageSource
 from pipeline.runtime.device import use_reproducible_products
 from pipeline.runtime.errors import InputError
 
@@ -74,6 +74,11 @@ class Captioner:
         self._lock: AbstractContextManager[object]
         self._lock = nullcontext() if device.type == "cpu" else threading.Lock()
 
+    def __repr__(self) -> str:
+        decoder = self.decoder.config.decoder if isinstance(self.decoder, Decoder) else "ensemble"
+        size = f"{len(self.vocabulary):,} tokens"
+        return f"<Captioner: {decoder} on {self.recipe.label}; {size}; {self.device}>"
+
     @overload  # a str is an image, although it is an iterable of them
     def caption(  # type: ignore[overload-overlap]
         self,
@@ -105,17 +110,17 @@ class Captioner:
         """Caption one image, or all of several.
 
         Args:
-            images: one, or any iterable of images: a path, the bytes of an image file, an image of
-                Pillow's, or an array of uint8 (H, W, 3).
+            images: one, or any iterable of images: a path, a file opened in binary mode or its
+                bytes, an image of Pillow's, or an array of uint8 (H, W, 3).
             search: the search; by default `self.search`.
-            alternatives: how many other captions of each image to return with it.
+            alternatives: how many other captions of each image to return with it, at most.
             attention: whether to return where each token looked.
 
         Raises:
             InputError: an image cannot be read, there are fewer beams than captions asked for, or
                 the decoder has no attention.
         """
-        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
+        if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | BinaryFile):
             config = self._configure(search, alternatives, attention)
             views = self.preprocess(images)
             with self._lock:
@@ -160,15 +165,14 @@ class Captioner:
             errors: `return` yields the InputError of an image that cannot be read in its place, and
                 passes one on that stands in an image's place.
         """
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors must be 'raise' or 'return', not {errors!r}")
         config = self._configure(search, alternatives, attention)
-
         describe = partial(
             self._describe, config=config, alternatives=alternatives, attention=attention
         )
-        for outcome in map_features(describe, images, self._cnn, self._lock):
-            if isinstance(outcome, InputError) and errors == "raise":
-                raise outcome
-            yield outcome
+        outcomes = map_features(describe, images, self._cnn, self._lock)
+        return outcomes if errors == "return" else _raise_errors(outcomes)
 
     def sample(
         self,
@@ -178,14 +182,12 @@ class Captioner:
         seed: int = 0,
     ) -> Iterator[list[Caption] | InputError]:
         """`count` sampled captions of each image, without scores, or why it cannot be read."""
-        rng = torch.Generator(self.device).manual_seed(seed)
+        rng, decode = torch.Generator(self.device).manual_seed(seed), self.vocabulary.decode
 
         def draw(features: Tensor) -> list[list[Caption]]:
             rows = sample(self.decoder, features, count, config, rng).tolist()
-            words = ([token for token in row if token not in (PAD, END)] for row in rows)
-            captions = [
-                Caption(self._text(ids), tuple(self.vocabulary.decode(ids))) for ids in words
-            ]
+            ids = ([token for token in row if token not in (PAD, END)] for row in rows)
+            captions = [Caption(" ".join(words), tuple(words)) for words in map(decode, ids)]
             return [captions[begin : begin + count] for begin in range(0, len(captions), count)]
 
         return map_features(draw, images, self._cnn, self._lock)
@@ -216,6 +218,8 @@ class Captioner:
         search = search or self.search
         if attention and not self.has_attention:
             raise InputError("the model has no attention over a grid; it was trained without")
+        if alternatives < 0:
+            raise ValueError(f"alternatives must be 0 or more, not {alternatives}")
         if alternatives >= search.beam_size:
             raise InputError(
                 f"{alternatives} alternatives need a beam of {alternatives + 1} or more, not "
@@ -230,21 +234,13 @@ class Captioner:
         """The captions of images, from their features (P, …)."""
         captions = []
         for image, found in zip(features.split(1), self._search(config)(features), strict=True):
-            best = max(found, key=lambda hypothesis: hypothesis.score)
-            others = [self._caption(other) for other in found if other is not best]
-            weights = self._attention(image, best.token_ids) if attention else None
-            caption = replace(self._caption(best), alternatives=tuple(others[:alternatives]))
-            captions.append(replace(caption, attention=weights))
+            kept = best_distinct(found)[: 1 + alternatives]
+            best, *others = (
+                describe_hypothesis(one, self.vocabulary, self.confidence) for one in kept
+            )
+            weights = self._attention(image, kept[0].token_ids) if attention else None
+            captions.append(replace(best, alternatives=tuple(others), attention=weights))
         return captions
-
-    def _caption(self, found: Hypothesis) -> Caption:
-        return Caption(
-            text=self._text(found.token_ids),
-            tokens=tuple(self.vocabulary.decode(found.token_ids)),
-            score=found.score,
-            token_probs=tuple(math.exp(value) for value in found.token_log_probs[:-1]),
-            confidence=self.confidence(found) if self.confidence else None,
-        )
 
     def _attention(self, features: Tensor, token_ids: list[int]) -> NDArray[np.float32]:
         """The weights (T, height, width) with which each token was predicted, less a sentinel's."""
@@ -255,5 +251,9 @@ class Captioner:
         height, width = features.shape[1:3]
         return weights[:, : height * width].unflatten(1, (height, width)).cpu().numpy()
 
-    def _text(self, token_ids: list[int]) -> str:
-        return " ".join(self.vocabulary.decode(token_ids))
+
+def _raise_errors(outcomes: Iterator[Caption | InputError]) -> Iterator[Caption]:
+    for outcome in outcomes:
+        if isinstance(outcome, InputError):
+            raise outcome
+        yield outcome

@@ -17,14 +17,14 @@ from PIL import Image
 from pipeline.captioning.captioner import Captioner
 from pipeline.captioning.occlusion import occlusion_map
 from pipeline.captioning.photos import find_photos
-from pipeline.commands.caption import MODELS, load_captioner, override_search, parse_device
+from pipeline.commands.caption import MODELS, load_captioner, override_search
 from pipeline.commands.word_maps import WordMaps, panels, save_animation
 from pipeline.extraction.preprocess import resize_and_crop_box
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.images.decode import load_image
 from pipeline.runtime import options
-from pipeline.runtime.device import seed_everything
+from pipeline.runtime.device import resolve_device, seed_everything
 from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.files import atomic_write
 
@@ -66,7 +66,7 @@ def main(
 ) -> None:
     """Draw what each word of a caption looked at."""
     seed_everything(seed=0)
-    torch_device = parse_device(device)
+    torch_device = resolve_device(device)
     if output not in (*SAVERS, "all"):
         raise InputError(f"--format is '{output}', but must be one of {', '.join(SAVERS)}, all")
     found = find_photos(photos)

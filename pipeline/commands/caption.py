@@ -20,23 +20,13 @@ from pipeline.comparison.revisions import resolve_revision
 from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.generation.sampling import SamplingConfig
 from pipeline.runtime import options
-from pipeline.runtime.device import DeviceName, resolve_device, seed_everything
+from pipeline.runtime.device import resolve_device, seed_everything
 from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
 MODELS = Path("models")
-
-
-def parse_device(name: str) -> torch.device:
-    """
-    Raises:
-        InputError: there is no device of that name, here or at all.
-    """
-    if name not in DeviceName.__args__:  # type: ignore[attr-defined]
-        raise InputError(f"--device is '{name}', but must be auto, cpu or cuda")
-    return resolve_device(name)  # type: ignore[arg-type]
 
 
 def fetch_revision(revision: str, folder: Path) -> None:
@@ -160,7 +150,7 @@ def main(
 ) -> None:
     """Caption your own images with the trained model."""
     seed_everything(seed=0)
-    torch_device = parse_device(device)
+    torch_device = resolve_device(device)
     if output not in WRITERS:
         raise InputError(f"--format is '{output}', but must be one of {', '.join(WRITERS)}")
     found = find_photos(photos)

@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from pipeline.captioning.folder import load_folder
-from pipeline.commands.caption import parse_device
 from pipeline.runtime import options
-from pipeline.runtime.device import seed_everything
+from pipeline.runtime.device import resolve_device, seed_everything
 from pipeline.runtime.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -42,7 +41,7 @@ def main(
             "showtell serve needs starlette and uvicorn: pip install 'showtell[serve]'"
         ) from None
     seed_everything(seed=0)
-    captioner = load_folder(folder, parse_device(device))
+    captioner = load_folder(folder, resolve_device(device))
     offered = read_examples(examples) if examples else ()
     service = Service(captioner, folder, offered, max_batch=max_batch, max_queue=max_queue)
     with listen(host, port) as listening:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,17 @@ from pipeline.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# A path, the content of an image file, an image of Pillow's, or pixels: uint8 (H, W, 3).
-ImageSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """A file opened in binary mode, or anything else to read bytes from."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+# A path, the content of an image file, an open one, an image of Pillow's, or pixels: uint8
+# (H, W, 3).
+ImageSource = str | Path | bytes | BinaryFile | Image.Image | NDArray[np.uint8]
 
 # Formats that Pillow decodes by itself: for EPS it runs Ghostscript, which runs programs. The MPO
 # files of phones begin as JPEG and are opened as such.
@@ -54,73 +63,89 @@ def read_image(path: Path) -> bytes:
         raise InputError(f"the image {path} cannot be read ({error.strerror})") from None
 
 
-def decode_image(content: bytes, name: str) -> Image.Image:
+def decode_image(content: bytes, name: str | None) -> Image.Image:
     """Decode an image to RGB: rotated upright by its EXIF tag, transparency on white.
 
     Raises:
         InputError: the file is empty, not an image, truncated, or absurdly large or thin.
     """
+    what = _what(name)
     if not content:
-        raise InputError(f"the image {name} is empty; replace or remove it")
+        raise InputError(f"{what} is empty; replace or remove it")
     try:
         faults: list[str] = []
         with _collect_warnings(faults):
             image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.format == "TIFF":  # later, Pillow would read it while it decodes pixels
                 image.getexif()
-        _check_size(*image.size, name)
+        _check_size(*image.size, what)
         image.load()
         with _collect_warnings(faults):
             image.getexif()
         for fault in dict.fromkeys(faults):
-            log.warning("the image %s has a fault but can be read: %s", name, fault)
+            log.warning("%s has a fault but can be read: %s", what, fault)
         scale_transparent_level(image, content)
         ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image, name)
+        return to_rgb(image, what)
     except InputError:
         raise
     except UnidentifiedImageError:
         raise InputError(
-            f"{name} is not an image of a supported format ({' '.join(FORMATS)}); "
+            f"{name or what} is not an image of a supported format ({' '.join(FORMATS)}); "
             "convert or remove it"
         ) from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         if repaired := _add_end_marker(content):
-            log.warning("the image %s has no end marker but can be read", name)
+            log.warning("%s has no end marker but can be read", what)
             return decode_image(repaired, name)
-        raise InputError(
-            f"the image {name} cannot be decoded ({error}); replace or remove it"
-        ) from None
+        raise InputError(f"{what} cannot be decoded ({error}); replace or remove it") from None
 
 
 def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """Read an image from wherever it is, as RGB: a file, its content, or pixels.
 
     Args:
-        name: what messages call it; by default its path, or "the image".
+        name: what messages call it; by default its path, if it has one.
 
     Raises:
         InputError: it cannot be read or decoded, or is of another type.
     """
+    what = _what(name)
     match source:
         case str() | Path():
             return decode_image(read_image(Path(source)), name or str(source))
         case bytes():
-            return decode_image(source, name or "the image")
+            return decode_image(source, name)
         case np.ndarray():
-            source = _from_pixels(source, name or "the image")
+            source = _from_pixels(source, what)
         case Image.Image():
             pass
+        case BinaryFile():
+            return decode_image(_read_file(source, what), name)
         case _:
             raise InputError(
-                f"{name or 'the image'} is of the type {type(source).__name__}; give a path, the "
-                "bytes of an image file, an image of Pillow's, or an array of uint8 (H, W, 3)"
+                f"{what} is of the type {type(source).__name__}; give a path, an open file or its "
+                "bytes, an image of Pillow's, or an array of uint8 (H, W, 3)"
             )
-    _check_size(*source.size, name or "the image")
-    return to_rgb(ImageOps.exif_transpose(source), name or "the image")
+    _check_size(*source.size, what)
+    return to_rgb(ImageOps.exif_transpose(source), what)
 
 
-def _from_pixels(pixels: NDArray[Any], name: str) -> Image.Image:
+def _what(name: str | None) -> str:
+    """What messages call an image."""
+    return "the image" if name is None else f"the image {name}"
+
+
+def _read_file(file: BinaryFile, what: str) -> bytes:
+    content = file.read(MAX_BYTES + 1)
+    if not isinstance(content, bytes):
+        raise InputError(f"{what} is a file opened as text; open it in binary mode, 'rb'")
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{what} has more than {MAX_BYTES} bytes; make it smaller")
+    return content
+
+
+def _from_pixels(pixels: NDArray[Any], what: str) -> Image.Image:
     """uint8 (H, W), (H, W, 1), or (H, W, 3) or (H, W, 4) with transparency."""
     if (
         pixels.dtype != np.uint8
@@ -128,22 +153,22 @@ def _from_pixels(pixels: NDArray[Any], name: str) -> Image.Image:
         or pixels.shape[2:] not in ((), (1,), (3,), (4,))
     ):
         raise InputError(
-            f"the array of {name} is {pixels.dtype} {pixels.shape}, but must be uint8 (H, W, 3)"
+            f"the array of {what} is {pixels.dtype} {pixels.shape}, but must be uint8 (H, W, 3)"
         )
     if 0 in pixels.shape:
-        raise InputError(f"the array of {name} is empty")
+        raise InputError(f"the array of {what} is empty")
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def _check_size(width: int, height: int, what: str) -> None:
     if width * height > MAX_PIXELS:
         raise InputError(
-            f"the image {name} is {width} x {height}, more than "
+            f"{what} is {width} x {height}, more than "
             f"{MAX_PIXELS // 1_000_000} megapixels; make it smaller or remove it"
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(
-            f"the image {name} is {width} x {height}, one side more than {MAX_ASPECT} times "
+            f"{what} is {width} x {height}, one side more than {MAX_ASPECT} times "
             "the other; crop it or remove it"
         )
 

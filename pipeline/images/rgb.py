@@ -18,14 +18,14 @@ def scale_transparent_level(image: Image.Image, content: bytes) -> None:
         image.info["transparency"] = level * 255 // (2**bits - 1)
 
 
-def to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, what: str) -> Image.Image:
     """Convert an image to RGB, without needless copies: each may take a gigabyte.
 
     Raises:
         InputError: the range of its pixel values is unknown.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_8_bits(image, name)
+        image = _to_8_bits(image, what)
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -34,7 +34,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
+def _to_8_bits(image: Image.Image, what: str) -> Image.Image:
     """Scale a grey image of more than 8 bits per pixel: Pillow would clip.
 
     Raises:
@@ -45,7 +45,7 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     white = _white_value(image)
     if not (low >= 0 and high <= white):  # also if there is a NaN
         raise InputError(
-            f"the image {name} has pixel values from {low:g} to {high:g}, and the value of white "
+            f"{what} has pixel values from {low:g} to {high:g}, and the value of white "
             "is unknown; save it with 8 bits per channel"
         )
     if image.mode == "F":

@@ -1,7 +1,7 @@
 """Choose the device and its fast dtypes, and make runs repeatable."""
 
 import os
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -10,16 +10,18 @@ from pipeline.runtime.errors import InputError
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
-def resolve_device(name: DeviceName) -> torch.device:
-    """Return the device of a param; `auto` uses a GPU if there is one.
+def resolve_device(name: str) -> torch.device:
+    """Return the device of this name; `auto` uses a GPU if there is one.
 
     Raises:
-        InputError: the device is `cuda`, but there is none.
+        InputError: there is no device of that name, here or at all.
     """
+    if name not in get_args(DeviceName):
+        raise InputError(f"the device is '{name}', but must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "params set device: cuda, but no CUDA device is visible; "
-            "check nvidia-smi and CUDA_VISIBLE_DEVICES, or set device: auto"
+            "the device is cuda, but no CUDA device is visible; "
+            "check nvidia-smi and CUDA_VISIBLE_DEVICES, or choose auto"
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
