@@ -132,8 +132,13 @@ def test_wrong_arguments_are_refused_at_once(tiny: Artifacts, photos: list[Path]
 
 
 def test_a_missing_model_and_a_bad_image_are_reported(tiny: Artifacts, tmp_path: Path) -> None:
-    with pytest.raises(showtell.InputError, match=r"captioner\.safetensors does not exist"):
-        showtell.load(tmp_path)
+    for wrong, said in (
+        (tmp_path, r"is neither .* it has no config\.json and no captioner\.safetensors$"),
+        (tmp_path / "none", r"none does not exist; name a folder that 'dvc repro' or 'showtell"),
+        (tiny.model, "is a file; name its folder"),
+    ):
+        with pytest.raises(showtell.InputError, match=said):
+            showtell.load(wrong)
     captioner = showtell.load(tiny.folder / "models", device="cpu")
     with pytest.raises(
         showtell.InputError, match="the image is not an image of a supported format"

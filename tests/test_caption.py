@@ -101,10 +101,31 @@ def test_what_cannot_be_captioned_is_said(
     assert said in one_line(result)
 
 
-def test_without_a_model_the_stage_that_makes_it_is_named(tmp_path: Path) -> None:
+def test_without_a_model_what_makes_one_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     result = command("caption", tmp_path / "a.png", "--model", tmp_path / "none.safetensors")
-    assert "does not exist; run 'dvc repro'" in one_line(result)
+    assert "none.safetensors does not exist; name a folder that 'dvc repro' or" in one_line(result)
+
+
+def test_a_model_is_its_file_or_folder_with_the_backbone_beside_it(
+    tiny: Artifacts, photos: Path, tmp_path: Path
+) -> None:
+    folder, (photo, *_) = tiny.folder / "models", sorted(photos.iterdir())
+    expected = command(*caption(tiny, photo)).stdout
+    assert command("caption", photo, "--model", tiny.model, cwd=tmp_path).stdout == expected
+    assert command("caption", photo, "--model", folder).stdout == expected
+    files, folders = (
+        command("caption", photo, "--model", one, "--model", one) for one in (tiny.model, folder)
+    )
+    assert files.stdout == folders.stdout != ""
+
+
+def test_arguments_are_checked_before_the_model_is_loaded(photos: Path, tmp_path: Path) -> None:
+    model = ("--model", tmp_path / "none")
+    line = one_line(command("caption", "nowhere.jpg", "'nothing/*'", *model))
+    assert "nowhere.jpg does not exist; check the path (and 1 more)" in line
+    beams = ("--beam-size", 5, "--beam-groups", 2)
+    assert "--beam-size 5 is not a multiple" in one_line(command("caption", photos, *beams, *model))
 
 
 def test_another_backbone_is_refused(tiny: Artifacts, tmp_path: Path) -> None:

@@ -83,6 +83,16 @@ def test_the_card_is_what_hubs_read(tiny: Artifacts, exported: Path) -> None:
     assert all(digest in text for digest in config["files"].values())
 
 
+def test_a_model_may_be_its_folder(tiny: Artifacts, exported: Path, tmp_path: Path) -> None:
+    options = ("--model", tiny.folder / "models", "--reports-dir", tiny.reports)
+    result = command("export", tmp_path / "out", *options)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = (
+        (folder / "config.json").read_bytes() for folder in (tmp_path / "out", exported)
+    )
+    assert ours == theirs
+
+
 def test_photos_that_may_be_shown_are_in_the_card(
     tiny: Artifacts, photo: Path, tmp_path: Path
 ) -> None:

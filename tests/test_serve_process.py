@@ -75,7 +75,7 @@ def test_what_cannot_be_served_is_one_line(
     tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = tiny.folder / "models"
-    assert "does not exist" in one_line(command("serve", tmp_path))
+    assert "it has no config.json and no captioner" in one_line(command("serve", tmp_path))
     with server_module.listen("127.0.0.1", 0) as taken:
         message = one_line(command("serve", models, "--port", taken.getsockname()[1]))
     assert "choose another --host or --port" in message

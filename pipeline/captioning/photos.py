@@ -45,9 +45,16 @@ def find_photos(names: Sequence[str]) -> list[Photo]:
     """Find the photos of these names, in order, each once: a folder stands for all images in it,
     however deep, and a pattern for all that match, sorted. A name of nothing becomes a Photo with
     an error, so that the others are captioned.
+
+    Raises:
+        InputError: all are names of nothing.
     """
-    found = [photo for name in names for photo in _find(name)]
-    return list({photo.name: photo for photo in found}.values())
+    found = {photo.name: photo for name in names for photo in _find(name)}
+    errors = [photo.error for photo in found.values() if photo.error]
+    if errors and len(errors) == len(found):
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise InputError(f"{errors[0]}{more}")
+    return list(found.values())
 
 
 def is_address(name: str) -> bool:

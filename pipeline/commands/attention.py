@@ -15,9 +15,10 @@ import typer
 from PIL import Image
 
 from pipeline.captioning.captioner import Captioner
+from pipeline.captioning.folder import MODELS
 from pipeline.captioning.occlusion import occlusion_map
 from pipeline.captioning.photos import find_photos
-from pipeline.commands.caption import MODELS, load_captioner, override_search
+from pipeline.commands.caption import load_captioner, override_search
 from pipeline.commands.word_maps import WordMaps, panels, save_animation
 from pipeline.extraction.preprocess import resize_and_crop_box
 from pipeline.features.recipe import FeatureRecipe
@@ -53,7 +54,7 @@ def main(
             "the model has attention.",
         ),
     ] = False,
-    model: options.Models = [MODELS],  # noqa: B006
+    model: options.OwnModels = [MODELS],  # noqa: B006
     backbone: options.OwnBackbone = None,
     device: options.Device = "auto",
     beam_size: Annotated[

@@ -13,7 +13,15 @@ import typer
 
 from pipeline.captioning.caption import Caption
 from pipeline.captioning.captioner import Captioner
-from pipeline.captioning.folder import BACKBONE, CONFIDENCE, MODEL, load_folder
+from pipeline.captioning.folder import (
+    BACKBONE,
+    CONFIDENCE,
+    MODEL,
+    MODELS,
+    find_backbone,
+    find_model,
+    load_folder,
+)
 from pipeline.captioning.photos import Photo, find_photos
 from pipeline.captioning.results import WRITERS
 from pipeline.comparison.revisions import resolve_revision
@@ -25,8 +33,6 @@ from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.progress import progress_bar
 
 log = logging.getLogger(__name__)
-
-MODELS = Path("models")
 
 
 def fetch_revision(revision: str, folder: Path) -> None:
@@ -46,7 +52,7 @@ def load_captioner(
     device: torch.device,
     revision: str | None = None,
 ) -> Captioner:
-    """Load a folder's captioner, or a model file (several for an ensemble) with its backbone.
+    """Load a folder's captioner, or a model file with its backbone; several for an ensemble.
 
     Raises:
         InputError: a file cannot be used, or an option would have no effect.
@@ -61,8 +67,9 @@ def load_captioner(
         if backbone:
             raise InputError(f"{models[0]} is a folder with a backbone; leave out --backbone")
         return load_folder(models[0], device)
-    confidence = models[0].with_name(CONFIDENCE)
-    return Captioner(backbone or MODELS / BACKBONE, models, device, confidence)
+    files = [find_model(model) for model in models]
+    confidence = files[0].with_name(CONFIDENCE)
+    return Captioner(backbone or find_backbone(files[0]), files, device, confidence)
 
 
 def override_search(search: BeamSearchConfig, **given: Any) -> BeamSearchConfig:
@@ -72,12 +79,15 @@ def override_search(search: BeamSearchConfig, **given: Any) -> BeamSearchConfig:
         InputError: they do not go together.
     """
     search = replace(search, **{name: value for name, value in given.items() if value is not None})
-    if search.beam_size % search.beam_groups:
-        raise InputError(
-            f"--beam-size {search.beam_size} is not a multiple of --beam-groups "
-            f"{search.beam_groups}"
-        )
+    require_whole_groups(search.beam_size, search.beam_groups)
     return search
+
+
+def require_whole_groups(beam_size: int, beam_groups: int) -> None:
+    if beam_size % beam_groups:
+        raise InputError(
+            f"--beam-size {beam_size} is not a multiple of --beam-groups {beam_groups}"
+        )
 
 
 class Failures:
@@ -103,7 +113,7 @@ class Failures:
 
 def main(
     photos: options.Photos,
-    model: options.Models = [MODELS],  # noqa: B006
+    model: options.OwnModels = [MODELS],  # noqa: B006
     backbone: options.OwnBackbone = None,
     rev: Annotated[
         str | None, typer.Option(help="A commit, tag or experiment whose model is used.")
@@ -153,6 +163,8 @@ def main(
     torch_device = resolve_device(device)
     if output not in WRITERS:
         raise InputError(f"--format is '{output}', but must be one of {', '.join(WRITERS)}")
+    if beam_size and beam_groups:  # before the model is loaded
+        require_whole_groups(beam_size, beam_groups)
     found = find_photos(photos)
     captioner = load_captioner(model, backbone, torch_device, rev)
     search = override_search(

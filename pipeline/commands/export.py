@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.captioning.folder import CONFIDENCE, MODELS, find_backbone, find_model
 from pipeline.evaluation.reports import ReportFiles
 from pipeline.export.folder import export
 from pipeline.export.model_card import CardDetails
@@ -14,9 +15,11 @@ from pipeline.runtime.device import seed_everything
 
 def main(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
-    model: options.OneModel = Path("models/captioner.safetensors"),
-    backbone: options.Backbone = Path("models/backbone.safetensors"),
-    confidence: options.Confidence = Path("models/confidence.json"),
+    model: options.OneModel = MODELS,
+    backbone: options.OwnBackbone = None,
+    confidence: Annotated[
+        Path | None, typer.Option(help="The calibration; default: beside the model.")
+    ] = None,
     reports_dir: Annotated[Path, typer.Option(help="The reports of the model's evaluation.")] = (
         Path("reports")
     ),
@@ -41,5 +44,7 @@ def main(
     """Write the captioner to a folder to share."""
     seed_everything(seed=0)
     details = CardDetails(name or out.resolve().name, license, dataset, data_license)
-    reports = ReportFiles.in_folder(reports_dir)
-    export(model, backbone, confidence, reports, out, details, example, onnx)
+    reports, file = ReportFiles.in_folder(reports_dir), find_model(model)
+    backbone = backbone or find_backbone(file)
+    confidence = confidence or file.with_name(CONFIDENCE)
+    export(file, backbone, confidence, reports, out, details, example, onnx)

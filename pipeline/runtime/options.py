@@ -13,7 +13,7 @@ Vocabulary = Annotated[Path, typer.Option(help="The vocabulary.")]
 Backbone = Annotated[Path, typer.Option(help="The frozen CNN's weights.")]
 OwnBackbone = Annotated[
     Path | None,
-    typer.Option("--backbone", help="The frozen CNN's weights, for model files."),
+    typer.Option("--backbone", help="The frozen CNN's weights; default: beside the model."),
 ]
 Features = Annotated[Path, typer.Option(help="The feature cache.")]
 OutModel = Annotated[Path, typer.Option(help="The model to write.")]
@@ -22,8 +22,17 @@ Models = Annotated[
     list[Path], typer.Option(help="The trained model; repeat the option for an ensemble.")
 ]
 Confidence = Annotated[Path, typer.Option(help="The calibration of the model's confidence.")]
-OneModel = Annotated[Path, typer.Option("--model", help="The trained model.")]
-Photos = Annotated[list[str], typer.Argument(metavar="PHOTO", help="Images, or folders.")]
+OwnModels = Annotated[
+    list[Path],
+    typer.Option(help="The model: its folder or file; repeat the option for an ensemble."),
+]
+OneModel = Annotated[Path, typer.Option("--model", help="The model: its folder or file.")]
+Photos = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PHOTO", help="Images: files, folders, patterns, addresses; - is standard input."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BeamSize = Annotated[int, typer.Option(min=1, max=100, help="Number of beams.")]
 LengthPenalty = Annotated[

@@ -40,7 +40,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise ArtifactError(path, "does not exist") from None
-    except OSError as error:  # a folder, say
+    except OSError as error:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a file in it") from None
         raise InputError(f"{path} cannot be read ({error}); check the path") from None
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ArtifactError(path, f"is damaged or not a safetensors file ({error})") from None
