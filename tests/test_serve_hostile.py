@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.serving import server as server_module
 from pipeline.serving.app import PAGE
+from pipeline.serving.gate import allowed_hosts
 from pipeline.serving.upload import Limits
 from tests.conftest import Artifacts
 from tests.helpers.serving import HEAD, Served, captioner_of, raw, read_to_end, scene, serving
@@ -53,6 +54,11 @@ HOSTILE = {
     "noise": (os.urandom(5000), "application/octet-stream", 415),
     "JSON": (b"{}", "application/json", 415),
     "a form without an image": (b"--x--\r\n", "multipart/form-data; boundary=x", 422),
+    "a form's text field": (
+        b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nhello\r\n--x--\r\n',
+        "multipart/form-data; boundary=x",
+        422,
+    ),
     "a form without a boundary": (b"--x--\r\n", "multipart/form-data", 422),
 }
 
@@ -64,6 +70,7 @@ def test_what_is_no_image_is_refused_in_one_line(served: Served, name: str) -> N
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"}
     assert "\n" not in answer.json()["error"]
+    assert ("send the image as a file" in answer.json()["error"]) == (name == "a form's text field")
     assert served.post(scene(1)).status_code == 200  # and the next one is served
 
 
@@ -128,6 +135,37 @@ def test_every_answer_has_the_security_headers(served: Served) -> None:
 
 def test_another_sites_page_cannot_use_it(served: Served) -> None:
     headers = {"Sec-Fetch-Site": "cross-site"}
-    answer = served.client.post("/api/caption", files={"image": scene(1)}, headers=headers)
-    assert answer.status_code == 403
-    assert "Access-Control-Allow-Origin" not in answer.headers
+    for path in ("/api/model", "/metrics", "/health", "/examples/0.jpg", "/api/caption"):
+        sent = {"files": {"image": scene(1)}} if path == "/api/caption" else {}
+        method = "POST" if sent else "GET"
+        answer = served.client.request(method, path, headers=headers, **sent)
+        assert answer.status_code == 403
+        assert answer.json() == {"error": "another site's page may not use this server"}
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert served.client.get("/", headers=headers).status_code == 200  # a link to the page
+
+
+def test_another_name_for_this_machine_is_refused(tiny: Artifacts) -> None:
+    """If evil.test pointed at 127.0.0.1, its page would not be another site's."""
+    assert allowed_hosts("0.0.0.0", []) is None
+    hosts = allowed_hosts("127.0.0.1", ["captions.test"])
+    assert allowed_hosts("::1", ["captions.test"]) == hosts
+    with serving(captioner_of(tiny), tiny.folder, hosts=hosts) as server:
+        for host, status in (
+            ("localhost", 200),
+            ("127.0.0.1:8000", 200),
+            ("[::1]:8000", 200),
+            ("Captions.test", 200),
+            ("evil.test", 421),
+            ("127.0.0.1.evil.test:8000", 421),
+            ("localhost@evil.test", 421),
+        ):
+            answer = server.client.get("/api/model", headers={"Host": host})
+            assert answer.status_code == status, host
+            sent = {"files": {"image": scene(1)}, "headers": {"Host": host}}
+            assert server.client.post("/api/caption", **sent).status_code == status, host
+        assert (
+            "does not answer for evil.test"
+            in (server.client.get("/", headers={"Host": "evil.test"}).json()["error"])
+        )

@@ -51,6 +51,8 @@ def test_it_stops_gracefully_and_starts_again_after_a_kill(
     content = scene(1)
     answer = httpx.post(first.url + "api/caption", content=content, timeout=60)
     assert answer.status_code == 200
+    rebound = httpx.post(first.url + "api/caption", content=content, headers={"Host": "evil.test"})
+    assert rebound.status_code == 421
     first.process.kill()
     first.process.wait()
     processes.append(second := Process(tiny.folder / "models", first.port))
@@ -85,7 +87,7 @@ def test_what_cannot_be_served_is_one_line(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "starlette.exceptions", None)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    assert "pip install 'showtell[serve]'" in one_line(command("serve", models))
+    assert "pip install starlette uvicorn python-multipart" in one_line(command("serve", models))
 
 
 def test_threads_are_not_left_behind(tiny: Artifacts) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.runtime.errors import InputError
 from pipeline.serving.answers import describe_caption, describe_model
 from pipeline.serving.batcher import Batcher, CaptionerError, QueueFullError
 from pipeline.serving.examples import Example
+from pipeline.serving.gate import Gate
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.openapi import openapi
 from pipeline.serving.settings import parse_settings
@@ -64,7 +65,13 @@ class Service:
         limits: Limits | None = None,
         max_batch: int = 32,
         max_queue: int = 64,
+        hosts: Collection[str] | None = None,
     ) -> None:
+        """
+        Args:
+            hosts: the names and addresses that requests may use for this server; None: any.
+        """
+        self._hosts = hosts
         self.captioner, self.examples, self.limits = captioner, examples, limits or Limits()
         self.stopping = False
         self.metrics = Metrics()
@@ -86,7 +93,7 @@ class Service:
         handlers: Any = {HTTPException: _refusal, Exception: _failure}
         inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
         paths = {route.path: route.path for route in routes}
-        return Observed(inner, self.metrics, paths)
+        return Observed(Gate(inner, self._hosts, PAGE, self.limits), self.metrics, paths)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -118,8 +125,6 @@ class Service:
         Raises:
             HTTPException: why there is none.
         """
-        if request.headers.get("sec-fetch-site") == "cross-site":
-            raise HTTPException(403, "another site's page may not use this server")
         try:
             settings = parse_settings(request.query_params.multi_items(), self.captioner)
             with self.batcher.place():

@@ -37,9 +37,11 @@ IMAGE: Schema = {
     },
 }
 REFUSALS = {
+    403: "A browser sent it for another site's page.",
     408: "The image arrived too slowly.",
     413: "The image has too many bytes or pixels.",
     415: "This is not an image of a supported format.",
+    421: "The request is for another host (`showtell serve --allowed-host`).",
     422: "The image cannot be decoded, or a parameter is out of bounds.",
     500: "The captioner failed.",
     503: "The server is busy; Retry-After says when to try again.",

@@ -114,6 +114,9 @@ async def _read_form(request: Request) -> bytes:
             return await file.read()
     except HTTPException as refused:
         if refused.status_code == 400:  # Starlette's, of a malformed form
+            if refused.detail.startswith("Too many fields"):
+                why = f"the form has a text field; send the image as a file in the field '{FIELD}'"
+                raise HTTPException(422, why) from None
             raise HTTPException(422, f"the form cannot be read: {refused.detail}") from None
         raise
 

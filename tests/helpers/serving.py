@@ -71,7 +71,8 @@ class Served:
 
 
 HEAD = (
-    b"POST /api/caption HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 999\r\n"
+    b"POST /api/caption HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: image/png\r\nContent-Length: 999\r\n"
 )
 
 
