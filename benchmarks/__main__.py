@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import captioning, edges, extraction, search, training
+from benchmarks import captioning, edges, extraction, ranks, search, training
 from benchmarks.timing import HEADER, machine
 from pipeline.config.load import load_params
 from pipeline.config.schema import TrainConfig
@@ -19,7 +19,7 @@ from pipeline.runtime.device import (
 )
 from pipeline.runtime.errors import InputError
 
-PARTS = ("extraction", "training", "search", "captioning", "edges")
+PARTS = ("extraction", "training", "ranks", "search", "captioning", "edges")
 
 
 def main(
@@ -44,6 +44,7 @@ def main(
     work = {
         "extraction": lambda: extraction.rows(images, photos, device, frozen, repeats),
         "training": lambda: training.rows(decoder, device, precision, repeats),
+        "ranks": lambda: ranks.rows(decoder, repeats),
         "search": lambda: search.rows(decoder, device, repeats),
         "captioning": lambda: captioning.rows(decoder, device, repeats),
         "edges": lambda: edges.rows(repeats),

@@ -106,12 +106,12 @@ def tutorial(data: Split, config: TrainConfig) -> Callable[[], int]:
             nn.utils.clip_grad_norm_(decoder.parameters(), config.clip_norm)
             optimizer.step()
             loss.item()  # as tutorials do, for their log
-        return _tokens(data)
+        return num_tokens(data)
 
     return epoch
 
 
-def _tokens(data: Split) -> int:
+def num_tokens(data: Split) -> int:
     return int(data.captions.lengths.sum()) - len(data.captions)
 
 
@@ -127,7 +127,7 @@ def ours(data: Split, config: TrainConfig, precision: torch.dtype) -> Callable[[
 
     def epoch() -> int:
         trainer.train_epoch(next(numbers))
-        return _tokens(data)
+        return num_tokens(data)
 
     return epoch
 
