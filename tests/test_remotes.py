@@ -12,7 +12,11 @@ from moto.server import ThreadedMotoServer
 
 import showtell
 from pipeline.commands import caption
+from pipeline.config.load import load_params
+from pipeline.config.schema import ExtractConfig
+from pipeline.dataset.feature_cache import read_features
 from pipeline.images.archive import ImageArchive
+from pipeline.stages.extract import extract
 from tests.conftest import Artifacts
 from tests.helpers.repository import OUTS, Checkout, Repository
 
@@ -144,3 +148,28 @@ def test_a_released_model_is_fetched_by_its_version_and_captions(
     image = np.zeros((60, 80, 3), np.uint8)
     assert ours.caption(image).text == theirs.caption(image).text
     assert theirs.confidence
+
+
+@pytest.mark.parametrize("remote", ["s3"], indirect=True)
+def test_shards_of_features_travel_one_by_one(
+    repository: Repository, remote: Remote, tiny: Artifacts, tmp_path: Path
+) -> None:
+    out = repository.folder / "features/features.h5"
+    whole = read_features(tiny.features)
+    config = load_params(tiny.params, ExtractConfig).model_copy(update={"shard_rows": 25})
+    out.unlink()
+    extract(tiny.images, tiny.unreadable, tiny.backbone, out, config)
+    repository.run("dvc", "commit", "--force", "extract")
+    repository.commit()
+    before = remote.objects()
+    repository.run("dvc", "push")
+    # Three shards, the index, and the folder's list of them.
+    assert remote.objects() == before + 5
+    fetched = repository.clone(tmp_path / "clone")
+    names = [f"features/features.h5/{name}" for name in ("index.h5", "00001.h5")]
+    fetched.run("dvc", "pull", *names)
+    folder = fetched.folder / "features/features.h5"
+    assert sorted(path.name for path in folder.iterdir()) == ["00001.h5", "index.h5"]
+    rows = np.arange(25, 50)
+    expected = whole.read_verified(rows)
+    np.testing.assert_array_equal(read_features(folder).read_verified(rows), expected)
