@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.preprocess import preprocess
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
+from tests.conftest import ROOT
 from tests.test_decoder import GRID, decoder
 
 pytest.importorskip("onnx")
@@ -246,11 +248,31 @@ def test_the_module_runs_alone_and_without_torch(exported: Path, tmp_path: Path)
         "import runpy, sys; sys.modules.update(torch=None, torchvision=None, pipeline=None);"
         "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    run = [sys.executable, "-c", code, module, photo, "bad.png"]
+    run = [sys.executable, "-c", code, module, "none.png", "bad.png", photo]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: bad.png cannot be read")
-    assert done.stdout == f"{photo}\t{OnnxCaptioner(exported).caption([photo])[0]}\n"
+    errors = done.stderr.splitlines()
+    assert [line.split(" (")[0] for line in errors] == [
+        "error: none.png cannot be read",
+        "error: bad.png cannot be read",
+    ]
+    assert done.stdout == f"{photo}\t{OnnxCaptioner(exported).caption(photo)}\n"
+    usage = subprocess.run([*run[:4]], capture_output=True, text=True, check=False)
+    assert usage.stderr == "usage: python onnx_captioner.py PHOTO…\n"
+
+
+@pytest.mark.parametrize("text", ["docs/captioning.md", "pipeline/export/model_card.md"])
+def test_the_examples_of_the_docs_and_the_card_run_as_written(
+    exported: Path, tmp_path: Path, text: str
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / text).read_text("utf-8"), re.S | re.M)
+    (code,) = (block for block in blocks if "OnnxCaptioner" in block)
+    (tmp_path / "onnx").symlink_to(exported)
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "photo.jpg")
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    caption = OnnxCaptioner(exported).caption(tmp_path / "photo.jpg")
+    assert (done.stdout, done.stderr) == (f"{caption}\n", "")
 
 
 def test_what_is_no_image_is_refused_in_one_line() -> None:

@@ -87,7 +87,7 @@ def prepare_workspace(checkout: Path, workspace: Path, counts: dict[str, int]) -
         if not (checkout / name).exists():
             raise InputError(f"{checkout} has no {name}; run the demo in the project's checkout")
     if importlib.util.find_spec("dvc") is None:
-        raise InputError("DVC is not installed; pip install 'showtell[dvc]'")
+        raise InputError("DVC is not installed; run: pip install dvc")
     if not _may_overwrite(workspace):
         raise InputError(
             f"{workspace} already exists and is not a demo workspace; choose another --workspace"

@@ -1,8 +1,5 @@
-"""Caption images with ONNX graphs, without torch: python onnx_captioner.py photo.jpg …
-
-`showtell export --onnx` copies this file beside the graphs. It decodes, resizes and searches as the
-pipeline does. Shapes: P images, k beams per image, n tokens so far, V words.
-"""
+"""Caption images with ONNX graphs, without torch: `showtell export --onnx` puts this beside them.
+Shapes: P images, k beams per image, n tokens so far, V words."""
 
 import io
 import json
@@ -16,6 +13,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+if sys.version_info < (3, 10):  # noqa: UP036, for it runs elsewhere
+    sys.exit("error: onnx_captioner.py needs Python 3.10 or later")
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 PAD, START, END, UNK = range(4)
 ImageSource = str | Path | bytes  # a path, or the content of an image file
@@ -24,28 +23,27 @@ ImageSource = str | Path | bytes  # a path, or the content of an image file
 class OnnxCaptioner:
     """Images in, captions out."""
 
-    def __init__(self, folder: str | Path, threads: int = 0) -> None:
+    def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0) -> None:
         """Read what `showtell export --onnx` wrote; ONNX Runtime's threads are 0: one per core."""
         self._config = json.loads((Path(folder) / "onnx.json").read_text(encoding="utf-8"))
-        options = onnxruntime.SessionOptions()
+        self._words, options = self._config["vocabulary"], onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         self._encoder, self._memory, self._step = (
             onnxruntime.InferenceSession(Path(folder) / f"{name}.onnx", options)
             for name in ("encoder", "memory", "step")
         )
 
-    def caption(self, images: list[ImageSource], batch_size: int = 16, **search: Any) -> list[str]:
-        """Caption images in batches, with arguments of `search` in the place of the defaults.
-
-        Raises:
-            ValueError: an image cannot be read.
-        """
-        captions: list[list[str]] = []
+    def caption(self, images: Any, batch_size: int = 16, **search: Any) -> Any:
+        """Caption one image -> str, or a list of them in batches -> list of str, with arguments of
+        `search` in the place of the defaults. Raises ValueError if one cannot be read."""
+        if isinstance(images, ImageSource):
+            return self.caption([images], **search)[0]
+        captions: list[str] = []
         for begin in range(0, len(images), batch_size):
             batch = [self.preprocess(image) for image in images[begin : begin + batch_size]]
             found = self.search(self.features(batch), **{**self._config["search"], **search})
-            captions += [[self._config["vocabulary"][token] for token in ids] for ids, _ in found]
-        return [" ".join(words) for words in captions]
+            captions += [" ".join(self._words[token] for token in ids) for ids, _ in found]
+        return captions
 
     def preprocess(self, image: ImageSource) -> list[np.ndarray]:
         """Read one image as the encoder takes it, per view uint8 (S, S, 3)."""
@@ -77,9 +75,8 @@ class OnnxCaptioner:
             each = np.arange(len(rows))[:, None]
             log_probs, *hidden = _run(self._step, [token_ids, *memory, *hidden])  # (P, k, V)
             _ban_repeats(log_probs, history, no_repeat_ngram_size)
-            log_probs[..., [PAD, START, *([] if allow_unk else [UNK])]] = -np.inf
-            if length == 0:  # a caption has at least one token
-                log_probs[..., END] = -np.inf
+            banned = [PAD, START] + [UNK] * (not allow_unk) + [END] * (length == 0)  # not empty
+            log_probs[..., banned] = -np.inf
             if length == max_length:
                 log_probs[..., np.arange(log_probs.shape[-1]) != END] = -np.inf
             candidates = (log_probs + scores[..., None]).reshape(len(rows), -1)  # (P, k * V)
@@ -127,8 +124,7 @@ def decode(source: ImageSource) -> np.ndarray:
     """Decode an image file -> uint8 (H, W, 3): upright, RGB, transparency on white."""
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-        ImageOps.exif_transpose(image, in_place=True)
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content), formats=FORMATS))
         if image.mode.startswith("I;16"):  # Pillow would clip
             image = image.convert("I").point(lambda value: value / 257).convert("L")
         if image.has_transparency_data:
@@ -146,7 +142,7 @@ def _resize_and_crop(image: np.ndarray, view: dict[str, Any], crop_mode: str) ->
     if crop_mode == "squash":
         return resize(image, (size, size), view["interpolation"])
     height, width = (int(view["resize"] * side / min(sides)) for side in sides)
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    top, left = (round((side - size) / 2) for side in (height, width))
     image = resize(image, (height, width), view["interpolation"])
     return image[top : top + size, left : left + size]
 
@@ -182,18 +178,22 @@ def _resize_weights(length: int, size: int, kind: str) -> tuple[np.ndarray, np.n
     weights *= rows < end
     weights /= np.cumsum(weights, axis=1)[:, -1:]  # in the order in which torch adds
     bits = min(22, math.ceil(math.log2((2**15 - 0.5) / weights.max())) - 1)
-    fixed = np.trunc(weights * 2**bits + np.copysign(0.5, weights)).astype(np.int32)
-    return first[:, 0], fixed, bits
+    weights = weights * 2**bits + np.copysign(0.5, weights)
+    return first[:, 0], weights.astype(np.int32), bits  # towards 0
 
 
-def main() -> None:
-    captioner = OnnxCaptioner(Path(__file__).parent)
-    try:
-        for path in sys.argv[1:]:
-            print(f"{path}\t{captioner.caption([path])[0]}", flush=True)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def main(paths: list[str]) -> int:
+    if not paths or {"-h", "--help"} & {*paths}:
+        sys.exit("usage: python onnx_captioner.py PHOTO…")
+    captioner, failed = OnnxCaptioner(), 0
+    for path in paths:
+        try:
+            print(f"{path}\t{captioner.caption(path)}", flush=True)
+        except ValueError as error:
+            failed = 1
+            print(f"error: {error}", file=sys.stderr)
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
