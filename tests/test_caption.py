@@ -190,7 +190,7 @@ def test_a_folder_is_read_with_those_in_it_and_what_is_passed_over_is_said(
 
 
 def test_results_have_one_id_an_image(tiny: Artifacts, photos: Path, tmp_path: Path) -> None:
-    """The file's name; the path where two have one name; and each image once."""
+    """The file's name, or COCO's number; the path where two have one name; and each image once."""
     (first, *_) = sorted(photos.iterdir())
     other = tmp_path / "other" / first.name
     other.parent.mkdir()
@@ -202,6 +202,11 @@ def test_results_have_one_id_an_image(tiny: Artifacts, photos: Path, tmp_path: P
 
     assert ids(first, first) == [first.name]
     assert ids(first, other) == [first.as_posix(), other.as_posix()]
+    coco = [tmp_path / f"{name}.jpg" for name in ("000000000139", "COCO_val2014_000000391895")]
+    for path in coco:
+        path.write_bytes(first.read_bytes())
+    assert ids(*coco) == [139, 391895]  # as pycocotools reads them
+    assert ids(*coco, first) == [*(path.name for path in coco), first.name]  # never of two types
 
 
 def test_attention_of_two_images_of_one_name_is_refused_before_any_is_drawn(

@@ -2,12 +2,16 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.captioning.caption import Caption
 from pipeline.runtime.errors import sanitize
+
+# 000000000139.jpg of 2017, COCO_val2014_000000391895.jpg of 2014
+COCO_NAME = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{12})\.jpg")
 
 Rows = Iterable[tuple[str, Sequence[Caption]]]  # images by name, with the best caption first
 
@@ -39,18 +43,26 @@ def write_csv(rows: Rows, out: TextIO) -> None:
 
 
 def write_coco(rows: Rows, out: TextIO) -> None:
-    """Write one JSON list, which ends with the last image. An image's id is the name of its file,
-    or its path if two images have the same name."""
+    """Write one JSON list, which ends with the last image."""
     rows = list(rows)
-    names = [Path(name).name for name, _ in rows]
-    if len(set(names)) < len(names):
-        names = [Path(name).as_posix() for name, _ in rows]
+    ids = _image_ids([name for name, _ in rows])
     results = [
-        {"image_id": name, "caption": caption.text}
-        for name, (_, captions) in zip(names, rows, strict=True)
+        {"image_id": image_id, "caption": caption.text}
+        for image_id, (_, captions) in zip(ids, rows, strict=True)
         for caption in captions
     ]
     print(json.dumps(results, indent=2), file=out)  # ASCII, which any terminal and program reads
+
+
+def _image_ids(paths: Sequence[str]) -> Sequence[int | str]:
+    """COCO's numbers if all files have COCO's names; otherwise the files' names, or their paths if
+    two have the same name. One type for all: COCO's tools compare ids."""
+    names = [Path(path).name for path in paths]
+    matches = [COCO_NAME.fullmatch(name) for name in names]
+    for ids in ([int(match[1]) for match in matches if match], names):
+        if len(set(ids)) == len(paths):
+            return ids
+    return [Path(path).as_posix() for path in paths]
 
 
 WRITERS = {"text": write_text, "jsonl": write_jsonl, "csv": write_csv, "coco": write_coco}
