@@ -98,6 +98,7 @@ def test_photos_that_may_be_shown_are_in_the_card(
 ) -> None:
     result = command(*export(tiny, tmp_path / "out", "--example", photo))
     assert result.returncode == 0, result.stderr
+    assert "--dataset NAME --data-license TEXT" in result.stderr
     assert "](examples/1.jpg)" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert (tmp_path / "out/examples/1.jpg").is_file()
 

@@ -20,6 +20,26 @@ pytest_plugins = ["tests.helpers.report_page", "tests.helpers.serving"]
 PHOTO: Any = {"name": "photo.png", "mimeType": "image/png", "buffer": scene(1, side=320)}
 ODD_PENALTY = 0.8375  # between two steps of the slider
 TEXT: Any = {"name": "notes.png", "mimeType": "image/png", "buffer": b"no image"}
+CARD = """---
+license: other
+---
+# <b>A card</b>
+
+A *frozen* CNN (shuffle\\_net), **not `trained`**
+on [a site](https://example.org/), or [another](javascript:alert).
+
+| | score |
+| --- | --- |
+| BLEU\\|4 | 67.50 |
+
+- one, and
+  more
+- two
+
+```python
+x = [1]  # <code>
+```
+"""
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
 
@@ -27,7 +47,7 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobil
 def site(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A captioner with attention and confidence, a model card with markup, and examples."""
     folder = tmp_path_factory.mktemp("site")
-    (folder / "README.md").write_text("# <b>A card</b>\n")
+    (folder / "README.md").write_text(CARD)
     examples = read_examples(write_scenes(folder / "examples", 3))
     captioner = attending(tiny, folder)
     captioner.search = replace(captioner.search, length_penalty=ODD_PENALTY)
@@ -252,9 +272,18 @@ def test_a_busy_server_is_asked_again(page: Page) -> None:
     assert upload(page)
 
 
-def test_the_model_card_is_text(page: Page) -> None:
+def test_the_model_card_is_readable_and_its_html_is_text(page: Page) -> None:
     page.get_by_text("About this model").click()
-    expect(page.locator("#card-text")).to_have_text("# <b>A card</b>\n")
+    card = page.locator("#card-text")
+    expect(card.locator("h2")).to_have_text("<b>A card</b>")
+    expect(card.locator("p")).to_have_text(
+        "A *frozen* CNN (shuffle_net), not trained on a site, or another."
+    )
+    assert card.locator("a").evaluate_all("all => all.map(a => a.href)") == ["https://example.org/"]
+    assert card.locator("tr").all_inner_texts() == ["\tscore", "BLEU|4\t67.50"]
+    assert card.locator("li").all_text_contents() == ["one, and   more", "two"]
+    expect(card.locator("pre")).to_have_text("x = [1]  # <code>")
+    expect(card).not_to_contain_text("license")
     expect(page.locator("#card")).to_contain_text("spatial attention")
     page.get_by_text("Use it from a program").click()
     expect(page.locator("#example-call")).to_contain_text("curl --data-binary @photo.jpg")

@@ -4,6 +4,7 @@ Mitchell et al., "Model Cards for Model Reporting", FAccT 2019.
 """
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pipeline.evaluation.bootstrap import score_intervals
 from pipeline.evaluation.reports import CONFIDENCE, Evaluation, counts_and_means
 from pipeline.metrics.registry import METRICS, SCORE_NAMES
 from pipeline.runtime.errors import sanitize
+
+log = logging.getLogger(__name__)
 
 RESAMPLES, SEED = 2000, 0
 NUM_EXAMPLES = 10
@@ -74,6 +77,8 @@ def render_card(
     """
     metrics = evaluation.metrics
     is_flickr8k = metrics.meta["split_digest"] == FLICKR8K_SPLIT_DIGEST
+    if not is_flickr8k and not (details.dataset and details.data_license):
+        log.info("say in the card what the model learned from: --dataset NAME --data-license TEXT")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,

@@ -1,22 +1,17 @@
-// The page. All text is inserted as text: captions and model cards are untrusted.
+// The page: photos in, captions out.
+import { renderCard } from "./card.js";
+import { byId, element } from "./dom.js";
 import { searchParams, setOwnSearch, watchSliders } from "./sliders.js";
 import { showWords } from "./words.js";
 
 const PATIENCE = 180; // ms that a slider rests before the photo is captioned again
 const TRIES = 4; // if the server is busy
-const byId = (id) => document.getElementById(id);
 const [stage, start, image, result] = ["stage", "start", "image", "result"].map(byId);
 const [problem, said, noPreview] = ["problem", "said", "no-preview"].map(byId);
 let model = null; // what /api/model says
 let photo = null; // the Blob that is shown
 let latest = null; // the AbortController of the last request
 let answer = null; // the last answer
-
-function element(tag, properties, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
-}
 
 // Photos: from a file, the camera, the clipboard, an example, or dropped anywhere.
 
@@ -209,7 +204,7 @@ function showModel() {
   byId("card").replaceChildren(...Object.entries(facts).map(([name, fact]) =>
     element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: fact }))));
   byId("card-text").hidden = !model.card;
-  byId("card-text").textContent = model.card ?? "";
+  byId("card-text").replaceChildren(...renderCard(model.card ?? ""));
   byId("examples").hidden = !model.examples.length;
   byId("examples").querySelector("ul").replaceChildren(...model.examples.map(({ url }, i) => {
     const picked = element("img", { src: url, alt: `Example ${i + 1}`, loading: "lazy" });

@@ -1,6 +1,7 @@
 // The search's sliders. One that nobody has touched sends nothing: the model's own value applies, and
 // is shown as it is, even between two steps of the slider.
-const byId = (id) => document.getElementById(id);
+import { byId } from "./dom.js";
+
 const controls = byId("controls");
 const sliders = { beam_size: byId("beams"), length_penalty: byId("length"), diversity_penalty: byId("diversity") };
 const touched = new Set(); // names of sliders

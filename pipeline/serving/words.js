@@ -1,8 +1,9 @@
 // The caption's words: point at one, focus or tap it, and see where the model looked and how sure it
 // was. Arrow keys move between words; a tap stays until the next one.
 import { draw } from "./attention.js";
+import { byId, element } from "./dom.js";
 
-const [caption, hint, image, overlay] = ["caption", "hint", "image", "overlay"].map((id) => document.getElementById(id));
+const [caption, hint, image, overlay] = ["caption", "hint", "image", "overlay"].map(byId);
 let answer = null; // what the API said
 let words = []; // buttons, one per token
 let pointed = null, pinned = null; // of them
@@ -10,11 +11,8 @@ let pointed = null, pinned = null; // of them
 export function showWords(found) {
   answer = found;
   pointed = pinned = null;
-  words = (found?.tokens ?? []).map(({ token }, i) => {
-    const word = document.createElement("button");
-    Object.assign(word, { type: "button", className: "word", textContent: token, tabIndex: i ? -1 : 0 });
-    return word;
-  });
+  words = (found?.tokens ?? []).map(({ token }, i) =>
+    element("button", { type: "button", className: "word", textContent: token, tabIndex: i ? -1 : 0 }));
   caption.replaceChildren(...words.flatMap((word) => [word, " "]));
   refresh();
 }
