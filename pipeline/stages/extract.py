@@ -115,7 +115,7 @@ def _open_extractor(
         from pipeline.extraction.ray_extractor import RayExtractor
     except ModuleNotFoundError:
         raise InputError(
-            "distributed.engine is ray, which is not installed; run pip install 'showtell[ray]'"
+            "distributed.engine is ray, which is not installed; run: pip install ray"
         ) from None
     with RayExtractor(inputs, config, distributed) as extractor:
         yield extractor
