@@ -28,7 +28,6 @@ function take(blob) {
   noPreview.hidden = true;
   image.src = URL.createObjectURL(blob);
   setShown(true);
-  byId("examples-title").textContent = "Try another";
   result.focus({ preventScroll: true });
   stage.scrollIntoView({ block: "nearest" });
   describe();
@@ -38,6 +37,7 @@ function setShown(shown) {
   stage.hidden = !shown;
   start.hidden = shown;
   document.body.classList.toggle("shown", shown);
+  byId("examples-title").textContent = shown ? "Try another" : "Or try one of these";
 }
 
 image.addEventListener("error", () => {
