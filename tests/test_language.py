@@ -21,8 +21,8 @@ PHRASES = {
     r"[Yy]ardstick": "baseline",
     r"(?<![\"/.'])[Pp]icture": "image",
     r"\bdev split\b|\bon dev\b": "val",
-    # Ours is not on PyPI, and another's of that name might be. ([ray]: to be changed.)
-    r"pip install ['\"]?showtell(?!\[ray\]|\S* @|-)": "the packages, or '.[extra]' in a checkout",
+    # Ours is not on PyPI, and another's of that name might be.
+    r"pip install ['\"]?showtell(?!\S* @|-)": "the packages, or '.[extra]' in a checkout",
     r"tells? nothing|nothing of the": "has learned nothing, nothing about",
 }
 PATTERNS = (
