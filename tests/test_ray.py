@@ -80,5 +80,5 @@ def test_what_a_worker_cannot_use_is_one_line(tiny: Artifacts, tmp_path: Path) -
 def test_no_cluster_is_one_line(tiny: Artifacts, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no Ray cluster at 127.0.0.1:9 \(.*refused"):
         extraction(tiny, tmp_path / "f.h5", ray_address="127.0.0.1:9")
-    with pytest.raises(InputError, match="expected HOST:PORT"):
+    with pytest.raises(InputError, match="must be HOST:PORT"):
         extraction(tiny, tmp_path / "f.h5", ray_address="ray://somewhere")

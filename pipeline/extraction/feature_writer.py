@@ -100,12 +100,12 @@ def resume_features(
             change a row's last bits.
     """
     saved, folder = checkpoint.restore(), checkpoint.folder
-    rows = saved[1].get("rows", 0) if saved else 0
+    rows, total = saved[1].get("rows", 0) if saved else 0, len(spec.rows)
     if saved and saved[1]["fingerprints"] != list(fingerprints):
         pairs = zip(saved[1]["fingerprints"][:rows], fingerprints, strict=False)
         unchanged = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         rows = unchanged // batch * batch
-        log.info("the images have changed: reusing %d of %d rows", rows, len(spec.rows))
+        log.info("the images have changed: reusing %s of %s rows", f"{rows:,}", f"{total:,}")
         checkpoint.complete = False
         if not move_rows(folder, rows, spec):
             delete_files(folder, spec)
@@ -113,7 +113,7 @@ def resume_features(
     if checkpoint.complete:
         checkpoint.log_complete()
         if is_complete(folder, spec):
-            yield FeatureWriter([], spec.dtype, fingerprints, len(spec.rows))
+            yield FeatureWriter([], spec.dtype, fingerprints, total)
             publish(path, spec, checkpoint, fingerprints)
             return
         log.info("the features of the finished run are missing or damaged; starting over")
@@ -129,7 +129,7 @@ def resume_features(
         writer = FeatureWriter(files, spec.dtype, fingerprints)
         if saved and rows:
             if writer.resume(rows):
-                log.info("resuming after %d of %d images", rows, len(spec.rows))
+                log.info("resuming after %s of %s images", f"{rows:,}", f"{total:,}")
             else:
                 log.info("the rows of the interrupted run are damaged; starting over")
         try:

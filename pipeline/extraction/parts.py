@@ -73,6 +73,7 @@ def merge(paths: Sequence[Path], out: Path, shard_rows: int | None) -> None:
                 progress.update(len(rows))
                 if checkpoint.is_due():
                     writer.save(checkpoint)
+    checkpoint.delete()  # no stage of DVC's: the next merge shall read its parts
 
 
 def _spec(parts: Sequence[CacheFile], shard_rows: int | None) -> CacheSpec:

@@ -42,9 +42,19 @@ def connect(address: str | None) -> None:
 def _require_listener(address: str) -> None:
     """Fail at once if nothing listens: Ray tries for minutes, and then ends the process."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError("expected HOST:PORT of its head node, or auto")
+    if "/" in host or not host or not port.isdecimal():
+        raise InputError(
+            f"distributed.ray_address is {address!r}, but must be HOST:PORT of the head node, auto "
+            "or null"
+        )
     socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def describe(resources: dict[str, float]) -> str:
+    """Return `1 GPU and 4 CPUs`."""
+    names = {"num_gpus": "GPU", "num_cpus": "CPU"}
+    amounts = [f"{n:g} {names[key]}{'' if n == 1 else 's'}" for key, n in resources.items()]
+    return " and ".join(amounts)
 
 
 def worker_resources(device: str, workers: int | str) -> tuple[int, dict[str, float]]:

@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from pipeline.config.schema import DistributedConfig, ExtractConfig
 from pipeline.extraction.plan import ExtractionPlan
-from pipeline.extraction.ray_cluster import connect, worker_resources
+from pipeline.extraction.ray_cluster import connect, describe, worker_resources
 from pipeline.extraction.row_files import RowFile
 from pipeline.extraction.shared_files import SharedFiles
 from pipeline.extraction.stream import Rows
@@ -99,7 +99,7 @@ class RayExtractor:
         connect(distributed.ray_address)
         try:
             count, resources = worker_resources(config.device, distributed.workers)
-            log.info("extracting by %s of %s", pluralize(count, "Ray worker"), resources)
+            log.info("%s, each with %s", pluralize(count, "Ray worker"), describe(resources))
             self._inputs, self._config = inputs, config
             self._actor: Any = ray.remote(RayWorker).options(max_restarts=0, **resources)
             self._threads = max(1, int(resources["num_cpus"]))

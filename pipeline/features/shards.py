@@ -61,9 +61,7 @@ class ShardedRows:
         if number not in self._open:
             path = self.folder / self.names[number]
             if not path.exists():
-                raise InputError(
-                    f"{path} does not exist; run 'dvc pull {path}' to fetch it, or 'dvc repro'"
-                )
+                raise _missing(path)
             file = read_cache_file(path)
             rows = (self._begin(number), int(self.ends[number]))
             info, array = file.shard, file.array
@@ -73,6 +71,10 @@ class ShardedRows:
                 raise ArtifactError(path, f"is not the shard of {self.folder} with these rows")
             self._open[number] = array
         return self._open[number]
+
+
+def _missing(path: Path) -> InputError:
+    return InputError(f"{path} does not exist; run 'dvc pull {path}' to fetch it, or 'dvc repro'")
 
 
 def is_shard_folder(path: Path) -> bool:
@@ -126,11 +128,11 @@ def read_index(folder: Path) -> Index:
     """Open the index in a folder of shards; the shards are opened when they are read.
 
     Raises:
-        ArtifactError: it is missing or damaged.
+        InputError: it is missing or damaged.
     """
     path = folder / INDEX
     if not path.is_file():
-        raise ArtifactError(path, "does not exist")
+        raise _missing(path)
     with path.open("rb") as content:
         if read_layout(content) != NO_ROWS:
             raise ArtifactError(path, "is damaged or not an index of this version")

@@ -6,8 +6,10 @@ many ranks, of which one is killed, and are then run again.
 """
 
 import argparse
+import logging
 import os
 import random
+import re
 import signal
 import tempfile
 import threading
@@ -35,6 +37,7 @@ class Extraction:
 
     def __init__(self, tiny: Artifacts, folder: Path, size: int) -> None:
         self._tiny, self._folder, self._size = tiny, folder, size
+        self._ready = ReadyWorkers().pids
         # The head has no cores: it survives, as the process that runs the stage does.
         self._cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
         self._nodes = [self._cluster.add_node(**NODE) for _ in range(size)]
@@ -70,7 +73,7 @@ class Extraction:
         return how.__name__.strip("_").replace("_", " ")
 
     def _kill_worker(self, rng: random.Random) -> None:
-        workers = [pid for pid, name in processes() if name.startswith("ray::RayWorker")]
+        workers = [pid for pid in self._ready if Path(f"/proc/{pid}").exists()]
         if workers:
             os.kill(rng.choice(workers), signal.SIGKILL)
 
@@ -82,15 +85,18 @@ class Extraction:
         self._cluster.shutdown()
 
 
-def processes() -> list[tuple[int, str]]:
-    """All processes, with their command lines."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append((int(path.parent.name), path.read_text().replace("\0", " ")))
-        except OSError:  # it has just ended
-            continue
-    return found
+class ReadyWorkers(logging.Handler):
+    """The process ids of the workers that the log says are ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pids: list[int] = []
+        logger = logging.getLogger(ray_extractor.__name__)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.pids += map(int, re.findall(r"ready on .* \(process (\d+)\)", record.getMessage()))
 
 
 class Training:
