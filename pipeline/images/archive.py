@@ -18,12 +18,11 @@ from pipeline.images.names import (
     is_unsupported_name,
     normalize_path,
 )
-from pipeline.images.zip_files import decoded_path, is_junk, open_zip, read_member
+from pipeline.images.zip_directory import FIELDS, read_directory
+from pipeline.images.zip_files import decode_name, is_junk, open_zip, read_directly, read_member
 from pipeline.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
-
-FIELDS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
 
 
 class ImageArchive:
@@ -38,12 +37,13 @@ class ImageArchive:
 
     def __init__(self, path: Path, excluded: Collection[str] = ()) -> None:
         self.path = path
-        self._zip = open_zip(path)
-        members: dict[str, zipfile.ZipInfo] = {}
+        self._directory = read_directory(path)
+        rows: dict[str, int] = {}  # in the directory
         self.other_files: set[str] = set()  # names of the files that are not images
         unsupported: list[str] = []
-        for member in self._zip.infolist():
-            name = decoded_path(member)
+        flags = self._directory.fields[:, FIELDS.index("flag_bits")].tolist()
+        for row, (raw, flag_bits) in enumerate(zip(self._directory.names, flags, strict=True)):
+            name = decode_name(raw.partition("\0")[0], flag_bits)  # where zipfile ends it
             if is_junk(name):
                 continue
             member_path = normalize_path(name)
@@ -51,36 +51,35 @@ class ImageArchive:
                 self.other_files.add(PurePosixPath(member_path).name)
                 if is_unsupported_name(member_path):
                     unsupported.append(member_path)
-            elif member_path in members:
+            elif member_path in rows:
                 raise InputError(f"{path} has two images {member_path!r}; remove or rename one")
             else:
-                members[member_path] = member
-        if not members:
+                rows[member_path] = row
+        if not rows:
             found = first_few(sorted(self.other_files)) or "an empty archive"
             raise InputError(
                 f"{path} has no images; expected {' '.join(sorted(EXTENSIONS))}, found {found}"
             )
-        folder = common_folder(members)
+        folder = common_folder(rows)
         # Images of a format that is not read, and its suffix.
         self.unsupported = {
             path.removeprefix(folder): PurePosixPath(path).suffix for path in sorted(unsupported)
         }
-        paths = {name.removeprefix(folder): name for name in members}
-        for image_id in paths:
+        row_of = {name.removeprefix(folder): row for name, row in rows.items()}
+        for image_id in row_of:
             check_id(image_id, where=str(path))
-        self.ids = sorted(paths.keys() - set(excluded))  # all image ids, sorted
-        # Half a kilobyte an image becomes 150 bytes: an archive may have millions, in many workers.
-        kept = [members[paths[image_id]] for image_id in self.ids]
-        self._fields = np.array([[getattr(member, f) for f in FIELDS] for member in kept], np.int64)
-        self._names = [member.orig_filename for member in kept]
-        self._zip.filelist.clear()
-        self._zip.NameToInfo.clear()
+        self.ids = sorted(row_of.keys() - set(excluded))  # all image ids, sorted
+        self._rows = np.array([row_of[image_id] for image_id in self.ids])
+        self._file = path.open("rb")
+        self._zip: zipfile.ZipFile | None = None
 
     def __enter__(self) -> "ImageArchive":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._zip.close()
+        self._file.close()
+        if self._zip:
+            self._zip.close()
 
     @property
     def fingerprints(self) -> list[str]:
@@ -88,9 +87,10 @@ class ImageArchive:
 
         They come from the zip's directory: no image is read.
         """
-        crc, size = FIELDS.index("CRC"), FIELDS.index("file_size")
-        values = zip(self.ids, self._fields[:, [crc, size]].tolist(), strict=True)
-        return [f"{image_id} {crc:08x} {size}" for image_id, (crc, size) in values]
+        columns = [FIELDS.index("CRC"), FIELDS.index("file_size")]
+        values = self._directory.fields[self._rows][:, columns].tolist()
+        images = zip(self.ids, values, strict=True)
+        return [f"{image_id} {crc:08x} {size}" for image_id, (crc, size) in images]
 
     def read(self, image_id: str) -> bytes:
         """Return the bytes of one image file; verify its checksum.
@@ -98,10 +98,14 @@ class ImageArchive:
         Raises:
             InputError: the image is missing or damaged.
         """
-        row = bisect_left(self.ids, image_id)
-        if self.ids[row : row + 1] != [image_id]:
+        number = bisect_left(self.ids, image_id)
+        if self.ids[number : number + 1] != [image_id]:
             raise InputError(f"{self.path} has no image {image_id!r}")
-        member = zipfile.ZipInfo(self._names[row])
-        for field, value in zip(FIELDS, self._fields[row].tolist(), strict=True):
-            setattr(member, field, value)
-        return read_member(self._zip, member, MAX_BYTES)
+        member = self._directory.member(self._rows[number])
+        content = None
+        if member.file_size <= MAX_BYTES:
+            content = read_directly(self._file.fileno(), member)
+        if content is None:  # unusual, too large or damaged
+            self._zip = self._zip or open_zip(self.path)
+            content = read_member(self._zip, member, MAX_BYTES)
+        return content

@@ -49,8 +49,12 @@ def decoded_path(member: zipfile.ZipInfo) -> str:
 
     macOS's Finder writes UTF-8 without its flag, and Python then decodes it as cp437.
     """
-    name = member.filename
-    if not member.flag_bits & UTF8_NAME and not name.isascii():
+    return decode_name(member.filename, member.flag_bits)
+
+
+def decode_name(name: str, flags: int) -> str:
+    """As `decoded_path`, of a member's name and flags."""
+    if not flags & UTF8_NAME and not name.isascii():
         with suppress(UnicodeError):  # it is cp437
             name = name.encode("cp437").decode("utf-8")
     return to_posix(name)
@@ -76,8 +80,7 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: in
         raise InputError(
             f"{where} has {member.file_size} bytes, more than {max_bytes}; is it a bomb?"
         )
-    content = _read_directly(archive, member)
-    if content is not None:
+    if archive.fp and (content := read_directly(archive.fp.fileno(), member)) is not None:
         return content
     try:
         return archive.read(member)
@@ -87,16 +90,14 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, max_bytes: in
         raise InputError(f"{where} cannot be unpacked ({error}); fetch the archive again") from None
 
 
-def _read_directly(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes | None:
+def read_directly(file: int, member: zipfile.ZipInfo) -> bytes | None:
     """Read a plain, intact member by `pread`; return None if zipfile has to read it.
 
     That releases Python's lock and needs no file position, so that threads share the archive.
     """
-    direct = member.compress_type in _DIRECT_METHODS and not member.flag_bits & ENCRYPTED
-    if not direct or archive.fp is None:
+    if member.compress_type not in _DIRECT_METHODS or member.flag_bits & ENCRYPTED:
         return None
     try:
-        file = archive.fp.fileno()
         header = os.pread(file, LOCAL_HEADER, member.header_offset)
         if header[:4] != b"PK\3\4":
             return None
