@@ -68,6 +68,7 @@ def worker_resources(device: str, workers: int | str) -> tuple[int, dict[str, fl
         count = max(1, int(sum(node["GPU"] for node in with_gpu)))
         cores = min((node["CPU"] // node["GPU"] for node in with_gpu), default=1)
         return (count if workers == "auto" else int(workers)), {"num_gpus": 1, "num_cpus": cores}
+    nodes = [node for node in nodes if node.get("CPU")] or nodes  # a head may have none to give
     cores = min(node.get("CPU", 0) for node in nodes)
     if workers == "auto":
         return len(nodes), {"num_cpus": cores}
