@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.config.schema import DistributedConfig, ExtractConfig
 from pipeline.extraction import ray_extractor
 from pipeline.extraction.feature_writer import FeatureWriter
 from pipeline.extraction.shared_files import SharedFiles
+from pipeline.extraction.worker import ExtractInputs, ExtractionWorker
 from pipeline.runtime.errors import InputError
 from pipeline.stages.extract import extract
 from tests.conftest import Artifacts, write_params
@@ -75,6 +77,17 @@ def test_what_a_worker_cannot_use_is_one_line(tiny: Artifacts, tmp_path: Path) -
     broken.write_bytes(b"nonsense")
     with pytest.raises(InputError, match=r"backbone.safetensors .* \(on \S+\)$"):
         extraction(tiny, tmp_path / "f.h5", workers=1, backbone=broken)
+
+
+def test_a_worker_with_other_packages_is_refused(tiny: Artifacts) -> None:
+    inputs = ExtractInputs(tiny.images, tiny.unreadable, tiny.backbone)
+    config = load_params(tiny.params, ExtractConfig)
+    with inputs.open_archive() as archive:
+        plan = ExtractionWorker(archive, tiny.backbone, config).plan
+        ExtractionWorker(archive, tiny.backbone, config, plan)
+        other = replace(plan, package_versions=("torch 1.0",))
+        with pytest.raises(InputError, match="this machine's package versions is "):
+            ExtractionWorker(archive, tiny.backbone, config, other)
 
 
 def test_no_cluster_is_one_line(tiny: Artifacts, tmp_path: Path) -> None:

@@ -1,85 +1,16 @@
-"""The served page in a real browser: photos in, captions out, for everyone."""
+"""The served page in a real browser: images in, captions out."""
 
 import io
 import re
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
-from pipeline.serving.examples import read_examples
-from tests.conftest import Artifacts
-from tests.helpers.serving import Served, attending, scene, serving, write_scenes
+from tests.helpers.served_page import ODD_PENALTY, PHOTO, TEXT, caption_of, upload
+from tests.helpers.serving import Served
 
-pytest_plugins = ["tests.helpers.report_page", "tests.helpers.serving"]
-
-PHOTO: Any = {"name": "photo.png", "mimeType": "image/png", "buffer": scene(1, side=320)}
-ODD_PENALTY = 0.8375  # between two steps of the slider
-TEXT: Any = {"name": "notes.png", "mimeType": "image/png", "buffer": b"no image"}
-CARD = """---
-license: other
----
-# <b>A card</b>
-
-A *frozen* CNN (shuffle\\_net), **not `trained`**
-on [a site](https://example.org/), or [another](javascript:alert).
-
-| | score |
-| --- | --- |
-| BLEU\\|4 | 67.50 |
-
-- one, and
-  more
-- two
-
-```python
-x = [1]  # <code>
-```
-"""
-PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-
-
-@pytest.fixture(scope="module")
-def site(tiny: Artifacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A captioner with attention and confidence, a model card with markup, and examples."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "README.md").write_text(CARD)
-    examples = read_examples(write_scenes(folder / "examples", 3))
-    captioner = attending(tiny, folder)
-    captioner.search = replace(captioner.search, length_penalty=ODD_PENALTY)
-    with serving(captioner, folder, examples=examples) as server:
-        yield server
-
-
-@pytest.fixture
-def page(context: BrowserContext, site: Served) -> Iterator[Page]:
-    """The page. A script's error, and a request to anywhere else, fail the test."""
-    page, problems = context.new_page(), []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "request",
-        lambda request: request.url.startswith((site.url, "blob:")) or problems.append(request.url),
-    )
-    page.goto(site.url)
-    expect(page.locator("#examples img")).to_have_count(3)
-    yield page
-    assert problems == []
-
-
-def caption_of(page: Page) -> str:
-    """The caption, once it is there."""
-    expect(page.locator("#result")).to_have_attribute("aria-busy", "false")
-    expect(page.locator(".word").first).to_be_visible()
-    return " ".join(page.locator(".word").all_text_contents())
-
-
-def upload(page: Page, file: Any = PHOTO) -> str:
-    page.locator("#file").set_input_files(file)
-    return caption_of(page)
+pytest_plugins = ["tests.helpers.report_page", "tests.helpers.served_page", "tests.helpers.serving"]
 
 
 def slide(slider: Locator, value: str) -> None:
@@ -210,28 +141,6 @@ def test_a_word_shows_where_the_model_looked(page: Page, site: Served) -> None:
     expect(overlay).not_to_have_class("on")
 
 
-def test_the_keyboard_is_enough(page: Page) -> None:
-    choose = page.get_by_role("button", name="Choose a photo")
-    page.keyboard.press("Tab")
-    expect(choose).to_be_focused()
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(PHOTO)
-    words = caption_of(page).split()
-    while not page.locator(".word").first.evaluate("word => word === document.activeElement"):
-        page.keyboard.press("Tab")
-    expect(page.locator("#overlay")).to_have_class("on")
-    page.keyboard.press("ArrowRight")
-    expect(page.locator(".word").nth(1)).to_be_focused()
-    expect(page.locator("#hint")).to_contain_text(f"“{words[1]}”")
-    page.keyboard.press("End")
-    expect(page.locator(".word").last).to_be_focused()
-    page.keyboard.press("Tab")  # one stop for all words
-    expect(page.get_by_label("Beams")).to_be_focused()
-    with page.expect_response("**/api/caption*"):
-        page.keyboard.press("ArrowLeft")
-
-
 def test_what_goes_wrong_is_said(page: Page, context: BrowserContext) -> None:
     alert = page.get_by_role("alert")
     page.locator("#file").set_input_files(TEXT)
@@ -270,61 +179,3 @@ def test_a_busy_server_is_asked_again(page: Page) -> None:
 
     page.route("**/api/caption*", busy)
     assert upload(page)
-
-
-def test_the_model_card_is_readable_and_its_html_is_text(page: Page) -> None:
-    page.get_by_text("About this model").click()
-    card = page.locator("#card-text")
-    expect(card.locator("h2")).to_have_text("<b>A card</b>")
-    expect(card.locator("p")).to_have_text(
-        "A *frozen* CNN (shuffle_net), not trained on a site, or another."
-    )
-    assert card.locator("a").evaluate_all("all => all.map(a => a.href)") == ["https://example.org/"]
-    assert card.locator("tr").all_inner_texts() == ["\tscore", "BLEU|4\t67.50"]
-    assert card.locator("li").all_text_contents() == ["one, and   more", "two"]
-    expect(card.locator("pre")).to_have_text("x = [1]  # <code>")
-    expect(card).not_to_contain_text("license")
-    expect(page.locator("#card")).to_contain_text("spatial attention")
-    page.get_by_text("Use it from a program").click()
-    expect(page.locator("#example-call")).to_contain_text("curl --data-binary @photo.jpg")
-
-
-@pytest.mark.parametrize("context", [PHONE], indirect=True)
-def test_a_phone_needs_no_sideways_scrolling(page: Page) -> None:
-    def width() -> int:
-        return page.evaluate("document.documentElement.scrollWidth")
-
-    assert width() == 360
-    upload(page)
-    page.locator("summary").first.click()
-    assert width() == 360
-    page.locator(".word").nth(1).tap()
-    expect(page.locator("#overlay")).to_have_class("on")
-
-
-@pytest.mark.parametrize(
-    "context", [{"color_scheme": "light"}, {"color_scheme": "dark"}, PHONE], indirect=True
-)
-def test_axe_finds_nothing(page: Page) -> None:
-    def violations() -> list[str]:
-        found = Axe().run(page).response["violations"]
-        return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
-
-    assert violations() == []
-    upload(page)
-    page.locator(".word").nth(1).click()
-    for summary in page.locator("summary").all():
-        summary.click()
-    assert violations() == []
-    page.locator("#file").set_input_files({**TEXT, "mimeType": "text/html"})
-    expect(page.get_by_role("alert")).to_be_visible()
-    assert violations() == []
-
-
-def test_an_injected_script_cannot_run(page: Page) -> None:
-    page.evaluate(
-        "() => { const s = document.createElement('script'); s.textContent = 'hacked = 1';"
-        " document.body.append(s); document.body.setAttribute('onclick', 'hacked = 1');"
-        " document.body.click(); }"
-    )
-    assert page.evaluate("typeof hacked") == "undefined"

@@ -1,7 +1,7 @@
 """What decides the bytes of features beside the images: the same for all workers of a run."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 from pipeline.backbones.weights import BackboneWeights
@@ -9,6 +9,7 @@ from pipeline.config.schema import ExtractConfig
 from pipeline.extraction.row_files import RowFile
 from pipeline.extraction.stream import Rows
 from pipeline.features.recipe import FeatureRecipe, Preprocessing, View
+from pipeline.runtime.errors import InputError
 
 
 class Extractor(Protocol):
@@ -35,8 +36,22 @@ class ExtractionPlan:
     precision: str  # of the CNN
     batch_size: int  # the other images of its batch may change a row's last bits
     device: str  # its type
-    versions: tuple[str, ...]  # of the libraries that compute
+    package_versions: tuple[str, ...]  # of those that compute
     feature_shape: tuple[int, ...]  # (D,) or (H, W, D)
+
+    def require_same(self, other: "ExtractionPlan") -> None:
+        """
+        Raises:
+            InputError: the bytes of features would differ.
+        """
+        for field in fields(self):
+            own, others = getattr(self, field.name), getattr(other, field.name)
+            if own != others:
+                name = field.name.replace("_", " ")
+                raise InputError(
+                    f"this machine's {name} is {own}, another worker's {others}; all workers need "
+                    "the same kind of device, files and package versions"
+                )
 
 
 def make_recipe(backbones: Sequence[BackboneWeights], config: ExtractConfig) -> FeatureRecipe:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from pipeline.config.schema import DistributedConfig, ExtractConfig
 from pipeline.extraction.plan import ExtractionPlan
@@ -219,10 +219,10 @@ class RayExtractor:
 
 
 def _result(call: Any) -> Any:
-    """The result of a worker's call, or None if the worker died."""
+    """The result of a worker's call, or None if the worker died, or its node with the result."""
     try:
         return ray.get(call)
-    except RayActorError:
+    except (RayActorError, ObjectLostError):
         return None
     except RayTaskError as error:
         if isinstance(error.cause, InputError | OSError | MemoryError):

@@ -81,8 +81,8 @@ class ExtractionWorker:
             tuple(f"{name} {version(name)}" for name in ("pillow", "torch", "torchvision")),
             self._cnn.feature_shape,
         )
-        if plan not in (None, self.plan):
-            raise InputError(f"this machine would extract by {self.plan}, the others by {plan}")
+        if plan:
+            self.plan.require_same(plan)
 
     def extract(self, begin: int, end: int, files: Sequence[RowFile] = ()) -> Iterator[Rows]:
         """Yield the rows from `begin`, a multiple of the batch size, to `end`, batch by batch.

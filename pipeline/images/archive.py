@@ -1,6 +1,5 @@
 """The images of a zip that is read in place and never unpacked."""
 
-import logging
 import zipfile
 from bisect import bisect_left
 from collections.abc import Collection
@@ -21,8 +20,6 @@ from pipeline.images.names import (
 from pipeline.images.zip_directory import FIELDS, read_directory
 from pipeline.images.zip_files import decode_name, is_junk, open_zip, read_directly, read_member
 from pipeline.runtime.errors import InputError
-
-log = logging.getLogger(__name__)
 
 
 class ImageArchive:

@@ -113,7 +113,7 @@ class Training:
         folder.mkdir(exist_ok=True)
         keys = {"checkpoint_seconds": 0.05, "epochs": 4, "ema_decay": 0.9}
         params = write_params(
-            folder / "p.yaml", train=keys, distributed={"processes": self._size, "timeout": 30.0}
+            folder / "p.yaml", train=keys, distributed={"processes": self._size, "timeout": 5.0}
         )
         words: list[Any] = ["train", "--features", self._tiny.features, "--params", params]
         words += ["--captions", self._tiny.table, "--vocabulary", self._tiny.vocabulary]
