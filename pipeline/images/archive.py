@@ -65,7 +65,9 @@ class ImageArchive:
         row_of = {name.removeprefix(folder): row for name, row in rows.items()}
         for image_id in row_of:
             check_id(image_id, where=str(path))
-        self.ids = sorted(row_of.keys() - set(excluded))  # all image ids, sorted
+        left_out = set(excluded)
+        # All image ids, sorted. Zips mostly are already, and that is quick to see.
+        self.ids = sorted(image_id for image_id in row_of if image_id not in left_out)
         self._rows = np.array([row_of[image_id] for image_id in self.ids])
         self._file = path.open("rb")
         self._zip: zipfile.ZipFile | None = None

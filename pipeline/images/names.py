@@ -29,13 +29,20 @@ def to_posix(path: str) -> str:
 
 def normalize_path(path: str) -> str:
     """Return a path with `/` between folders, in NFC, without a leading `/`, `.` or `..`."""
-    parts = unicodedata.normalize("NFC", to_posix(path)).split("/")
+    path = to_posix(path)
+    if not path.isascii():
+        path = unicodedata.normalize("NFC", path)
+    if path[:1] not in ("", "/", ".") and path[-1] != "/" and "//" not in path and "/." not in path:
+        return path  # as most are: a zip may have a million
+    parts = path.split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))
 
 
 def common_folder(paths: Iterable[str]) -> str:
     """Return the deepest folder that holds all paths, with a `/` at its end; or ""."""
-    folders = [path.split("/")[:-1] for path in paths]
+    folders = [
+        path.split("/")[:-1] for path in {"".join(path.rpartition("/")[:2]) for path in paths}
+    ]
     shared = zip(min(folders, default=[]), max(folders, default=[]), strict=False)
     names = takewhile(lambda pair: pair[0] == pair[1], shared)
     return "".join(f"{name}/" for name, _ in names)

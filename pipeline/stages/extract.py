@@ -57,8 +57,8 @@ def extract(
         inputs.open_archive() as archive,
         _open_extractor(inputs, archive, config, distributed) as extractor,
     ):
-        plan, images_now = extractor.plan, archive.fingerprints
-        prints = [f"{image} {k}" for k in range(1 + config.augmentations) for image in images_now]
+        plan, image_prints = extractor.plan, archive.fingerprints
+        prints = [f"{image} {k}" for k in range(1 + config.augmentations) for image in image_prints]
         fingerprint = run_fingerprint(
             "extract", [config.model_dump(), asdict(plan), part], [backbone], plan.device
         )
