@@ -179,6 +179,25 @@ def test_another_number_of_ranks_resumes(tiny: Artifacts, tmp_path: Path) -> Non
     require_same(folder / "history.csv", expected)
 
 
+def test_a_resumed_run_has_the_bytes_of_one_that_was_not_interrupted(
+    tiny: Artifacts, tmp_path: Path
+) -> None:
+    # From three ranks on, the order in which their gradients are added makes a difference.
+    keys = {**RANDOM, "epochs": 2, "checkpoint_seconds": 0.0, "batch_size": 8}
+    undisturbed, resumed = tmp_path / "undisturbed", tmp_path / "resumed"
+    world = World(training(tiny, undisturbed, **keys), 3, tmp_path / "a")
+    command = training(tiny, resumed, **keys)
+    killed = started(resumed, World(command, 3, tmp_path / "b"))
+    killed.ranks[1].kill()
+    killed.join()
+    assert world.join() == [0, 0, 0], world.printed()
+    world = World(command, 3, tmp_path / "c")
+    assert world.join() == [0, 0, 0], world.printed()
+    assert "resuming an interrupted run" in world.printed()[0]
+    for name in ("model.safetensors", "history.csv"):
+        assert (resumed / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
 @pytest.mark.parametrize(
     ("number", "rank"),
     [(signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGSTOP, 0)],
@@ -246,6 +265,7 @@ def test_the_stage_starts_its_own_ranks(tiny: Artifacts, tmp_path: Path) -> None
         done = subprocess.CompletedProcess(words, launcher.wait(), "", launcher.communicate()[1])
     assert f"rank 1 (process {victim}) was ended by SIGKILL" in one_line(done)
     assert done.stderr.count("error: ") == 1
+    assert "Warning" not in done.stderr
     expected = alone(command, tmp_path / "alone")
     train(
         *(tiny.features, tiny.table, tiny.vocabulary),

@@ -29,6 +29,8 @@ SIGNALS = (*[signal.SIGKILL] * 3, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Python and torch are loaded once, and every process begins as a fork of that: a moment drawn at
 # random is then one of the stage's own work, not of four seconds of imports.
 FORKS = multiprocessing.get_context("forkserver")
+# As ranks set it themselves, which comes too late in a fork.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 FORKS.set_forkserver_preload(
     [
         "pipeline.stages.download",
