@@ -1,6 +1,7 @@
 """`showtell serve` as a process: how it starts and stops."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -88,6 +89,14 @@ def test_what_cannot_be_served_is_one_line(
     monkeypatch.setitem(sys.modules, "starlette.exceptions", None)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     assert "pip install starlette uvicorn python-multipart" in one_line(command("serve", models))
+
+
+def test_the_body_of_an_answer_does_not_wait_for_its_head_to_arrive(tiny: Artifacts) -> None:
+    with serving(captioner_of(tiny), tiny.folder) as served:
+        served.client.get("/health")
+        (connection,) = served.server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_threads_are_not_left_behind(tiny: Artifacts) -> None:

@@ -171,7 +171,7 @@ class Captioner:
         describe = partial(
             self._describe, config=config, alternatives=alternatives, attention=attention
         )
-        outcomes = map_features(describe, images, self._cnn, self._lock)
+        outcomes = map_features(describe, images, self._cnn, self._lock, concurrent=True)
         return outcomes if errors == "return" else _raise_errors(outcomes)
 
     def sample(
@@ -190,7 +190,8 @@ class Captioner:
             captions = [Caption(" ".join(words), tuple(words)) for words in map(decode, ids)]
             return [captions[begin : begin + count] for begin in range(0, len(captions), count)]
 
-        return map_features(draw, images, self._cnn, self._lock)
+        # One after the other: the generator's numbers are drawn in order.
+        return map_features(draw, images, self._cnn, self._lock, concurrent=False)
 
     def preprocess(self, image: ImageSource) -> PreprocessedViews:
         """Read one image as the CNN takes it."""

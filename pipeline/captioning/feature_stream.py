@@ -1,7 +1,13 @@
-"""Features of any images as they come, with all cores or the GPU busy."""
+"""Any images as they come, from files to captions, with all cores or the GPU busy.
+
+On a CPU threads of one core each read a few images and run the CNN on them, as extraction does, or
+search a few images' captions. So no core waits for another at the end of a layer or of a step. On a
+GPU the threads only read.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -36,16 +42,18 @@ def map_features(
     images: Iterable[ImageSource | InputError],
     cnn: FeatureExtractor,
     lock: AbstractContextManager[object],
+    *,
+    concurrent: bool,
 ) -> Iterator[Result | InputError]:
     """Yield what `work` makes of each image's features, or why it cannot be read, in order.
 
-    On a CPU each thread reads a few images and runs the CNN on them by itself, as extraction does;
-    on a GPU the threads only read. Memory does not grow with the number of images.
+    Memory does not grow with the number of images.
 
     Args:
         work: features (P, …) -> P results.
         images: an InputError in an image's place is passed on.
         lock: held while the GPU computes.
+        concurrent: on a CPU, several threads may do `work` at once.
     """
     size, threads = default_batch_size(cnn.recipe, cnn.device), default_num_workers(cnn.device)
     on_cpu = cnn.device.type == "cpu"
@@ -58,25 +66,34 @@ def map_features(
 
     with single_threaded_workers(threads) as pool:
         batches = ordered_map(pool, read, _chunks(images, size), ahead=2 * threads)
-        for together in _chunks(batches, max(1, SEARCH_BATCH // size)):
-            results = _compute(together, work, cnn, lock)
-            for batch in together:
-                for outcome in batch.outcomes:
-                    yield outcome if isinstance(outcome, InputError) else next(results)
+        groups = _chunks(batches, max(1, SEARCH_BATCH // size))
+        compute = partial(_compute, work, cnn, lock)
+        if on_cpu and concurrent:
+            results = ordered_map(pool, compute, groups, ahead=threads)
+        else:
+            results = map(compute, groups)
+        for outcomes in results:
+            yield from outcomes
 
 
 def _compute(
-    batches: list[Batch],
     work: Callable[[Tensor], list[Result]],
     cnn: FeatureExtractor,
     lock: AbstractContextManager[object],
-) -> Iterator[Result]:
+    batches: list[Batch],
+) -> list[Result | InputError]:
+    """What `work` makes of each image, or why it cannot be read."""
     views = [image for batch in batches for image in batch.views]
-    if not views:
-        return iter(())
-    with lock:
-        computed = [batch.features for batch in batches if batch.features is not None]
-        return iter(work(torch.cat(computed) if computed else cnn(collate(views))))
+    results: Iterator[Result] = iter(())
+    if views:
+        with lock:
+            computed = [batch.features for batch in batches if batch.features is not None]
+            results = iter(work(torch.cat(computed) if computed else cnn(collate(views))))
+    return [
+        outcome if isinstance(outcome, InputError) else next(results)
+        for batch in batches
+        for outcome in batch.outcomes
+    ]
 
 
 def _read(

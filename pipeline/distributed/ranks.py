@@ -90,7 +90,7 @@ class Ranks:
                 process_group=self.on_gpu,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
-                # All are used. Without this, gradients are grouped anew after the first step, and
+                # All are used. Without this, the first step changes how gradients are grouped, and
                 # the groups determine in which order the ranks' numbers are added: a resumed run
                 # would end with other bytes.
                 find_unused_parameters=True,

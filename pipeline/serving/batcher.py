@@ -2,12 +2,14 @@
 
 A request takes one of a bounded number of places before its body is received, and keeps it until
 it is answered. Its image is decoded and preprocessed in a small pool of threads; only then does it
-wait for the captioner, as a few small arrays. A batch is what waits, up to `max_batch`; while its
-captions are searched, the CNN runs on the next one. Requests of other settings are searched apart.
+wait for the captioner, as a few small arrays. A batch is what waits, up to `max_batch`. On a CPU it
+is divided among threads with few cores each, which do not wait for each other at every step.
+Requests of other settings are searched apart.
 """
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,8 +29,9 @@ from pipeline.serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WAIT = 0.005  # seconds that a batch waits for images that are being decoded
+WAIT = 0.1  # seconds that a batch waits for images that are being decoded
 MAX_DECODERS = 4  # images decoded at once: each may take several bytes per pixel
+MAX_SEARCHES = 4  # parts of a batch, since a small one takes almost as long as a large one
 
 
 class QueueFullError(Exception):
@@ -68,15 +71,22 @@ class Batcher:
         device = captioner.device
         cores, threads = default_num_workers(device), torch.get_num_threads()
         self._decoders = ThreadPoolExecutor(min(cores, MAX_DECODERS), "decode", _single_threaded)
-        self._searcher = ThreadPoolExecutor(1, "search", torch.set_num_threads, (threads,))
-        if device.type == "cpu":  # each thread runs the CNN on a few images, as the library does
+        on_cpu = device.type == "cpu"
+        # A GPU's graphs share memory, so one thread does everything in order.
+        self._parts = min(cores, MAX_SEARCHES) if on_cpu else 1
+        share = (max(1, threads // self._parts),)
+        self._searcher = ThreadPoolExecutor(self._parts, "search", torch.set_num_threads, share)
+        if on_cpu:  # each thread runs the CNN on a few images, as the library does
             self._cnn = ThreadPoolExecutor(cores, "cnn", _single_threaded)
             self._chunk = default_batch_size(captioner.recipe, device)
-        else:  # a GPU's graphs share memory, so one thread does everything in order
+        else:
             self._cnn, self._chunk = self._searcher, max_batch
+        # On a GPU one batch is collected while another is computed. On a CPU all cores compute, and
+        # batches would only be smaller.
+        self._batches = 1 if on_cpu else 2
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run())
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(self._batches)]
         return self
 
     async def __aexit__(
@@ -85,9 +95,9 @@ class Batcher:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for pool in (self._decoders, self._cnn, self._searcher):
             pool.shutdown(cancel_futures=True)
 
@@ -128,8 +138,7 @@ class Batcher:
         return self._captioner.preprocess(image), image.size
 
     async def _run(self) -> None:
-        """One batch after the other, the CNN a batch ahead of the search."""
-        search: asyncio.Task[None] | None = None
+        """Caption one batch after the other."""
         while True:
             batch = await self._collect()
             try:
@@ -137,9 +146,7 @@ class Batcher:
             except Exception as error:  # the server continues; the requests answer 500
                 _fail(batch, error)
                 continue
-            if search:
-                await search
-            search = asyncio.create_task(self._search(batch, features))
+            await self._search(batch, features)
 
     async def _collect(self) -> list[Waiting]:
         """What waits, once something does; and what is being decoded, if it takes no longer than
@@ -159,21 +166,28 @@ class Batcher:
         return torch.cat(await asyncio.gather(*parts))
 
     async def _search(self, batch: list[Waiting], features: Tensor) -> None:
-        loop = asyncio.get_running_loop()
+        size, parts = math.ceil(len(batch) / self._parts), []
         for settings in dict.fromkeys(one.settings for one in batch):
             rows = [row for row, one in enumerate(batch) if one.settings == settings]
-            alike = [batch[row] for row in rows]
-            self._observe(len(alike))
-            try:
-                captions = await loop.run_in_executor(
-                    self._searcher, self._caption, features[rows], settings
-                )
-            except Exception as error:
-                _fail(alike, error)
-                continue
-            for one, caption in zip(alike, captions, strict=True):
-                if not one.answer.done():
-                    one.answer.set_result(caption)
+            parts += [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+        await asyncio.gather(
+            *(self._search_part([batch[row] for row in rows], features[rows]) for rows in parts)
+        )
+
+    async def _search_part(self, alike: list[Waiting], features: Tensor) -> None:
+        """Answer requests of the same settings."""
+        self._observe(len(alike))
+        loop = asyncio.get_running_loop()
+        try:
+            captions = await loop.run_in_executor(
+                self._searcher, self._caption, features, alike[0].settings
+            )
+        except Exception as error:
+            _fail(alike, error)
+            return
+        for one, caption in zip(alike, captions, strict=True):
+            if not one.answer.done():
+                one.answer.set_result(caption)
 
     def _caption(self, features: Tensor, settings: Settings) -> list[Caption]:
         return self._captioner.caption_features(

@@ -61,6 +61,10 @@ class ImpatientProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        # asyncio leaves it off for the sockets that `listen` makes. An answer's body would then
+        # wait 40 ms for the client to acknowledge its head.
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._wait_for_head()
 
     def on_response_complete(self) -> None:

@@ -44,7 +44,7 @@ def serving(captioner: Captioner, folder: Path, **options: Any) -> Iterator["Ser
             time.sleep(0.01)
         with httpx.Client(base_url=address(listening), timeout=60) as client:
             try:
-                yield Served(service, client, address(listening), listening.getsockname()[1])
+                yield Served(server, service, client, address(listening))
             finally:
                 client.close()
                 server.should_exit = True
@@ -55,8 +55,9 @@ def serving(captioner: Captioner, folder: Path, **options: Any) -> Iterator["Ser
 class Served:
     """A running server as tests meet it."""
 
-    def __init__(self, service: Service, client: httpx.Client, url: str, port: int) -> None:
-        self.service, self.client, self.url, self.port = service, client, url, port
+    def __init__(self, server: Server, service: Service, client: httpx.Client, url: str) -> None:
+        self.server, self.service, self.client, self.url = server, service, client, url
+        self.port = client.base_url.port or 80
 
     def post(
         self, content: Any, kind: str = "application/octet-stream", **params: Any
