@@ -49,6 +49,7 @@ def _measure(config: TrainConfig, ranks: int, folder: Path) -> float:
     settings.write_text(config.model_dump_json())
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(CORES // ranks)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # as `showtell` does
     try:
         launch([sys.executable, "-m", "benchmarks.ranks", str(settings), str(out)], ranks)
     finally:

@@ -1,8 +1,10 @@
 """The graph as users run it: real `dvc repro` in real repositories, on a small world."""
 
 import json
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,21 @@ from pipeline.sources.captions import read_captions
 from tests.conftest import Artifacts
 from tests.helpers.repository import Repository
 
+pytest_plugins = ["tests.helpers.warm_python"]
+
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, world: Artifacts) -> Repository:
-    made = Repository(tmp_path_factory.mktemp("repro") / "repository", world)
+def variables(warm_python: Path) -> dict[str, str]:
+    """The environment's."""
+    search = (str(warm_python), str(Path(sys.executable).parent), os.environ["PATH"])
+    return {"PATH": os.pathsep.join(search)}
+
+
+@pytest.fixture(scope="module")
+def repository(
+    tmp_path_factory: pytest.TempPathFactory, world: Artifacts, variables: dict[str, str]
+) -> Repository:
+    made = Repository(tmp_path_factory.mktemp("repro") / "repository", world, variables)
     assert made.repro() == set(STAGES)
     made.commit()
     return made
@@ -43,7 +56,7 @@ def test_git_carries_the_small_results_and_dvc_the_rest(repository: Repository) 
 def test_two_runs_from_nothing_give_the_same_lock(
     repository: Repository, tmp_path: Path, world: Artifacts
 ) -> None:
-    other = Repository(tmp_path / "other", world)
+    other = Repository(tmp_path / "other", world)  # with the real python
     assert other.repro() == set(STAGES)
     assert other.lock == repository.lock
 

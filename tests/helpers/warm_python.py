@@ -1,0 +1,105 @@
+"""A `python` for stages that DVC starts, which need not load torch again.
+
+A process loads torch and the like once. The command `python` has it fork, and what runs then is the
+project in the caller's folder, with the caller's arguments, environment, files and signals. Most of
+a small stage's seconds are imports.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PRELOADED = ("torch", "torchvision", "torch.distributed", "pandas", "nltk", "h5py", "PIL.Image")
+
+COMMAND = """#!{python} -IS
+import json, os, signal, socket, sys
+
+if sys.argv[1:3] != ["-m", "pipeline"]:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    request = json.dumps([sys.argv[3:], os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(request)
+    answers = server.makefile()
+    process = int(answers.readline())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: os.kill(process, number))
+    sys.exit(int(answers.readline()))
+"""
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[Path]:
+    """A folder with the command, for the beginning of PATH."""
+    with tempfile.TemporaryDirectory() as folder:
+        address, command = Path(folder, "socket"), Path(folder, "bin/python")
+        command.parent.mkdir()
+        command.write_text(COMMAND.format(python=sys.executable, address=str(address)))
+        command.chmod(0o755)
+        server = [sys.executable, __file__, str(address)]
+        with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+            yield command.parent
+            process.terminate()
+
+
+def serve(address: str) -> None:
+    """Fork for every request; return in the fork."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen()
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        connection, _ = listening.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listening.close()
+            return run(connection)
+        connection.close()
+
+
+def run(connection: socket.socket) -> None:
+    """Run a request in a fork of its own, and tell its process id and exit code."""
+    size, files, _, _ = socket.recv_fds(connection, 8, 3)
+    request = connection.makefile("rb").read(int.from_bytes(size, "big"))
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        return start(files, *json.loads(request))
+    connection.sendall(f"{child}\n".encode())
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    connection.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
+    os._exit(0)
+
+
+def start(files: list[int], arguments: list[str], folder: str, variables: dict[str, Any]) -> None:
+    """Be `python -m pipeline`."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.path[0], sys.argv = folder, ["-m", *arguments]
+    runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
