@@ -147,12 +147,14 @@ def _wait_for_copy(
 
 @contextmanager
 def single_threaded_workers(count: int) -> Iterator[Executor]:
-    """Yield a pool of threads in which torch uses one thread each."""
+    """Yield a pool of threads in which torch uses one thread each. At the end it drops what it has
+    not begun."""
     threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1))
     try:
-        with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
-            yield pool
+        yield pool
     finally:
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
