@@ -34,13 +34,15 @@ def test_a_folder_is_captioned_as_evaluation_did(tiny: Artifacts, photos: Path) 
     [
         (["nowhere.jpg"], "nowhere.jpg does not exist; check the path"),
         (["file:///a.jpg"], "file:///a.jpg is not an address of http or https"),
-        (["{folder}"], "has no images"),
-        (["{folder}/x", "--device", "tpu"], "must be auto, cpu or cuda"),
+        (["{folder}/empty"], "has no images"),
+        (["{folder}/a.png", "--device", "tpu"], "must be auto, cpu or cuda"),
     ],
 )
 def test_what_cannot_be_captioned_is_said(
     tiny: Artifacts, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
     result = command(*caption(tiny, *(one.format(folder=tmp_path) for one in arguments)))
     assert said in one_line(result)
 

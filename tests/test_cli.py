@@ -50,6 +50,22 @@ def test_help_imports_nothing_slow() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["none.jpg"], ["--beam-size", "3", "--beam-groups", "2", "none.jpg"]]
+)
+def test_what_is_said_about_options_of_caption_does_not_wait_for_torch(
+    arguments: list[str],
+) -> None:
+    code = (
+        f"import sys; sys.argv = ['showtell', 'caption', *{arguments}]\n"
+        "from pipeline.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'pandas', 'h5py'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
 def test_an_unknown_command_is_reported() -> None:
     result = showtell("trian")
     assert result.returncode == 2

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.backbones.backbone import build_backbone
 from pipeline.backbones.weights import BackboneWeights, read_backbones, write_backbones
 from pipeline.captioning.captioner import Captioner
-from pipeline.captioning.folder import BACKBONE, MODEL
+from pipeline.captioning.files import BACKBONE, MODEL
 from pipeline.captions.vocabulary import SPECIAL, Vocabulary
 from pipeline.decoders.captioner_file import TrainedDecoder, read_model, write_model
 from pipeline.decoders.decoder import Decoder, StepDecoder

@@ -6,15 +6,11 @@ from typing import Any
 import torch
 
 from pipeline.captioning.captioner import Captioner
+from pipeline.captioning.files import BACKBONE, CONFIDENCE, CONFIG, EXPORTED_MODEL, find_model
 from pipeline.evaluation.confidence import parse_confidence, parse_search
 from pipeline.runtime.errors import ArtifactError, InputError
 from pipeline.runtime.files import file_digest, read_checked_json
 
-MODELS = Path("models")  # of a project
-# What `dvc repro` makes.
-MODEL, BACKBONE, CONFIDENCE = "captioner.safetensors", "backbone.safetensors", "confidence.json"
-# What `showtell export` writes; the backbone has the same name.
-CONFIG, EXPORTED_MODEL = "config.json", "model.safetensors"
 FORMAT = 1
 
 
@@ -30,34 +26,6 @@ def load_folder(folder: Path, device: torch.device) -> Captioner:
     if model.name == EXPORTED_MODEL:
         return _load_exported(folder, device)
     return Captioner(folder / BACKBONE, [model], device, folder / CONFIDENCE)
-
-
-def find_model(path: Path) -> Path:
-    """Return the model file that a path means: itself, or the one in that folder.
-
-    Raises:
-        InputError: it does not exist, or is a folder of something else.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise InputError(
-            f"{path} does not exist; name a folder that 'dvc repro' or 'showtell export' wrote"
-        )
-    if (path / CONFIG).exists():
-        return path / EXPORTED_MODEL
-    if not (path / MODEL).exists():
-        raise InputError(
-            f"{path} is neither a folder of 'showtell export' nor the models of a project: it has "
-            f"no {CONFIG} and no {MODEL}"
-        )
-    return path / MODEL
-
-
-def find_backbone(model: Path) -> Path:
-    """Return the backbone's file beside a model file or, if there is none, the project's."""
-    beside = model.with_name(BACKBONE)
-    return beside if beside.is_file() else MODELS / BACKBONE
 
 
 def _load_exported(folder: Path, device: torch.device) -> Captioner:

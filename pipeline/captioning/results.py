@@ -5,15 +5,17 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline.captioning.caption import Caption
 from pipeline.runtime.errors import sanitize
+
+if TYPE_CHECKING:
+    from pipeline.captioning.caption import Caption
 
 # 000000000139.jpg of 2017, COCO_val2014_000000391895.jpg of 2014
 COCO_NAME = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{12})\.jpg")
 
-Rows = Iterable[tuple[str, Sequence[Caption]]]  # images by name, with the best caption first
+Rows = Iterable[tuple[str, "Sequence[Caption]"]]  # images by name, with the best caption first
 
 
 def write_text(rows: Rows, out: TextIO) -> None:
@@ -68,7 +70,7 @@ def _image_ids(paths: Sequence[str]) -> Sequence[int | str]:
 WRITERS = {"text": write_text, "jsonl": write_jsonl, "csv": write_csv, "coco": write_coco}
 
 
-def _describe(caption: Caption) -> dict[str, Any]:
+def _describe(caption: "Caption") -> dict[str, Any]:
     return {
         "caption": caption.text,
         "confidence": _rounded(caption.confidence),

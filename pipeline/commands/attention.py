@@ -15,10 +15,11 @@ import typer
 from PIL import Image
 
 from pipeline.captioning.captioner import Captioner
-from pipeline.captioning.folder import MODELS
+from pipeline.captioning.files import MODELS
+from pipeline.captioning.load import load_captioner
 from pipeline.captioning.occlusion import occlusion_map
 from pipeline.captioning.photos import find_photos
-from pipeline.commands.caption import load_captioner, override_search
+from pipeline.commands.caption import override_search
 from pipeline.commands.word_maps import WordMaps, panels, save_animation
 from pipeline.extraction.preprocess import resize_and_crop_box
 from pipeline.features.recipe import FeatureRecipe

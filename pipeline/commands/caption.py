@@ -1,78 +1,26 @@
 """`showtell caption`: caption your own images with the trained model."""
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from pipeline.captioning.caption import Caption
-from pipeline.captioning.captioner import Captioner
-from pipeline.captioning.folder import (
-    BACKBONE,
-    CONFIDENCE,
-    MODEL,
-    MODELS,
-    find_backbone,
-    find_model,
-    load_folder,
-)
+from pipeline.captioning.files import MODELS
 from pipeline.captioning.photos import Photo, find_photos
 from pipeline.captioning.results import WRITERS
-from pipeline.comparison.revisions import resolve_revision
-from pipeline.generation.beam_search import BeamSearchConfig
-from pipeline.generation.sampling import SamplingConfig
 from pipeline.runtime import options
-from pipeline.runtime.device import resolve_device, seed_everything
 from pipeline.runtime.errors import InputError, sanitize
 from pipeline.runtime.progress import progress_bar
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from pipeline.captioning.caption import Caption
+    from pipeline.generation.beam_search import BeamSearchConfig
 
 
-def fetch_revision(revision: str, folder: Path) -> None:
-    """Write the captioner's files at a DVC revision to a folder.
-
-    Raises:
-        InputError: there is no such revision, or it lacks one of the files.
-    """
-    files = resolve_revision(revision)
-    for name in (MODEL, BACKBONE, CONFIDENCE):
-        (folder / name).write_bytes(files.read(f"models/{name}"))
-
-
-def load_captioner(
-    models: Sequence[Path],
-    backbone: Path | None,
-    device: torch.device,
-    revision: str | None = None,
-) -> Captioner:
-    """Load a folder's captioner, or a model file with its backbone; several for an ensemble.
-
-    Raises:
-        InputError: a file cannot be used, or an option would have no effect.
-    """
-    if revision is not None:
-        if backbone or list(models) != [MODELS]:
-            raise InputError("--rev has its own model and backbone; leave out --model, --backbone")
-        with TemporaryDirectory() as folder:
-            fetch_revision(revision, Path(folder))
-            return load_folder(Path(folder), device)
-    if len(models) == 1 and not models[0].is_file():
-        if backbone:
-            raise InputError(f"{models[0]} is a folder with a backbone; leave out --backbone")
-        return load_folder(models[0], device)
-    files = [find_model(model) for model in models]
-    confidence = files[0].with_name(CONFIDENCE)
-    return Captioner(backbone or find_backbone(files[0]), files, device, confidence)
-
-
-def override_search(search: BeamSearchConfig, **given: Any) -> BeamSearchConfig:
+def override_search(search: "BeamSearchConfig", **given: Any) -> "BeamSearchConfig":
     """The search with the options that were given, those not None.
 
     Raises:
@@ -96,8 +44,8 @@ class Failures:
     any = False
 
     def skip(
-        self, photos: Sequence[Photo], outcomes: Iterator[Caption | list[Caption] | InputError]
-    ) -> Iterator[tuple[str, list[Caption]]]:
+        self, photos: Sequence[Photo], outcomes: "Iterator[Caption | list[Caption] | InputError]"
+    ) -> "Iterator[tuple[str, list[Caption]]]":
         """Yield the captions of the images that have some."""
         with progress_bar(label="caption", total=len(photos), unit="image") as progress:
             for photo, outcome in zip(photos, outcomes, strict=True):
@@ -105,10 +53,10 @@ class Failures:
                 if isinstance(outcome, InputError):
                     self.any = True
                     progress.write(f"error: {sanitize(str(outcome))}", file=sys.stderr)
-                elif isinstance(outcome, Caption):
-                    yield photo.name, [outcome, *outcome.alternatives]
-                else:
+                elif isinstance(outcome, list):
                     yield photo.name, outcome
+                else:
+                    yield photo.name, [outcome, *outcome.alternatives]
 
 
 def main(
@@ -159,14 +107,19 @@ def main(
     device: options.Device = "auto",
 ) -> None:
     """Caption your own images with the trained model."""
-    seed_everything(seed=0)
-    torch_device = resolve_device(device)
     if output not in WRITERS:
         raise InputError(f"--format is '{output}', but must be one of {', '.join(WRITERS)}")
     if beam_size and beam_groups:  # before the model is loaded
         require_whole_groups(beam_size, beam_groups)
     found = find_photos(photos)
-    captioner = load_captioner(model, backbone, torch_device, rev)
+
+    # These import torch, which takes seconds: an error above need not wait for it.
+    from pipeline.captioning.load import load_captioner
+    from pipeline.generation.sampling import SamplingConfig
+    from pipeline.runtime.device import resolve_device, seed_everything
+
+    seed_everything(seed=0)
+    captioner = load_captioner(model, backbone, resolve_device(device), rev)
     search = override_search(
         captioner.search,
         beam_size=beam_size,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.captioning.folder import CONFIDENCE, MODELS, find_backbone, find_model
+from pipeline.captioning.files import CONFIDENCE, MODELS, find_backbone, find_model
 from pipeline.evaluation.reports import ReportFiles
 from pipeline.export.folder import export
 from pipeline.export.model_card import CardDetails

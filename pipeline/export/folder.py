@@ -11,7 +11,8 @@ from PIL import Image
 from pipeline import __version__
 from pipeline.backbones.weights import read_backbones
 from pipeline.captioning.captioner import Captioner
-from pipeline.captioning.folder import BACKBONE, CONFIG, EXPORTED_MODEL, FORMAT, load_folder
+from pipeline.captioning.files import BACKBONE, CONFIG, EXPORTED_MODEL
+from pipeline.captioning.folder import FORMAT, load_folder
 from pipeline.captioning.photos import find_photos
 from pipeline.decoders.captioner_file import read_model
 from pipeline.evaluation.confidence import model_digests
