@@ -12,6 +12,7 @@ from pipeline.dataset.feature_cache import read_features
 from pipeline.extraction.feature_writer import create_features
 from pipeline.runtime.checkpoint import discard_if_complete
 from tests.conftest import Artifacts, command, one_line, write_params
+from tests.helpers.ranks import World
 
 
 @pytest.fixture
@@ -84,6 +85,47 @@ def test_an_extraction_resumes_once_there_is_space(
     assert (small_disk / "features.h5").read_bytes() == tiny.features.read_bytes()
     discard_if_complete(small_disk / "features.h5")
     assert [path.name for path in small_disk.iterdir()] == ["features.h5"]
+
+
+def test_ranks_end_together_with_one_line(
+    small_disk: Path, tiny: Artifacts, tmp_path: Path
+) -> None:
+    params = write_params(tmp_path / "p.yaml", distributed={"timeout": 5.0})
+    world = World(
+        [
+            *("train", "--features", tiny.features, "--captions", tiny.table),
+            *("--vocabulary", tiny.vocabulary, "--out", small_disk / "model.safetensors"),
+            *("--history", small_disk / "history.csv", "--params", params),
+        ],
+        size=2,
+        folder=tmp_path / "ranks",
+    )
+    assert world.join() == [1, 1], world.printed()
+    (said,) = world.errors()
+    assert said.startswith("error: no space left on the disk")
+
+
+def test_workers_of_ray_that_find_a_full_disk_can_go_on_later(
+    small_disk: Path, tiny: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    params = write_params(
+        tmp_path / "p.yaml",
+        extract={"batch_size": 4, "checkpoint_seconds": 0},
+        distributed={"engine": "ray", "workers": 1},
+    )
+    run = (
+        *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
+        *("--unreadable", tiny.unreadable),
+        *("--out", small_disk / "features.h5", "--params", params),
+    )
+    with monkeypatch.context() as patched:  # as if the space was free when it was checked
+        patched.setattr("pipeline.extraction.feature_writer._require_space", lambda *_: None)
+        assert "no space left on the disk" in one_line(command(*run))
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    done = command(*run)
+    assert done.returncode == 0, done.stderr
+    assert (small_disk / "features.h5").read_bytes() == tiny.features.read_bytes()
 
 
 def test_download(small_disk: Path, world: Artifacts, tmp_path: Path) -> None:

@@ -72,6 +72,22 @@ def test_workers_without_the_file_system_send_their_rows(
     assert extraction(tiny, tmp_path / "f.h5", workers=1) == expected
 
 
+def test_they_make_the_shards_of_one_process(tiny: Artifacts, tmp_path: Path) -> None:
+    made = []
+    for engine in ("local", "ray"):
+        params = write_params(
+            tmp_path / f"{engine}.yaml",
+            extract={"batch_size": 4, "shard_rows": 25},
+            distributed={"engine": engine, "workers": 1},
+        )
+        configs = (load_params(params, ExtractConfig), load_params(params, DistributedConfig))
+        out = tmp_path / engine / "features.h5"
+        extract(tiny.images, tiny.unreadable, tiny.backbone, out, *configs)
+        made.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+    assert made[0] == made[1]
+    assert len(made[0]) == 4  # three shards and the index
+
+
 def test_what_a_worker_cannot_use_is_one_line(tiny: Artifacts, tmp_path: Path) -> None:
     broken = tmp_path / "backbone.safetensors"
     broken.write_bytes(b"nonsense")
