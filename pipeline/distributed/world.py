@@ -17,6 +17,7 @@ from pipeline.runtime.device import DeviceName, resolve_device
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.signals import handle_stop_signals
 
+LOST = ("gloo", "Application timeout caused pair closure", "Connection closed by peer")
 GRACE = 4.0  # seconds in which a rank that lives notices that another has gone
 
 
@@ -116,9 +117,12 @@ def _claim(roll_call: RollCall, code: int) -> None:
 
 
 def _is_lost_connection(error: Exception) -> bool:
-    """Gloo raises a RuntimeError that names its source file."""
-    lost = isinstance(error, torch.distributed.DistError)
-    return lost or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    """Gloo raises a RuntimeError that names its source file or, inside `backward`, only what was
+    lost."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(part in said for part in LOST)
 
 
 def _variable(name: str, default: str | None = None) -> str:
