@@ -1,6 +1,7 @@
 """The benchmarks run and print what they promise; how fast is not for a test to say."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    archive,
     captioning,
     edges,
     extraction,
@@ -139,6 +141,13 @@ def test_the_edges_are_measured_whatever_python_the_shell_has(
     monkeypatch.setenv("PATH", os.defpath)
     help_, repro = edges.rows(repeats=1)
     assert (help_.baseline, repro.baseline) == ("0.5 s", "trivial pipeline")
+
+
+def test_a_large_zip_stands_beside_zipfile(capsys: pytest.CaptureFixture[str]) -> None:
+    archive.measure(images=2000)
+    _, _, ours, theirs = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\| ImageArchive \| \d+\.\d \| 0\.\d\d \|", ours)
+    assert re.fullmatch(r"\| zipfile \| \d+\.\d \| 0\.\d\d \|", theirs)
 
 
 def test_a_made_up_coco_goes_through_prepare(tmp_path: Path) -> None:

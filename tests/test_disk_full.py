@@ -31,13 +31,32 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def extraction(tiny: Artifacts, folder: Path, params: Path) -> list[object]:
+    """The command of an extraction to this folder."""
+    inputs = ["--images", tiny.images, "--backbone", tiny.backbone, "--unreadable", tiny.unreadable]
+    return ["extract", *inputs, "--out", folder / "features.h5", "--params", params]
+
+
+def training(tiny: Artifacts, folder: Path, params: Path) -> list[object]:
+    """The command of a training in this folder."""
+    inputs = ["--features", tiny.features, "--captions", tiny.table]
+    outs = ["--out", folder / "model.safetensors", "--history", folder / "history.csv"]
+    return ["train", *inputs, "--vocabulary", tiny.vocabulary, *outs, "--params", params]
+
+
+def fail_and_resume(
+    run: list[object], disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> subprocess.CompletedProcess[str]:
+    """The run once the disk is larger, after one that filled it."""
+    with monkeypatch.context() as patched:  # as if the space was free when it was checked
+        patched.setattr("pipeline.extraction.feature_writer._require_space", lambda *_: None)
+        assert "no space left on the disk" in one_line(command(*run))
+    subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+    return command(*run)
+
+
 def test_extraction(small_disk: Path, tiny: Artifacts) -> None:
-    out = small_disk / "features.h5"
-    result = command(
-        *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
-        *("--unreadable", tiny.unreadable),
-        *("--out", out, "--params", tiny.params),
-    )
+    result = command(*extraction(tiny, small_disk, tiny.params))
     assert "no space left on the disk" in one_line(result)
     assert list(small_disk.iterdir()) == []
 
@@ -45,11 +64,7 @@ def test_extraction(small_disk: Path, tiny: Artifacts) -> None:
 def test_training_keeps_an_older_model(small_disk: Path, tiny: Artifacts) -> None:
     out = small_disk / "model.safetensors"
     out.write_text("older")
-    result = command(
-        *("train", "--features", tiny.features, "--captions", tiny.table),
-        *("--vocabulary", tiny.vocabulary, "--out", out),
-        *("--history", small_disk / "history.csv", "--params", tiny.params),
-    )
+    result = command(*training(tiny, small_disk, tiny.params))
     assert "no space left on the disk" in one_line(result)
     assert out.read_text() == "older"
 
@@ -71,16 +86,8 @@ def test_an_extraction_resumes_once_there_is_space(
     params = write_params(
         tmp_path / "p.yaml", extract={"checkpoint_seconds": 0, "batch_size": 4, "num_workers": 1}
     )
-    run = (
-        *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
-        *("--unreadable", tiny.unreadable),
-        *("--out", small_disk / "features.h5", "--params", params),
-    )
-    with monkeypatch.context() as patched:  # as if the space was free when it was checked
-        patched.setattr("pipeline.extraction.feature_writer._require_space", lambda *_: None)
-        assert "no space left on the disk" in one_line(command(*run))
-    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
-    done = command(*run)
+    run = extraction(tiny, small_disk, params)
+    done = fail_and_resume(run, small_disk, monkeypatch)
     assert re.search(r"resuming after [1-9]\d* of 62 images", done.stderr), done.stderr
     assert (small_disk / "features.h5").read_bytes() == tiny.features.read_bytes()
     discard_if_complete(small_disk / "features.h5")
@@ -91,15 +98,7 @@ def test_ranks_end_together_with_one_line(
     small_disk: Path, tiny: Artifacts, tmp_path: Path
 ) -> None:
     params = write_params(tmp_path / "p.yaml", distributed={"timeout": 5.0})
-    world = World(
-        [
-            *("train", "--features", tiny.features, "--captions", tiny.table),
-            *("--vocabulary", tiny.vocabulary, "--out", small_disk / "model.safetensors"),
-            *("--history", small_disk / "history.csv", "--params", params),
-        ],
-        size=2,
-        folder=tmp_path / "ranks",
-    )
+    world = World(training(tiny, small_disk, params), 2, tmp_path / "ranks")
     assert world.join() == [1, 1], world.printed()
     (said,) = world.errors()
     assert said.startswith("error: no space left on the disk")
@@ -114,16 +113,8 @@ def test_workers_of_ray_that_find_a_full_disk_can_go_on_later(
         extract={"batch_size": 4, "checkpoint_seconds": 0},
         distributed={"engine": "ray", "workers": 1},
     )
-    run = (
-        *("extract", "--images", tiny.images, "--backbone", tiny.backbone),
-        *("--unreadable", tiny.unreadable),
-        *("--out", small_disk / "features.h5", "--params", params),
-    )
-    with monkeypatch.context() as patched:  # as if the space was free when it was checked
-        patched.setattr("pipeline.extraction.feature_writer._require_space", lambda *_: None)
-        assert "no space left on the disk" in one_line(command(*run))
-    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
-    done = command(*run)
+    run = extraction(tiny, small_disk, params)
+    done = fail_and_resume(run, small_disk, monkeypatch)
     assert done.returncode == 0, done.stderr
     assert (small_disk / "features.h5").read_bytes() == tiny.features.read_bytes()
 

@@ -21,7 +21,7 @@ pytest_plugins = ["tests.helpers.warm_python"]
 
 @pytest.fixture(scope="module")
 def variables(warm_python: Path) -> dict[str, str]:
-    """The environment's."""
+    """Of the environment, for stages that start quickly."""
     search = (str(warm_python), str(Path(sys.executable).parent), os.environ["PATH"])
     return {"PATH": os.pathsep.join(search)}
 

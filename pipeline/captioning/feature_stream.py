@@ -69,7 +69,7 @@ def map_features(
         groups = _chunks(batches, max(1, SEARCH_BATCH // size))
         compute = partial(_compute, work, cnn, lock)
         if on_cpu and concurrent:
-            results = ordered_map(pool, compute, groups, ahead=threads)
+            results = ordered_map(pool, compute, groups, ahead=threads - 1)
         else:
             results = map(compute, groups)
         for outcomes in results:

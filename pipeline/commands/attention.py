@@ -16,10 +16,10 @@ from PIL import Image
 
 from pipeline.captioning.captioner import Captioner
 from pipeline.captioning.files import MODELS
-from pipeline.captioning.load import load_captioner
 from pipeline.captioning.occlusion import occlusion_map
 from pipeline.captioning.photos import find_photos
 from pipeline.commands.caption import override_search
+from pipeline.commands.load import load_captioner
 from pipeline.commands.word_maps import WordMaps, panels, save_animation
 from pipeline.extraction.preprocess import resize_and_crop_box
 from pipeline.features.recipe import FeatureRecipe

@@ -114,7 +114,7 @@ def main(
     found = find_photos(photos)
 
     # These import torch, which takes seconds: an error above need not wait for it.
-    from pipeline.captioning.load import load_captioner
+    from pipeline.commands.load import load_captioner
     from pipeline.generation.sampling import SamplingConfig
     from pipeline.runtime.device import resolve_device, seed_everything
 

@@ -90,9 +90,9 @@ class Ranks:
                 process_group=self.on_gpu,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
-                # All are used. Without this, the first step changes how gradients are grouped, and
-                # the groups determine in which order the ranks' numbers are added: a resumed run
-                # would end with other bytes.
+                # All parameters are used. But without this, DDP rebuilds its buckets after the
+                # first step, and the buckets decide in which order the ranks' gradients are added:
+                # a resumed run would not have the same bytes.
                 find_unused_parameters=True,
             )
 

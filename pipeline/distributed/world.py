@@ -17,6 +17,7 @@ from pipeline.runtime.device import DeviceName, resolve_device
 from pipeline.runtime.errors import InputError
 from pipeline.runtime.signals import handle_stop_signals
 
+# Parts of the messages of lost connections.
 LOST = ("gloo", "Application timeout caused pair closure", "Connection closed by peer")
 GRACE = 4.0  # seconds in which a rank that lives notices that another has gone
 

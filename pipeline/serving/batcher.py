@@ -4,7 +4,7 @@ A request takes one of a bounded number of places before its body is received, a
 it is answered. Its image is decoded and preprocessed in a small pool of threads; only then does it
 wait for the captioner, as a few small arrays. A batch is what waits, up to `max_batch`. On a CPU it
 is divided among threads with few cores each, which do not wait for each other at every step.
-Requests of other settings are searched apart.
+Requests with different settings are searched separately.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 WAIT = 0.1  # seconds that a batch waits for images that are being decoded
 MAX_DECODERS = 4  # images decoded at once: each may take several bytes per pixel
-MAX_SEARCHES = 4  # parts of a batch, since a small one takes almost as long as a large one
+MAX_SEARCHES = 4  # parts of a batch; a search of few images takes almost as long as one of many
 
 
 class QueueFullError(Exception):

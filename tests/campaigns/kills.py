@@ -29,7 +29,7 @@ SIGNALS = (*[signal.SIGKILL] * 3, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Python and torch are loaded once, and every process begins as a fork of that: a moment drawn at
 # random is then one of the stage's own work, not of four seconds of imports.
 FORKS = multiprocessing.get_context("forkserver")
-# As ranks set it themselves, which comes too late in a fork.
+# Ranks set this themselves. In a fork that is too late: torch reads it when it is loaded.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 FORKS.set_forkserver_preload(
     [

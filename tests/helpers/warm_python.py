@@ -1,8 +1,7 @@
-"""A `python` for stages that DVC starts, which need not load torch again.
+"""A `python` for the stages that DVC starts: each is a fork of a process that has loaded torch.
 
-A process loads torch and the like once. The command `python` has it fork, and what runs then is the
-project in the caller's folder, with the caller's arguments, environment, files and signals. Most of
-a small stage's seconds are imports.
+Most of a small stage's seconds are imports. The fork runs the project in the caller's folder, with
+the caller's arguments, environment, standard streams and signals.
 """
 
 import importlib
@@ -16,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,7 +40,7 @@ with socket.socket(socket.AF_UNIX) as server:
 
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[Path]:
-    """A folder with the command, for the beginning of PATH."""
+    """The folder of this `python`, to put first in PATH."""
     with tempfile.TemporaryDirectory() as folder:
         address, command = Path(folder, "socket"), Path(folder, "bin/python")
         command.parent.mkdir()
@@ -57,7 +55,7 @@ def warm_python() -> Iterator[Path]:
 
 
 def serve(address: str) -> None:
-    """Fork for every request; return in the fork."""
+    """Fork for every request."""
     for name in PRELOADED:
         importlib.import_module(name)
     listening = socket.socket(socket.AF_UNIX)
@@ -75,7 +73,7 @@ def serve(address: str) -> None:
 
 
 def run(connection: socket.socket) -> None:
-    """Run a request in a fork of its own, and tell its process id and exit code."""
+    """Run a request in another fork, and answer with its process id and exit code."""
     size, files, _, _ = socket.recv_fds(connection, 8, 3)
     request = connection.makefile("rb").read(int.from_bytes(size, "big"))
     child = os.fork()
@@ -89,8 +87,8 @@ def run(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def start(files: list[int], arguments: list[str], folder: str, variables: dict[str, Any]) -> None:
-    """Be `python -m pipeline`."""
+def start(files: list[int], arguments: list[str], folder: str, variables: dict[str, str]) -> None:
+    """Do what `python -m pipeline` does."""
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
