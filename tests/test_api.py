@@ -40,7 +40,9 @@ def test_a_path_and_the_content_of_a_file_are_one_image(
         pixels, buffer = np.array(opened), io.BytesIO(content)
         captions = captioner.caption([photos[0], str(photos[0]), content, opened, pixels, file])
         captions.append(captioner.caption(buffer))  # one image, not an iterable of lines
-    assert len({one.text for one in captions}) == len({one.score for one in captions}) == 1
+    assert {one.text for one in captions} == {captions[0].text}
+    # Some processors round the products of a batch otherwise than those of one image.
+    assert [one.score for one in captions] == pytest.approx([captions[0].score] * len(captions))
     assert captioner.caption(photos[0]).text == captions[0].text
     greedy = showtell.BeamSearchConfig(beam_size=1, max_length=2)
     assert len(captioner.caption(photos[0], greedy).tokens) <= 2
