@@ -43,7 +43,7 @@ def test_a_path_and_the_content_of_a_file_are_one_image(
         alone = [captioner.caption(form) for form in (*forms, file)]
     assert len({(one.text, one.score) for one in alone}) == 1
     assert [one.text for one in batch] == [one.text for one in alone]
-    # Some processors round the products of a batch otherwise (docs/reliability.md).
+    # Some processors round the products of a batch differently (docs/reliability.md).
     assert [one.score for one in batch] == pytest.approx([one.score for one in alone], rel=1e-6)
     greedy = showtell.BeamSearchConfig(beam_size=1, max_length=2)
     assert len(captioner.caption(photos[0], greedy).tokens) <= 2
