@@ -71,16 +71,15 @@ TIMM_FAMILIES = {
 }
 
 
-# Whose last bits depend on the batch size (grouped convolutions), or on the threads (products of
-# matrices so small that MKL's strict mode does not see them).
-ROUNDED = {"regnet_y_400mf", "timm/efficientvit_b0"}
-
-
 @pytest.mark.parametrize("name", [*FAMILIES, *TIMM_FAMILIES])
 def test_the_backbone_of_every_family_gives_the_same_grid_in_extraction_and_captioning(
     name: str,
 ) -> None:
-    """Extraction runs batches with one thread each, captioning an image with all threads."""
+    """Extraction runs batches with one thread each, captioning an image with all threads.
+
+    Libraries below torch choose their kernels by batch size, threads and processor, so some models
+    differ by rounding.
+    """
     torch.manual_seed(0)
     backbone = build_backbone(name)
     preprocessing = library_of(name).default_preprocessing(name, "random:0")
@@ -96,10 +95,7 @@ def test_the_backbone_of_every_family_gives_the_same_grid_in_extraction_and_capt
     torch.set_num_threads(2)
     alone = FeatureExtractor([weights], recipe, CPU)([images[1:]])
     torch.set_num_threads(1)
-    if name in ROUNDED:
-        torch.testing.assert_close(alone[0], grids[1])
-    else:
-        assert torch.equal(alone[0], grids[1])
+    assert (alone[0] - grids[1]).abs().max() < 1e-5 * grids.abs().max()
     inputs = images[:1].permute(0, 3, 1, 2) / 255 - torch.tensor(preprocessing.mean)[:, None, None]
     with torch.inference_mode():
         plain = backbone(inputs / torch.tensor(preprocessing.std)[:, None, None])
