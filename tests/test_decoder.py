@@ -220,24 +220,62 @@ def test_dropout_does_nothing_when_captioning() -> None:
     assert torch.equal(Dropout(0.5).eval()(ones), ones)
 
 
-def test_additive_attention_in_pieces_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rnn_type", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["soft_attention", "top_down_attention"])
+def test_training_on_captions_of_any_lengths_has_the_gradients_of_step_by_step(
+    name: str, rnn_type: str, precision: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model = decoder(name, dropout=0.0, rnn_type=rnn_type)
+    features, tokens = features_for(model, 3), torch.randint(4, 30, (6, 5))
+    tokens[1, 3:] = tokens[2:4, 2:] = PAD  # an image whose captions are both short
+    tokens[5, 4] = END
+
+    def step_by_step() -> torch.Tensor:
+        state = model.init_state(features)
+        state = state.index_select(torch.arange(3).repeat_interleave(2))
+        logits = []
+        for column in tokens.unbind(dim=1):
+            step_logits, state = model.step(column, state)
+            logits.append(step_logits)
+        return torch.stack(logits, dim=1)
+
+    def gradient(logits: torch.Tensor) -> torch.Tensor:
+        said = (tokens != PAD) & (tokens != END)
+        loss = (logits.float().softmax(dim=-1)[..., 7] * said).sum()
+        parts = torch.autograd.grad(loss, list(model.parameters()))
+        return torch.cat([part.flatten() for part in parts])
+
+    expected = gradient(step_by_step())
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        logits = model(features, tokens)
+    tolerance = 1e-6 if precision == torch.float32 else 0.01
+    assert (gradient(logits) - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("per_image", [[3, 3, 3, 3, 3], [3, 1, 1, 0, 2]])
+def test_additive_attention_in_pieces_is_the_formula(
+    monkeypatch: pytest.MonkeyPatch, per_image: list[int]
+) -> None:
     """So are its gradients: pieces of two images, and one that is left over."""
     torch.manual_seed(0)
-    P, C, N, H = 5, 3, 4, 8
-    monkeypatch.setattr("pipeline.decoders.attention.CHUNK_ELEMENTS", 2 * C * N * H)
+    N, H = 4, 8
+    monkeypatch.setattr("pipeline.decoders.attention.CHUNK_ELEMENTS", 2 * 3 * N * H)
     attention = AdditiveAttention(H)
-    asking, keys, cells = torch.randn(P * C, H), torch.randn(P, N, H), torch.randn(P, N, H)
-    keys.requires_grad_()
+    with torch.no_grad():
+        attention.query.weight.mul_(20)  # so that some activations saturate
+    hidden, cells = torch.randn(sum(per_image), H), torch.randn(len(per_image), N, H)
+    images = torch.arange(len(per_image)).repeat_interleave(torch.tensor(per_image))
 
     def formula() -> tuple[torch.Tensor, torch.Tensor]:
-        query = attention.query(asking).view(P, C, 1, H)
-        weights = attention.score(torch.tanh(query + keys.unsqueeze(1))).squeeze(-1).softmax(-1)
-        return (weights @ cells).flatten(0, 1), weights.flatten(0, 1)
+        activations = torch.tanh(attention.query(hidden)[:, None] + attention.key(cells)[images])
+        weights = attention.score(activations).squeeze(-1).softmax(-1)  # (B, N)
+        return (weights[:, None] @ cells[images]).squeeze(1), weights
 
-    inputs_and_weights = (keys, attention.query.weight, attention.score.weight)
-    made, expected = attention(asking, keys, cells), formula()
-    gradients = [
-        torch.autograd.grad(one[0].square().sum(), inputs_and_weights) for one in (made, expected)
-    ]
+    keys = attention.project_keys(cells)
+    made, expected = attention(hidden, keys, cells, per_image), formula()
+    parameters = list(attention.parameters())
+    gradients = [torch.autograd.grad(one[0].square().sum(), parameters) for one in (made, expected)]
     torch.testing.assert_close(made, expected)
     torch.testing.assert_close(*gradients)

@@ -1,6 +1,8 @@
 """Attention over the cells of a grid; shapes as in `pipeline.decoders.decoder`."""
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,72 +70,145 @@ class AdditiveAttention(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.score = nn.Linear(hidden_size, 1, bias=False)  # softmax would cancel a bias
 
-    def forward(self, query: Tensor, keys: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    def project_keys(self, cells: Tensor) -> Tensor:
+        """(P, N, H) -> the cells' keys (P, N, H), as `forward` takes them."""
+        keys = self.key(cells)
+        return _Exponentials.apply(keys) if _by_exponentials(keys) else keys
+
+    def forward(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        cells: Tensor,
+        per_image: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             query: (B, H), before its projection.
-            keys: (P, N, H), `self.key` of the cells, computed once.
+            keys: (P, N, H), as `project_keys` returns them.
             cells: (P, N, H).
+            per_image: how many of the queries each image has, on a CPU; None: equally many.
 
         Returns:
             The context (B, H) and the weights (B, N).
         """
-        query = self.query(query).unflatten(0, (cells.shape[0], -1))  # (P, C, H)
-        if _chunks_pay(query, keys):
-            scores = _AdditiveScores.apply(query, keys, self.score.weight)
+        P, N, _ = cells.shape
+        query = self.query(query)
+        if _by_exponentials(keys):
+            counts = [len(query) // P] * P if per_image is None else per_image
+            scores = _AdditiveScores.apply(query, keys, self.score.weight, counts)  # (B, N)
         else:
-            activations = torch.tanh(query.unsqueeze(2) + keys.unsqueeze(1))  # (P, C, N, H)
-            scores = self.score(activations).squeeze(-1)
+            grouped = query.unflatten(0, (P, -1))  # (P, C, H)
+            activations = torch.tanh(grouped.unsqueeze(2) + keys.unsqueeze(1))  # (P, C, N, H)
+            scores = self.score(activations).squeeze(-1).flatten(0, 1)
         weights = scores.softmax(dim=-1)
-        return (weights @ cells).flatten(0, 1), weights.flatten(0, 1)
+        if per_image is None or len(set(per_image)) == 1:
+            return (weights.view(P, -1, N) @ cells).flatten(0, 1), weights
+        # Each image gets as many rows as the one with most queries.
+        C = max(per_image)
+        rows = torch.cat([torch.arange(p * C, p * C + count) for p, count in enumerate(per_image)])
+        padded = weights.new_zeros(P * C, N).index_copy(0, rows, weights).view(P, C, N)
+        return (padded @ cells).flatten(0, 1).index_select(0, rows), weights
 
 
-def _chunks_pay(query: Tensor, keys: Tensor) -> bool:
-    on_cpu = query.device.type == "cpu" and keys.dtype == query.dtype == torch.float32
-    return on_cpu and not torch.compiler.is_exporting()  # a graph cannot hold the loop
+def _by_exponentials(keys: Tensor) -> bool:
+    """Whether scores are computed from exponentials: on a CPU, but not in a graph, which cannot
+    hold the loop over chunks."""
+    return keys.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
+def _exponentials(rows: Tensor) -> Tensor:
+    """exp(2 x) in float32; clamped, so that no product of two is infinity times zero."""
+    return rows.float().clamp(-40, 40).mul_(2).exp_()
+
+
+class _Exponentials(torch.autograd.Function):
+    """exp(2 key), whose gradient `_AdditiveScores` gives as that of the key itself."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor) -> Tensor:
+        return _exponentials(keys)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
 
 
 class _AdditiveScores(torch.autograd.Function):
-    """tanh(query + key) . weight for each cell, a few images at a time.
+    """weight . tanh(query + key) for each cell, less a constant, a few images at a time.
+
+    tanh(q + k) = 1 - 2 / (1 + exp(2 q) exp(2 k)): exponentials of queries and keys alone are few,
+    and a tanh for each pair of them would take longer than all else here. Softmax cancels the
+    weights' sum, the constant.
 
     For a whole batch the activations are tens of megabytes, and a CPU waits for memory. In chunks
     they stay in its cache, and the backward pass recomputes them rather than read them.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
-        """(P, C, H), (P, N, H) and (1, H) -> (P, C, N)."""
-        ctx.save_for_backward(query, keys, weight)
-        scores = query.new_empty(*query.shape[:2], keys.shape[1])
-        for chunk in _chunks(query, keys):
-            torch.matmul(_activations(query, keys, chunk), weight[0], out=scores[chunk])
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(
+        ctx: Any, query: Tensor, exp_keys: Tensor, weight: Tensor, per_image: Sequence[int]
+    ) -> Tensor:
+        """(B, H), (P, N, H) and (1, H) -> (B, N)."""
+        exp_query = _exponentials(query)
+        ctx.save_for_backward(exp_query, exp_keys, weight)
+        ctx.chunks = _chunks(per_image, exp_keys[0].numel())
+        scores = query.new_empty(len(query), exp_keys.shape[1])
+        for chunk in ctx.chunks:
+            ratios = _ratios(exp_query, exp_keys, chunk)
+            torch.matmul(ratios, -2 * weight[0], out=chunk.group(scores))
         return scores
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, keys, weight = ctx.saved_tensors
-        (grad_scores,) = gradients  # (P, C, N)
-        grad_query, grad_keys = torch.empty_like(query), torch.empty_like(keys)
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        exp_query, exp_keys, weight = ctx.saved_tensors
+        grad_scores = gradients[0].contiguous()  # (B, N)
+        grad_query, grad_keys = torch.empty_like(exp_query), torch.zeros_like(exp_keys)
         grad_weight = torch.zeros_like(weight)
-        for chunk in _chunks(query, keys):
-            activations = _activations(query, keys, chunk)
-            grad = grad_scores[chunk].contiguous()
-            grad_weight[0] += grad.flatten() @ activations.flatten(0, 2)
-            inner = activations.square_().neg_().add_(1).mul_(weight[0]).mul_(grad.unsqueeze(-1))
-            torch.sum(inner, dim=2, out=grad_query[chunk])
-            torch.sum(inner, dim=1, out=grad_keys[chunk])
-        return grad_query, grad_keys, grad_weight
+        for chunk in ctx.chunks:
+            ratios = _ratios(exp_query, exp_keys, chunk)
+            grad = chunk.group(grad_scores)
+            grad_weight[0] += grad.flatten() @ ratios.flatten(0, 2)
+            # The derivative of tanh is 4 r (1 - r).
+            inner = torch.addcmul(ratios, ratios, ratios, value=-1)
+            inner.mul_(4 * weight[0]).mul_(grad.unsqueeze(-1))
+            torch.sum(inner, dim=2, out=chunk.group(grad_query))
+            torch.sum(inner, dim=1, out=grad_keys[chunk.images])
+        return grad_query, grad_keys, -2 * grad_weight, None
 
 
-def _activations(query: Tensor, keys: Tensor, chunk: slice) -> Tensor:
-    return (query[chunk].unsqueeze(2) + keys[chunk].unsqueeze(1)).tanh_()  # (p, C, N, H)
+class _Chunk(NamedTuple):
+    """Neighbouring images with equally many queries."""
+
+    images: slice
+    rows: slice  # of the queries
+
+    def group(self, rows: Tensor) -> Tensor:
+        """(B, ·) -> those of these images (p, c, ·)."""
+        return rows[self.rows].unflatten(0, (self.images.stop - self.images.start, -1))
 
 
-def _chunks(query: Tensor, keys: Tensor) -> list[slice]:
-    """Slices of the images whose activations stay in a core's cache."""
-    per_image = query.shape[1] * keys.shape[1] * keys.shape[2]
-    size = max(1, CHUNK_ELEMENTS // per_image)
-    return [slice(begin, begin + size) for begin in range(0, len(query), size)]
+def _ratios(exp_query: Tensor, exp_keys: Tensor, chunk: _Chunk) -> Tensor:
+    """1 / (1 + exp(2 q) exp(2 k)) (p, c, N, H)."""
+    products = chunk.group(exp_query).unsqueeze(2) * exp_keys[chunk.images].unsqueeze(1)
+    return products.add_(1).reciprocal_()
+
+
+def _chunks(per_image: Sequence[int], elements: int) -> list[_Chunk]:
+    """Images whose activations, `elements` for each query, stay in a core's cache."""
+    chunks, image, row = [], 0, 0
+    for count, equal in groupby(per_image):
+        left = sum(1 for _ in equal)
+        size = max(1, CHUNK_ELEMENTS // (elements * max(1, count)))
+        while left:
+            images = min(size, left)
+            rows = images * count
+            if rows:
+                chunks.append(_Chunk(slice(image, image + images), slice(row, row + rows)))
+            image, row, left = image + images, row + rows, left - images
+    return chunks
 
 
 class GridEmbedding(nn.Module):

@@ -1,5 +1,8 @@
 """Decoders that feed the context back into the LSTM (or GRU), one step per token.
 
+`step_hidden` is that step, of search everywhere and of training on a GPU. Training on a CPU runs
+`forward_packed`, the same for captions without their padding.
+
 Input feeding: Luong et al., EMNLP 2015. Soft attention: Xu et al., "Show, Attend and Tell", ICML
 2015. Top-down attention: Anderson et al., "Bottom-Up and Top-Down Attention", CVPR 2018, over grid
 cells instead of detected regions.
@@ -10,26 +13,13 @@ Shapes as in `pipeline.decoders.decoder`.
 from abc import abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.decoders.attention import AdditiveAttention, GridEmbedding
 from pipeline.decoders.decoder import Decoder, DecoderConfig, DecoderState, expand_to_captions
-from pipeline.decoders.recurrent import init_forget_bias
-
-
-class RNNCell(nn.Module):
-    """An LSTM or GRU cell; the first tensor of its state is its output (B, H)."""
-
-    def __init__(self, rnn_type: str, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.num_tensors = 2 if rnn_type == "lstm" else 1  # of its state
-        self.cell = (nn.LSTMCell if rnn_type == "lstm" else nn.GRUCell)(input_size, hidden_size)
-        init_forget_bias(self.cell)
-
-    def forward(self, inputs: Tensor, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self.num_tensors == 2:
-            return self.cell(inputs, hidden)
-        return (self.cell(inputs, hidden[0]),)
+from pipeline.decoders.packed import PackedCaptions
+from pipeline.decoders.rnn_cell import RNNCell, UnrolledCell
 
 
 class InputFeedingDecoder(Decoder):
@@ -47,16 +37,28 @@ class InputFeedingDecoder(Decoder):
         """What `logits` takes (B, H), the attention weights (B, N) and the state, after embedded
         tokens (B, E)."""
 
+    @abstractmethod
+    def forward_packed(
+        self, inputs: Tensor, state: DecoderState, packed: PackedCaptions
+    ) -> tuple[Tensor, Tensor]:
+        """What `logits` takes (n, H) and the attention weights (n, N), after embedded tokens
+        (n, E); the state is that before the first."""
+
     def forward_hidden(self, features: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         state = self.init_state(features)
         expanded = tuple(expand_to_captions(part, token_ids) for part in state.hidden)
         state = DecoderState(state.memory, expanded)
-        outputs, weights = [], []
-        for inputs in self.dropout(self.embed(token_ids)).unbind(dim=1):
-            output, weight, state = self.step_hidden(inputs, state)
-            outputs.append(output)
-            weights.append(weight)
-        return torch.stack(outputs, dim=1), torch.stack(weights, dim=1)
+        inputs = self.dropout(self.embed(token_ids))
+        if token_ids.device.type == "cpu":
+            packed = PackedCaptions(token_ids, len(features))
+            hidden, weights = self.forward_packed(packed.pack(inputs), state, packed)
+            return packed.pad(hidden), packed.pad(weights)
+        steps = []
+        for step_inputs in inputs.unbind(dim=1):
+            *output, state = self.step_hidden(step_inputs, state)
+            steps.append(output)
+        hidden, weights = (torch.stack(parts, dim=1) for parts in zip(*steps, strict=True))
+        return hidden, weights
 
     def step(self, token_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         output, _, state = self.step_hidden(self.dropout(self.embed(token_ids)), state)
@@ -65,7 +67,7 @@ class InputFeedingDecoder(Decoder):
     def _memory(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and cells, (P, N, H) each."""
         cells = self.dropout(self.grid_embed(self.normalize_features(features)))
-        return self.attn.key(cells), cells
+        return self.attn.project_keys(cells), cells
 
 
 class SoftAttention(InputFeedingDecoder):
@@ -94,6 +96,24 @@ class SoftAttention(InputFeedingDecoder):
         output = torch.tanh(self.out_proj(torch.cat([inputs, hidden[0], context], dim=1)))
         return output, weights, DecoderState(state.memory, hidden)
 
+    def forward_packed(
+        self, inputs: Tensor, state: DecoderState, packed: PackedCaptions
+    ) -> tuple[Tensor, Tensor]:
+        E = self.config.embed_size
+        known = F.linear(inputs, self.rnn.cell.weight_ih[:, :E])
+        rnn = UnrolledCell(self.rnn, slice(E, None), known, packed.sizes)
+        hidden, outputs, contexts, weights = state.hidden, [], [], []
+        for step in packed.steps:
+            hidden = step.keep(hidden)
+            context, weight = self.attn(hidden[0], *state.memory, step.per_image)
+            context = torch.sigmoid(self.gate(hidden[0])) * context
+            hidden = rnn([context], hidden)
+            outputs.append(hidden[0])
+            contexts.append(context)
+            weights.append(weight)
+        output = torch.cat([inputs, torch.cat(outputs), torch.cat(contexts)], dim=1)
+        return torch.tanh(self.out_proj(output)), torch.cat(weights)
+
 
 class TopDownAttention(InputFeedingDecoder):
     """An attention LSTM attends to the grid, and a language LSTM predicts the token."""
@@ -121,3 +141,25 @@ class TopDownAttention(InputFeedingDecoder):
         context, weights = self.attn(att[0], keys, cells)
         lang = self.lang_lstm(torch.cat([context, att[0]], dim=1), lang)
         return lang[0], weights, DecoderState(state.memory, (*att, *lang))
+
+    def forward_packed(
+        self, inputs: Tensor, state: DecoderState, packed: PackedCaptions
+    ) -> tuple[Tensor, Tensor]:
+        keys, cells, mean_feature = state.memory
+        H, size = self.config.hidden_size, self.att_lstm.num_tensors
+        weight = self.att_lstm.cell.weight_ih
+        known = F.linear(inputs, weight[:, 2 * H :])
+        known = known + packed.pack_images(F.linear(mean_feature, weight[:, H : 2 * H]))
+        att_lstm = UnrolledCell(self.att_lstm, slice(H), known, packed.sizes)
+        lang_lstm = UnrolledCell(self.lang_lstm, slice(2 * H), None, packed.sizes)
+        hidden, outputs, weights = state.hidden, [], []
+        for step in packed.steps:
+            hidden = step.keep(hidden)
+            att, lang = hidden[:size], hidden[size:]
+            att = att_lstm([lang[0]], att)
+            context, weight = self.attn(att[0], keys, cells, step.per_image)
+            lang = lang_lstm([context, att[0]], lang)
+            hidden = (*att, *lang)
+            outputs.append(lang[0])
+            weights.append(weight)
+        return torch.cat(outputs), torch.cat(weights)
