@@ -38,7 +38,7 @@ class PackedCaptions:
     """
 
     def __init__(self, token_ids: Tensor, num_images: int) -> None:
-        """Pack by `token_ids` (B, T); <end> and <pad> are no inputs that anything is said after."""
+        """Pack by `token_ids` (B, T). Nothing is predicted after <end> and <pad>."""
         self._shape = token_ids.shape
         lengths = ((token_ids != PAD) & (token_ids != END)).sum(dim=1)
         alive = torch.arange(token_ids.shape[1]).unsqueeze(1) < lengths  # (T, B)
