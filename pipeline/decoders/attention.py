@@ -137,9 +137,9 @@ class _Exponentials(torch.autograd.Function):
 class _AdditiveScores(torch.autograd.Function):
     """weight . tanh(query + key) for each cell, less a constant, a few images at a time.
 
-    tanh(q + k) = 1 - 2 / (1 + exp(2 q) exp(2 k)): exponentials of queries and keys alone are few,
-    and a tanh for each pair of them would take longer than all else here. Softmax cancels the
-    weights' sum, the constant.
+    tanh(x) = 1 - 2 sigmoid(-2 x), and sigmoid(-2 (q + k)) = 1 / (1 + exp(2 q) exp(2 k)). So queries
+    and keys have their exponentials each, and no pair of them needs one. The constant is the sum
+    of the weights, which softmax cancels.
 
     For a whole batch the activations are tens of megabytes, and a CPU waits for memory. In chunks
     they stay in its cache, and the backward pass recomputes them rather than read them.
@@ -156,8 +156,8 @@ class _AdditiveScores(torch.autograd.Function):
         ctx.chunks = _chunks(per_image, exp_keys[0].numel())
         scores = query.new_empty(len(query), exp_keys.shape[1])
         for chunk in ctx.chunks:
-            ratios = _ratios(exp_query, exp_keys, chunk)
-            torch.matmul(ratios, -2 * weight[0], out=chunk.group(scores))
+            sigmoids = _sigmoids(exp_query, exp_keys, chunk)
+            torch.matmul(sigmoids, -2 * weight[0], out=chunk.group(scores))
         return scores
 
     @staticmethod
@@ -168,11 +168,11 @@ class _AdditiveScores(torch.autograd.Function):
         grad_query, grad_keys = torch.empty_like(exp_query), torch.zeros_like(exp_keys)
         grad_weight = torch.zeros_like(weight)
         for chunk in ctx.chunks:
-            ratios = _ratios(exp_query, exp_keys, chunk)
+            sigmoids = _sigmoids(exp_query, exp_keys, chunk)
             grad = chunk.group(grad_scores)
-            grad_weight[0] += grad.flatten() @ ratios.flatten(0, 2)
-            # The derivative of tanh is 4 r (1 - r).
-            inner = torch.addcmul(ratios, ratios, ratios, value=-1)
+            grad_weight[0] += grad.flatten() @ sigmoids.flatten(0, 2)
+            # The derivative of tanh is 4 s (1 - s).
+            inner = torch.addcmul(sigmoids, sigmoids, sigmoids, value=-1)
             inner.mul_(4 * weight[0]).mul_(grad.unsqueeze(-1))
             torch.sum(inner, dim=2, out=chunk.group(grad_query))
             torch.sum(inner, dim=1, out=grad_keys[chunk.images])
@@ -190,8 +190,8 @@ class _Chunk(NamedTuple):
         return rows[self.rows].unflatten(0, (self.images.stop - self.images.start, -1))
 
 
-def _ratios(exp_query: Tensor, exp_keys: Tensor, chunk: _Chunk) -> Tensor:
-    """1 / (1 + exp(2 q) exp(2 k)) (p, c, N, H)."""
+def _sigmoids(exp_query: Tensor, exp_keys: Tensor, chunk: _Chunk) -> Tensor:
+    """sigmoid(-2 (q + k)) (p, c, N, H)."""
     products = chunk.group(exp_query).unsqueeze(2) * exp_keys[chunk.images].unsqueeze(1)
     return products.add_(1).reciprocal_()
 

@@ -126,7 +126,8 @@ class Decoder(nn.Module, StepDecoder):
 
         Returns:
             (B, T, ·), from which `logits` predicts the token after each of `token_ids`; and the
-            attention weights (B, T, N) at these tokens, or None without attention to a grid.
+            attention weights (B, T, N) at these tokens, or None without attention to a grid. A
+            CPU may leave zeros where a caption is over.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Decoders that feed the context back into the LSTM (or GRU), one step per token.
 
-`step_hidden` is that step, of search everywhere and of training on a GPU. Training on a CPU runs
-`forward_packed`, the same for captions without their padding.
+`step_hidden` computes that step in every search, and in training on a GPU. Training on a CPU uses
+`forward_packed`, which computes the same without the captions' padding.
 
 Input feeding: Luong et al., EMNLP 2015. Soft attention: Xu et al., "Show, Attend and Tell", ICML
 2015. Top-down attention: Anderson et al., "Bottom-Up and Top-Down Attention", CVPR 2018, over grid

@@ -1,6 +1,6 @@
 """Captions of different lengths, step by step and without padding, for training on a CPU.
 
-A CPU computes every row that it is given. Half of a batch of grids may be padding, since the
+A CPU computes every row that it is given, and batches of grids have much padding, since the
 captions of an image share a batch.
 
 Shapes as in `pipeline.decoders.decoder`; n is the number of tokens of all captions.
@@ -19,12 +19,11 @@ from pipeline.captions.vocabulary import END, PAD
 class Step:
     """The captions that have a token at a step."""
 
-    captions: Tensor  # (B_t,), indices into the batch
     kept: Tensor | None  # (B_t,), their indices among those of the step before; None: the same
     per_image: Sequence[int]  # how many of them each image has
 
     def keep(self, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The state's rows of these captions, of those of the step before."""
+        """Select the rows of these captions from the state after the step before."""
         if self.kept is None:
             return hidden
         return tuple(part.index_select(0, self.kept) for part in hidden)
@@ -33,7 +32,7 @@ class Step:
 class PackedCaptions:
     """The tokens of captions step by step, without what follows their end.
 
-    Other than in torch's `PackedSequence`, captions stay in order, so that those of an image are
+    Unlike in torch's `PackedSequence`, captions stay in order, so that those of an image are
     neighbours at every step.
     """
 
@@ -41,22 +40,19 @@ class PackedCaptions:
         """Pack by `token_ids` (B, T). Nothing is predicted after <end> and <pad>."""
         self._shape = token_ids.shape
         lengths = ((token_ids != PAD) & (token_ids != END)).sum(dim=1)
-        alive = torch.arange(token_ids.shape[1]).unsqueeze(1) < lengths  # (T, B)
-        self._index = alive.flatten().nonzero().squeeze(1)  # (n,), into the flattened (T, B)
-        captions = [row.nonzero().squeeze(1) for row in alive]
-        per_image = alive.view(len(alive), num_images, -1).sum(dim=2).tolist()
-        self.steps = [Step(captions[0], None, per_image[0])]
-        for t in range(1, len(captions)):
-            if len(captions[t]) == 0:
-                break
-            same = len(captions[t]) == len(captions[t - 1])
-            kept = None if same else alive[t][captions[t - 1]].nonzero().squeeze(1)
-            self.steps.append(Step(captions[t], kept, per_image[t]))
+        has_token = torch.arange(int(lengths.max())).unsqueeze(1) < lengths  # (steps, B)
+        self._index = has_token.flatten().nonzero().squeeze(1)  # (n,), into the flattened (T, B)
+        self.steps: list[Step] = []
+        before = torch.ones_like(has_token[0])
+        for now in has_token:
+            kept = None if torch.equal(now, before) else now[before].nonzero().squeeze(1)
+            self.steps.append(Step(kept, now.view(num_images, -1).sum(dim=1).tolist()))
+            before = now
 
     @property
     def sizes(self) -> list[int]:
         """The number of captions at each step."""
-        return [len(step.captions) for step in self.steps]
+        return [sum(step.per_image) for step in self.steps]
 
     def pack(self, rows: Tensor) -> Tensor:
         """(B, T, ·) -> (n, ·), step by step."""

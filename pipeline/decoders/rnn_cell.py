@@ -61,7 +61,7 @@ class UnrolledCell:
             i, f, g, o = gates.chunk(4, dim=1)
             c = torch.sigmoid(f) * hidden[1] + torch.sigmoid(i) * torch.tanh(g)
             return torch.sigmoid(o) * torch.tanh(c), c
-        r_i, z_i, n_i = self._input_gates(torch.cat([*inputs], dim=1)).chunk(3, dim=1)
+        r_i, z_i, n_i = self._input_gates(torch.cat(list(inputs), dim=1)).chunk(3, dim=1)
         r_h, z_h, n_h = self._hidden_gates(hidden[0]).chunk(3, dim=1)
         n = torch.tanh(n_i + torch.sigmoid(r_i + r_h) * n_h)
         return (n + torch.sigmoid(z_i + z_h) * (hidden[0] - n),)
@@ -70,8 +70,8 @@ class UnrolledCell:
 class UnrolledLinear:
     """A linear layer within a recurrence: `known` + `inputs` @ `weight`.T, step by step.
 
-    Autograd would add a gradient of the whole weight at every step. Here the inputs of all steps
-    are kept, and one product gives it.
+    Autograd would compute and add a gradient of the whole weight at every step. Here the inputs of
+    all steps are kept, and one product gives the gradient.
     """
 
     def __init__(self, weight: Tensor, known: Tensor, sizes: Sequence[int]) -> None:
@@ -91,7 +91,7 @@ class UnrolledLinear:
 
 
 class _UnrolledWeight(torch.autograd.Function):
-    """`known`, with a gradient for the weight that every step multiplies its inputs with."""
+    """`known` itself; its backward pass, after those of all steps, gives the weight's gradient."""
 
     @staticmethod
     def forward(ctx: Any, known: Tensor, weight: Tensor, inputs: list[Tensor]) -> Tensor:
