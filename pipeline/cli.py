@@ -19,6 +19,7 @@ STAGES = {
     "backbone": "Get the frozen CNN's weights.",
     "extract": "Extract the frozen CNN's features of every image, once.",
     "vocab": "Choose the vocabulary from the training captions.",
+    "neighbors": "Collect the training images for consensus reranking.",
     "train": "Train the decoder on the cached features.",
     "scst": "Train the decoder on its own captions' scores.",
     "calibrate": "Fit how confident the model may be of its captions.",

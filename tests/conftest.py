@@ -33,6 +33,7 @@ from pipeline.stages.backbone import make_backbone
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.extract import extract
+from pipeline.stages.neighbors import make_neighbors
 from pipeline.stages.prepare import prepare
 from pipeline.stages.scst import scst
 from pipeline.stages.train import train
@@ -180,6 +181,10 @@ class Artifacts:
         return self.folder / "models/confidence.json"
 
     @property
+    def neighbors(self) -> Path:
+        return self.folder / "models/neighbors.safetensors"
+
+    @property
     def trained(self) -> Path:
         return self.folder / "models/trained.safetensors"
 
@@ -213,7 +218,7 @@ class Artifacts:
     ) -> None:
         """Evaluate into the folder `out_dir`, with these inputs in the place of its own."""
         inputs = (self.confidence, features or self.features, table or self.table)
-        evaluate([model or self.model], *inputs, out_dir, config)
+        evaluate([model or self.model], *inputs, self.neighbors, out_dir, config)
 
 
 @pytest.fixture(scope="session")
@@ -255,6 +260,7 @@ def make_tiny(world: Artifacts) -> Artifacts:
     outs = (world.model, world.reports / "scst.csv")
     scst(world.trained, *inputs, *outs, load_params(world.params, ScstConfig))
     config = load_params(world.params, EvaluateConfig)
-    calibrate([world.model], *inputs, world.confidence, config)
+    make_neighbors(*inputs, world.vocabulary, world.neighbors)
+    calibrate([world.model], *inputs, world.neighbors, world.confidence, config)
     world.evaluate(config, world.reports)
     return world

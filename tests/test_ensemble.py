@@ -92,7 +92,8 @@ def test_models_of_vectors_and_of_grids_evaluate_and_caption_as_an_ensemble(
 ) -> None:
     models = [paths["attention"], tiny.model]
     config = load_params(paths["params.yaml"], EvaluateConfig)
-    evaluate(models, tiny.confidence, paths["grid.h5"], tiny.table, tmp_path, config)
+    inputs = (tiny.confidence, paths["grid.h5"], tiny.table, tiny.neighbors)
+    evaluate(models, *inputs, tmp_path, config)
     (meta,) = json.loads((tmp_path / "metrics.json").read_text())["meta"]
     assert meta["models"] == 2
     photo = tmp_path / "photo.png"

@@ -142,7 +142,8 @@ def test_evaluation_on_ranks_has_the_bytes_of_one_process(tiny: Artifacts, tmp_p
     ]
     expected = tmp_path / "alone"
     expected.mkdir()
-    calibrate([tiny.model], tiny.features, tiny.table, expected / "confidence.json", config)
+    inputs = (tiny.features, tiny.table, tiny.neighbors)
+    calibrate([tiny.model], *inputs, expected / "confidence.json", config)
     tiny.evaluate(config, expected)
     for world in worlds:
         assert set(world.join()) == {0}, world.printed()

@@ -22,6 +22,7 @@ INPUTS: dict[str, dict[str, str]] = {
     "vocab": {**TABLE},
     "train": {"features": "features", **TABLE, "vocabulary": "vocabulary"},
     "scst": {"trained": "trained", "features": "features", **TABLE},
+    "neighbors": {"features": "features", **TABLE, "vocabulary": "vocabulary"},
     "calibrate": {"model": "model", "features": "features", **TABLE},
     "evaluate": {"model": "model", "confidence": "confidence", "features": "features", **TABLE},
     "report": {
@@ -36,6 +37,7 @@ OUTS: dict[str, dict[str, str]] = {
     "vocab": {"out": "vocabulary.json"},
     "train": {"out": "model", "history": "history.csv"},
     "scst": {"out": "model", "history": "scst.csv"},
+    "neighbors": {"out": "neighbors.safetensors"},
     "calibrate": {"out": "confidence.json"},
     "evaluate": {"out-dir": "reports"},
     "report": {"out": "report.html"},
@@ -102,7 +104,7 @@ def run(
     """Run a stage; return its error line, if it fails, and its outputs."""
     folder.mkdir()
     params = write_params(folder / "params.yaml")
-    options: dict[str, Path] = {"params": params}
+    options: dict[str, Path] = {} if stage == "neighbors" else {"params": params}
     for name, option in INPUTS[stage].items():
         source = path_of(made, stage, name)
         given = changed.get(name, source)
@@ -178,6 +180,7 @@ SWAPPED = [
     ("vocab", "info"),
     *(("train", name) for name in ("features", "table", "info", "vocabulary")),
     *(("scst", name) for name in ("trained", "features", "table", "info")),
+    *(("neighbors", name) for name in ("features", "table", "info", "vocabulary")),
     *(("calibrate", name) for name in ("model", "features", "table", "info")),
     *(("evaluate", name) for name in ("model", "features", "table", "info")),
     *(("report", name) for name in ("images", "captions", "references", "scores", "metrics")),

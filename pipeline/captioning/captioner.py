@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Literal, overload
 
@@ -18,15 +18,18 @@ from torch import Tensor
 from pipeline.backbones.weights import read_backbones
 from pipeline.captioning.caption import Caption, best_distinct, describe_hypothesis
 from pipeline.captioning.feature_stream import map_features
+from pipeline.captioning.files import NEIGHBORS
 from pipeline.captions.vocabulary import END, PAD, START
 from pipeline.decoders.decoder import Decoder
 from pipeline.evaluation.confidence import Confidence, match_calibration
 from pipeline.evaluation.ensemble import build_ensemble, read_models
 from pipeline.extraction.feature_extractor import FeatureExtractor
 from pipeline.extraction.preprocess import PreprocessedViews, collate, preprocess
-from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
+from pipeline.generation.beam_search import BeamSearchConfig
 from pipeline.generation.sampling import SamplingConfig, sample
 from pipeline.images.decode import BinaryFile, ImageSource
+from pipeline.reranking.consensus import build_search
+from pipeline.reranking.neighbors import read_neighbors
 from pipeline.runtime.device import use_reproducible_products
 from pipeline.runtime.errors import InputError
 
@@ -60,24 +63,23 @@ class Captioner:
         self.vocabulary, recipes = trained[0].vocabulary, [model.recipe for model in trained]
         # Members of an ensemble that take vectors take the means of the others' grids.
         self.recipe = next((recipe for recipe in recipes if recipe.layer == "grid"), recipes[0])
-        where = str(models[recipes.index(self.recipe)])
-        self.decoder = build_ensemble(trained, self.recipe, where)
+        self.decoder = build_ensemble(trained, self.recipe, str(models[recipes.index(self.recipe)]))
         self.confidence = match_calibration(confidence, trained)
-        self.search = search or (
-            self.confidence.search
-            if self.confidence
-            else BeamSearchConfig(5, 1.0, self.max_length, no_repeat_ngram_size=2)
-        )
+        plain = BeamSearchConfig(5, 1.0, self.max_length, no_repeat_ngram_size=2)
+        self.search = search or (self.confidence.search if self.confidence else plain)
         self._cnn = FeatureExtractor(read_backbones(backbone), self.recipe, device)
-        self._search = lru_cache(SEARCHES)(partial(BeamSearch, self.decoder))
+        neighbors = models[0].with_name(NEIGHBORS)
+        read = cache(partial(read_neighbors, neighbors, trained[0], device))
+        self._search = lru_cache(SEARCHES)(partial(build_search, self.decoder, neighbors=read))
+        self._search(self.search)  # what it lacks is an error now, not at the first image
         # A GPU's captured graphs read and write the same memory in every call.
         self._lock: AbstractContextManager[object]
         self._lock = nullcontext() if device.type == "cpu" else threading.Lock()
 
     def __repr__(self) -> str:
         decoder = self.decoder.config.decoder if isinstance(self.decoder, Decoder) else "ensemble"
-        size = f"{len(self.vocabulary):,} tokens"
-        return f"<Captioner: {decoder} on {self.recipe.label}; {size}; {self.device}>"
+        size, label = f"{len(self.vocabulary):,} tokens", self.recipe.label
+        return f"<Captioner: {decoder} on {label}; {size}; {self.device}>"
 
     @overload  # a str is an image, although it is an iterable of them
     def caption(  # type: ignore[overload-overlap]
@@ -233,12 +235,10 @@ class Captioner:
         self, features: Tensor, config: BeamSearchConfig, alternatives: int, attention: bool
     ) -> list[Caption]:
         """The captions of images, from their features (P, …)."""
-        captions = []
+        captions, known = [], (self.vocabulary, self.confidence)
         for image, found in zip(features.split(1), self._search(config)(features), strict=True):
             kept = best_distinct(found)[: 1 + alternatives]
-            best, *others = (
-                describe_hypothesis(one, self.vocabulary, self.confidence) for one in kept
-            )
+            best, *others = (describe_hypothesis(one, *known) for one in kept)
             weights = self._attention(image, kept[0].token_ids) if attention else None
             captions.append(replace(best, alternatives=tuple(others), attention=weights))
         return captions

@@ -7,7 +7,8 @@ from pipeline.runtime.errors import InputError
 MODELS = Path("models")  # of a project
 # What `dvc repro` makes.
 MODEL, BACKBONE, CONFIDENCE = "captioner.safetensors", "backbone.safetensors", "confidence.json"
-# What `showtell export` writes; the backbone has the same name.
+NEIGHBORS = "neighbors.safetensors"  # always beside the model; only consensus reranking needs it
+# What `showtell export` writes; the backbone and the neighbours have the same names.
 CONFIG, EXPORTED_MODEL = "config.json", "model.safetensors"
 
 

@@ -6,7 +6,14 @@ from typing import Any
 import torch
 
 from pipeline.captioning.captioner import Captioner
-from pipeline.captioning.files import BACKBONE, CONFIDENCE, CONFIG, EXPORTED_MODEL, find_model
+from pipeline.captioning.files import (
+    BACKBONE,
+    CONFIDENCE,
+    CONFIG,
+    EXPORTED_MODEL,
+    NEIGHBORS,
+    find_model,
+)
 from pipeline.evaluation.confidence import parse_confidence, parse_search
 from pipeline.runtime.errors import ArtifactError, InputError
 from pipeline.runtime.files import file_digest, read_checked_json
@@ -31,8 +38,9 @@ def load_folder(folder: Path, device: torch.device) -> Captioner:
 def _load_exported(folder: Path, device: torch.device) -> Captioner:
     config = _read_config(folder / CONFIG)
     try:
-        digests = [(name, config["files"][name]) for name in (EXPORTED_MODEL, BACKBONE)]
         search = parse_search(config["search"], where=folder / CONFIG)
+        names = [EXPORTED_MODEL, BACKBONE, *([NEIGHBORS] if search.consensus_weight else [])]
+        digests = [(name, config["files"][name]) for name in names]
         stored = config["confidence"]
         confidence = parse_confidence(stored, where=folder / CONFIG) if stored else None
     except (KeyError, TypeError, ArtifactError):

@@ -91,6 +91,13 @@ def main(
     diversity_penalty: Annotated[
         float | None, typer.Option(min=0, max=100, help="Diversity penalty between beam groups.")
     ] = None,
+    consensus_weight: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Weight of similar training images' captions; 0: none."),
+    ] = None,
+    num_neighbors: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="How many, with --consensus-weight.")
+    ] = None,
     num_samples: Annotated[
         int, typer.Option(min=0, max=1000, help="Sample N captions instead of beam search.")
     ] = 0,
@@ -128,6 +135,8 @@ def main(
         no_repeat_ngram_size=no_repeat_ngram_size,
         beam_groups=beam_groups,
         diversity_penalty=diversity_penalty,
+        consensus_weight=consensus_weight,
+        num_neighbors=num_neighbors,
     )
     images = map(_read, found)
     outcomes: Iterator[Caption | list[Caption] | InputError]

@@ -12,11 +12,13 @@ from pipeline.captioning.files import (
     CONFIDENCE,
     MODEL,
     MODELS,
+    NEIGHBORS,
     find_backbone,
     find_model,
 )
 from pipeline.captioning.folder import load_folder
 from pipeline.comparison.revisions import resolve_revision
+from pipeline.evaluation.confidence import read_confidence
 from pipeline.runtime.errors import InputError
 
 
@@ -29,6 +31,8 @@ def fetch_revision(revision: str, folder: Path) -> None:
     files = resolve_revision(revision)
     for name in (MODEL, BACKBONE, CONFIDENCE):
         (folder / name).write_bytes(files.read(f"models/{name}"))
+    if read_confidence(folder / CONFIDENCE).search.consensus_weight:
+        (folder / NEIGHBORS).write_bytes(files.read(f"models/{NEIGHBORS}"))
 
 
 def load_captioner(

@@ -1,7 +1,6 @@
 """The schema of params.yaml: one frozen, strict model per group.
 
-Schemas only check: they have no defaults and change no value, so what a stage does depends on its
-own group's values, which DVC tracks. That is why no stage lists this package among its code deps.
+Schemas only check: they change no value, so no stage lists this package among its code deps.
 """
 
 from typing import Annotated, Literal, Self
@@ -201,6 +200,8 @@ class EvaluateConfig(Config):
     allow_unk: bool
     beam_groups: Annotated[int, Field(ge=1, le=100)]
     diversity_penalty: Annotated[float, Field(ge=0, le=100)]
+    consensus_weight: Annotated[float, Field(ge=0, le=100)]
+    num_neighbors: Annotated[int, Field(ge=1, le=1000)]
     batch_size: BatchSize | Literal["auto"]
     device: DeviceName
     deterministic: bool

@@ -182,7 +182,10 @@ def parse_search(content: Any, where: object) -> BeamSearchConfig:
         search = TypeAdapter(BeamSearchConfig).validate_python(content)
         if search.num_return_sequences != 1:
             raise ValueError
-        params = {name: value for name, value in content.items() if name != "num_return_sequences"}
+        # Files of before consensus reranking lack its params.
+        new = {name: getattr(search, name) for name in ("consensus_weight", "num_neighbors")}
+        params = {**new, **content}
+        params.pop("num_return_sequences", None)
         fixed = {"split": "val", "batch_size": "auto", "device": "auto", "deterministic": True}
         EvaluateConfig.model_validate({**params, **fixed})
         return search

@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.decoders.captioner_file import TrainedDecoder, read_model
 from pipeline.decoders.decoder import Decoder, DecoderState, StepDecoder
 from pipeline.features.recipe import FeatureRecipe, require_same_recipe
+from pipeline.reranking.neighbors import mean_vectors
 from pipeline.runtime.errors import InputError
 
 
@@ -46,7 +47,7 @@ class Ensemble:
 def features_for(decoder: Decoder, features: Tensor) -> Tensor:
     """Return features (P, …) in the form that the decoder takes: grids, or their means."""
     pooled = len(decoder.config.feature_shape) == 1
-    return features.mean(dim=(1, 2)) if pooled and features.dim() == 4 else features
+    return mean_vectors(features) if pooled else features
 
 
 def _merge_states(states: Sequence[DecoderState]) -> DecoderState:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from pipeline.dataset.feature_cache import FeatureCache, read_features
 from pipeline.decoders.captioner_file import TrainedDecoder, require_same_split
 from pipeline.decoders.decoder import StepDecoder
 from pipeline.evaluation.ensemble import build_ensemble, read_models
+from pipeline.generation.beam_search import BeamSearchConfig, Search
+from pipeline.reranking.consensus import build_search
+from pipeline.reranking.neighbors import read_neighbors
 from pipeline.runtime.checkpoint import discard_if_complete
 
 
@@ -22,6 +26,15 @@ class EvaluationInputs:
     decoder: StepDecoder
     cache: FeatureCache
     table: CaptionTable
+
+    def search(self, config: BeamSearchConfig, neighbors: Path, device: torch.device) -> Search:
+        """The search with these models; consensus reranking reads `neighbors`.
+
+        Raises:
+            InputError: that cannot be used, or is of another vocabulary, split or other features.
+        """
+        read = partial(read_neighbors, neighbors, self.models[0], device)
+        return build_search(self.decoder, config, read)
 
 
 def read_inputs(

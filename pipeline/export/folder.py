@@ -11,14 +11,14 @@ from PIL import Image
 from pipeline import __version__
 from pipeline.backbones.weights import read_backbones
 from pipeline.captioning.captioner import Captioner
-from pipeline.captioning.files import BACKBONE, CONFIG, EXPORTED_MODEL
+from pipeline.captioning.files import BACKBONE, CONFIG, EXPORTED_MODEL, NEIGHBORS
 from pipeline.captioning.folder import FORMAT, load_folder
 from pipeline.captioning.photos import find_photos
 from pipeline.decoders.captioner_file import read_model
 from pipeline.evaluation.confidence import model_digests
 from pipeline.evaluation.reports import ReportFiles, read_evaluation
 from pipeline.export.model_card import NUM_EXAMPLES, CardDetails, Example, render_card
-from pipeline.export.onnx_graphs import export_onnx
+from pipeline.export.onnx_graphs import export_onnx, require_exportable
 from pipeline.images.decode import load_image
 from pipeline.runtime.errors import ArtifactError, InputError, pluralize
 from pipeline.runtime.files import atomic_write, copy_file, file_digest, write_checked_json
@@ -57,11 +57,18 @@ def export(
     if evaluation.metrics.meta.get("model_digests") != model_digests([trained]):
         raise ArtifactError(reports.metrics, f"is not the evaluation of {model}")
     captioner = Captioner(backbone, [model], CPU, confidence)
+    if onnx:
+        require_exportable(captioner.search)
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG).unlink(missing_ok=True)  # without it, a folder is not complete
     copy_file(model, out / EXPORTED_MODEL)
     copy_file(backbone, out / BACKBONE)
     names = [EXPORTED_MODEL, BACKBONE]
+    if captioner.search.consensus_weight:
+        copy_file(model.with_name(NEIGHBORS), out / NEIGHBORS)
+        names.append(NEIGHBORS)
+    else:  # training captions are shared only where they are needed
+        (out / NEIGHBORS).unlink(missing_ok=True)
     if onnx:
         folder = out / "onnx"
         folder.mkdir(exist_ok=True)

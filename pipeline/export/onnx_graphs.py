@@ -34,6 +34,15 @@ _Dynamic = dict[int, torch.export.Dim]  # the dimensions of an input that vary
 _IMAGES, _BEAMS, _TOKENS = (torch.export.Dim(name) for name in ("images", "beams", "tokens"))
 
 
+def require_exportable(search: BeamSearchConfig) -> None:
+    """Raise an InputError if `onnx_captioner.py` cannot search like this."""
+    if search.consensus_weight:
+        raise InputError(
+            "the ONNX captioner has no consensus reranking; leave out --onnx, or set "
+            "evaluate.consensus_weight: 0 and run 'dvc repro'"
+        )
+
+
 def export_onnx(
     out: Path,
     backbones: Sequence[BackboneWeights],

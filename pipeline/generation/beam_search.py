@@ -6,6 +6,7 @@ Wu et al. 2016). A caption has at least one token and at most `max_length`, and 
 every caption itself: none is cut off.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,6 +35,9 @@ class BeamSearchConfig:
     beam_groups: int = 1
     diversity_penalty: float = 0.5
     num_return_sequences: int = 1  # the best captions to return of each group, at most its beams
+    # Of consensus reranking (`pipeline.reranking.consensus`), not of the search itself.
+    consensus_weight: float = 0.0
+    num_neighbors: int = 10
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class Hypothesis:
     token_ids: list[int]
     score: float
     token_log_probs: list[float]  # of each token and of the <end> after them
+
+
+# What a search is called as: features (P, …) -> the captions of each image.
+Search = Callable[[Tensor], list[list[Hypothesis]]]
 
 
 class BeamSearch:

@@ -13,7 +13,7 @@ from pipeline.dataset.feature_dataset import FeatureDataset
 from pipeline.dataset.split import Split
 from pipeline.decoders.decoder import Decoder
 from pipeline.distributed.ranks import ALONE, Ranks
-from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig, Hypothesis
+from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig, Hypothesis, Search
 from pipeline.metrics.baselines import best_constant_caption
 from pipeline.metrics.scores import cider
 from pipeline.metrics.validation import SplitScores
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def generate_captions(
-    search: BeamSearch,
+    search: Search,
     features: Tensor | FeatureDataset,
     vocabulary: Vocabulary,
     batch_size: int,
@@ -35,7 +35,7 @@ def generate_captions(
 
 
 def find_captions(
-    search: BeamSearch,
+    search: Search,
     features: Tensor | FeatureDataset,
     batch_size: int,
     ranks: Ranks = ALONE,

@@ -21,6 +21,9 @@ OutHistory = Annotated[Path, typer.Option(help="The history to write (CSV).")]
 Models = Annotated[
     list[Path], typer.Option(help="The trained model; repeat the option for an ensemble.")
 ]
+Neighbors = Annotated[
+    Path, typer.Option(help="The training images' captions, for consensus reranking.")
+]
 Confidence = Annotated[Path, typer.Option(help="The calibration of the model's confidence.")]
 OwnModels = Annotated[
     list[Path],

@@ -1,4 +1,4 @@
-"""Stage 8: fit how confident the model may be of its captions, on val."""
+"""Stage 9: fit how confident the model may be of its captions, on val."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from pipeline.distributed.ranks import ALONE, Ranks
 from pipeline.distributed.world import on_ranks
 from pipeline.evaluation.confidence import fit_confidence, model_digests, write_confidence
 from pipeline.evaluation.inputs import read_inputs
-from pipeline.generation.beam_search import BeamSearch
 from pipeline.generation.generate import find_captions, search_batch_size, search_config
 from pipeline.runtime import options
 from pipeline.runtime.device import resolve_device, seed_everything
@@ -28,6 +27,7 @@ def calibrate(
     models: Sequence[Path],
     features: Path,
     captions: Path,
+    neighbors: Path,
     out: Path,
     config: EvaluateConfig,
     ranks: Ranks = ALONE,
@@ -43,12 +43,12 @@ def calibrate(
     device = resolve_device(config.device)
     seed_everything(0, config.deterministic)
     inputs = read_inputs(models, features, captions, device)
-    trained, decoder, cache, table = inputs.models, inputs.decoder, inputs.cache, inputs.table
+    trained, cache, table = inputs.models, inputs.cache, inputs.table
     val = table.split("val")
     warn_small("val", len(val.ids))
     search = search_config(config, max(model.max_length for model in trained))
     found = find_captions(
-        BeamSearch(decoder, search),
+        inputs.search(search, neighbors, device),
         FeatureDataset(cache, val.ids, device),
         search_batch_size(config, device),
         ranks,
@@ -69,6 +69,7 @@ def main(
     model: options.Models = [Path("models/captioner.safetensors")],  # noqa: B006
     features: options.Features = Path("features/features.h5"),
     captions: options.Captions = Path("data/captions.csv"),
+    neighbors: options.Neighbors = Path("models/neighbors.safetensors"),
     out: Annotated[Path, typer.Option(help="The calibration to write (JSON).")] = Path(
         "models/confidence.json"
     ),
@@ -76,5 +77,5 @@ def main(
 ) -> None:
     """Fit how confident the model may be of its captions."""
     config, start = load_params(params, EvaluateConfig), load_params(params, DistributedConfig)
-    work = partial(calibrate, model, features, captions, out, config)
+    work = partial(calibrate, model, features, captions, neighbors, out, config)
     on_ranks(work, start.processes, start.timeout, config.device)

@@ -1,4 +1,4 @@
-"""Stage 9: caption a split that the model was not trained on, and score the captions."""
+"""Stage 10: caption a split that the model was not trained on, and score the captions."""
 
 import logging
 from collections.abc import Sequence
@@ -28,7 +28,6 @@ from pipeline.evaluation.reports import (
     write_references,
     write_scores,
 )
-from pipeline.generation.beam_search import BeamSearch
 from pipeline.generation.generate import find_captions, search_batch_size, search_config
 from pipeline.metrics.baselines import best_constant_caption, human_scores
 from pipeline.metrics.bleu import COUNT_NAMES
@@ -53,6 +52,7 @@ def evaluate(
     confidence: Path,
     features: Path,
     captions: Path,
+    neighbors: Path,
     out_dir: Path,
     config: EvaluateConfig,
     ranks: Ranks = ALONE,
@@ -69,7 +69,7 @@ def evaluate(
     device = resolve_device(config.device)
     seed_everything(0, config.deterministic)
     inputs = read_inputs(models, features, captions, device)
-    trained, decoder, cache, table = inputs.models, inputs.decoder, inputs.cache, inputs.table
+    trained, cache, table = inputs.models, inputs.cache, inputs.table
     calibration = match_calibration(confidence, trained)
     split, training = table.split(config.split), table.split("train").captions
     warn_small(config.split, len(split.ids))
@@ -78,7 +78,7 @@ def evaluate(
     trained_length = max(model.max_length for model in trained)
     search = search_config(config, trained_length)
     found = find_captions(
-        BeamSearch(decoder, search),
+        inputs.search(search, neighbors, device),
         FeatureDataset(cache, split.ids, device),
         search_batch_size(config, device),
         ranks,
@@ -184,6 +184,7 @@ def main(
     confidence: options.Confidence = Path("models/confidence.json"),
     features: options.Features = Path("features/features.h5"),
     captions: options.Captions = Path("data/captions.csv"),
+    neighbors: options.Neighbors = Path("models/neighbors.safetensors"),
     out_dir: Annotated[
         Path,
         typer.Option(help="The folder for captions, references, scores, lengths and metrics."),
@@ -192,5 +193,6 @@ def main(
 ) -> None:
     """Caption a split and score the captions."""
     config, start = load_params(params, EvaluateConfig), load_params(params, DistributedConfig)
-    work = partial(evaluate, model, confidence, features, captions, out_dir, config)
+    inputs = (model, confidence, features, captions, neighbors)
+    work = partial(evaluate, *inputs, out_dir, config)
     on_ranks(work, start.processes, start.timeout, config.device)

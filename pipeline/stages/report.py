@@ -1,4 +1,4 @@
-"""Stage 10: a run as one page: scores, curves, every image with its captions, and provenance."""
+"""Stage 11: a run as one page: scores, curves, every image with its captions, and provenance."""
 
 import logging
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Stage 7: self-critical training, on the scores of the decoder's own captions.
+"""Stage 8: self-critical training, on the scores of the decoder's own captions.
 
 With `epochs: 0` the trained model passes through unchanged.
 """

@@ -1,4 +1,4 @@
-"""Stage 6: train the decoder on the cached features with teacher forcing.
+"""Stage 7: train the decoder on the cached features with teacher forcing.
 
 The best epoch is chosen by greedy captions of the val split: the loss on given words says little
 about captions.

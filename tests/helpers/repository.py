@@ -24,6 +24,7 @@ OUTS = (
     "models/backbone.safetensors",
     "models/trained.safetensors",
     "models/captioner.safetensors",
+    "models/neighbors.safetensors",
     "models/confidence.json",
     PAGE,
 )

@@ -1,0 +1,1 @@
+"""Choosing among the captions that a search finds."""
