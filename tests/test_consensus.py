@@ -20,6 +20,7 @@ from pipeline.evaluation.confidence import parse_search
 from pipeline.features.recipe import FeatureRecipe
 from pipeline.generation.beam_search import BeamSearch, BeamSearchConfig
 from pipeline.metrics.rewards import CiderReward, References
+from pipeline.reranking import consensus
 from pipeline.reranking.consensus import build_search
 from pipeline.reranking.neighbors import (
     Neighbors,
@@ -73,6 +74,17 @@ def test_the_score_is_that_of_the_search_and_the_neighbours_mean_cider(
             expected[tuple(caption.token_ids)] = caption.score + 0.3 * cider
         assert {tuple(one.token_ids): one.score for one in captions} == pytest.approx(expected)
         assert [one.score for one in captions] == sorted(expected.values(), reverse=True)
+
+
+def test_images_scored_one_by_one_have_the_scores_of_a_batch(
+    recipe: FeatureRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    config = BeamSearchConfig(4, 1.0, 4, consensus_weight=0.3)
+    search = build_search(TwoImages(), config, partial(neighbors_of, recipe))
+    together = search(features)
+    monkeypatch.setattr(consensus, "MAX_ELEMENTS", 1)
+    assert search(features) == together
 
 
 def test_neighbours_choose_another_caption_than_the_likeliest(recipe: FeatureRecipe) -> None:
@@ -198,6 +210,7 @@ def test_an_exported_captioner_has_training_captions_only_if_it_needs_them(
     shared = tmp_path / "shared"
     assert command("export", shared, cwd=weighted).returncode == 0
     assert load_folder(shared, CPU).search.consensus_weight == 1.0
+    assert "holds the training captions" in (shared / "README.md").read_text()
     # The ONNX captioner cannot rerank; the folder stays as it was.
     assert "consensus" in one_line(command("export", shared, "--onnx", cwd=weighted))
     neighbors = shared / "neighbors.safetensors"
@@ -209,6 +222,7 @@ def test_an_exported_captioner_has_training_captions_only_if_it_needs_them(
     assert command("export", shared, *options).returncode == 0
     assert load_folder(shared, CPU).search.consensus_weight == 0.0
     assert not neighbors.exists()
+    assert "holds the training captions" not in (shared / "README.md").read_text()
 
 
 def test_damaged_neighbours_are_reported(weighted: Path, tmp_path: Path) -> None:

@@ -167,8 +167,8 @@ def test_only_commands_and_the_command_line_import_stages() -> None:
             assert not set(module_imports(path)) & stages, path
 
 
-def test_dvc_yaml_is_short() -> None:
-    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 130
+def test_dvc_yaml_is_read_on_one_screen_and_a_half() -> None:
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_files_fit_in_one_reading() -> None:

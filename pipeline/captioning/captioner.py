@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.backbones.weights import read_backbones
 from pipeline.captioning.caption import Caption, best_distinct, describe_hypothesis
-from pipeline.captioning.feature_stream import map_features
+from pipeline.captioning.feature_stream import map_features, raise_errors
 from pipeline.captioning.files import NEIGHBORS
 from pipeline.captions.vocabulary import END, PAD, START
 from pipeline.decoders.decoder import Decoder
@@ -63,7 +63,8 @@ class Captioner:
         self.vocabulary, recipes = trained[0].vocabulary, [model.recipe for model in trained]
         # Members of an ensemble that take vectors take the means of the others' grids.
         self.recipe = next((recipe for recipe in recipes if recipe.layer == "grid"), recipes[0])
-        self.decoder = build_ensemble(trained, self.recipe, str(models[recipes.index(self.recipe)]))
+        where = str(models[recipes.index(self.recipe)])
+        self.decoder = build_ensemble(trained, self.recipe, where)
         self.confidence = match_calibration(confidence, trained)
         plain = BeamSearchConfig(5, 1.0, self.max_length, no_repeat_ngram_size=2)
         self.search = search or (self.confidence.search if self.confidence else plain)
@@ -78,8 +79,8 @@ class Captioner:
 
     def __repr__(self) -> str:
         decoder = self.decoder.config.decoder if isinstance(self.decoder, Decoder) else "ensemble"
-        size, label = f"{len(self.vocabulary):,} tokens", self.recipe.label
-        return f"<Captioner: {decoder} on {label}; {size}; {self.device}>"
+        size = f"{len(self.vocabulary):,} tokens"
+        return f"<Captioner: {decoder} on {self.recipe.label}; {size}; {self.device}>"
 
     @overload  # a str is an image, although it is an iterable of them
     def caption(  # type: ignore[overload-overlap]
@@ -174,7 +175,7 @@ class Captioner:
             self._describe, config=config, alternatives=alternatives, attention=attention
         )
         outcomes = map_features(describe, images, self._cnn, self._lock, concurrent=True)
-        return outcomes if errors == "return" else _raise_errors(outcomes)
+        return outcomes if errors == "return" else raise_errors(outcomes)
 
     def sample(
         self,
@@ -228,6 +229,8 @@ class Captioner:
                 f"{alternatives} alternatives need a beam of {alternatives + 1} or more, not "
                 f"{search.beam_size}"
             )
+        if search.consensus_weight:
+            return search  # it returns all that the beams find
         per_group = math.ceil((1 + alternatives) / search.beam_groups)
         return replace(search, num_return_sequences=per_group)
 
@@ -235,10 +238,12 @@ class Captioner:
         self, features: Tensor, config: BeamSearchConfig, alternatives: int, attention: bool
     ) -> list[Caption]:
         """The captions of images, from their features (P, …)."""
-        captions, known = [], (self.vocabulary, self.confidence)
+        captions = []
         for image, found in zip(features.split(1), self._search(config)(features), strict=True):
             kept = best_distinct(found)[: 1 + alternatives]
-            best, *others = (describe_hypothesis(one, *known) for one in kept)
+            best, *others = (
+                describe_hypothesis(one, self.vocabulary, self.confidence) for one in kept
+            )
             weights = self._attention(image, kept[0].token_ids) if attention else None
             captions.append(replace(best, alternatives=tuple(others), attention=weights))
         return captions
@@ -251,10 +256,3 @@ class Captioner:
             weights = self.decoder.attention_weights(features, inputs)[0]
         height, width = features.shape[1:3]
         return weights[:, : height * width].unflatten(1, (height, width)).cpu().numpy()
-
-
-def _raise_errors(outcomes: Iterator[Caption | InputError]) -> Iterator[Caption]:
-    for outcome in outcomes:
-        if isinstance(outcome, InputError):
-            raise outcome
-        yield outcome

@@ -109,3 +109,11 @@ def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
+
+
+def raise_errors(outcomes: Iterator[Result | InputError]) -> Iterator[Result]:
+    """The results alone; the first error is raised."""
+    for outcome in outcomes:
+        if isinstance(outcome, InputError):
+            raise outcome
+        yield outcome

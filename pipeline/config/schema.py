@@ -1,6 +1,6 @@
 """The schema of params.yaml: one frozen, strict model per group.
 
-Schemas only check: they change no value, so no stage lists this package among its code deps.
+Schemas only check: they have no defaults and change no value. So no stage depends on this package.
 """
 
 from typing import Annotated, Literal, Self

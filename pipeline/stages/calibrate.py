@@ -36,6 +36,7 @@ def calibrate(
 
     Args:
         models: one, or the members of an ensemble.
+        neighbors: the training images' captions; read only for consensus reranking.
 
     Raises:
         InputError: an input cannot be used, or the model was trained on other features.

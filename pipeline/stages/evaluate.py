@@ -62,6 +62,7 @@ def evaluate(
     Args:
         models: one, or the members of an ensemble.
         confidence: the calibration; ignored if it is of other models.
+        neighbors: the training images' captions; read only for consensus reranking.
 
     Raises:
         InputError: an input cannot be used, or the model was trained on other features.
