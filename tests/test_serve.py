@@ -3,6 +3,7 @@
 import io
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_the_model_card_and_health(served: Served, tiny: Artifacts) -> None:
     captioner = served.service.captioner
     assert card["decoder"] == "show_and_tell"
     assert card["vocabulary_size"] == len(captioner.vocabulary)
-    assert card["search"]["beam_size"] == captioner.search.beam_size
+    assert card["search"] == asdict(captioner.search)
     assert card["card"] is None
     assert served.client.get("/health").json() == {"status": "ok"}
     served.service.stopping = True

@@ -1,5 +1,6 @@
 """What the API answers, as JSON."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pipeline.captioning.caption import Caption
 from pipeline.captioning.captioner import Captioner
 from pipeline.decoders.decoder import Decoder
 from pipeline.extraction.preprocess import resize_and_crop_box
-from pipeline.serving.settings import PARAMETERS, SEARCH
+from pipeline.serving.settings import PARAMETERS
 from pipeline.serving.upload import TYPES, Limits
 
 MAX_CARD = 64 << 10  # bytes of a model card's text
@@ -66,7 +67,7 @@ def describe_model(captioner: Captioner, folder: Path, limits: Limits) -> dict[s
         "decoder": decoder.config.decoder if isinstance(decoder, Decoder) else "ensemble",
         "vocabulary_size": len(captioner.vocabulary),
         "max_length": captioner.max_length,
-        "search": {name: getattr(captioner.search, name) for name in SEARCH},
+        "search": asdict(captioner.search),
         "attention": captioner.has_attention,
         "confidence": fitted
         and {

@@ -41,15 +41,13 @@ class Parameter:
 
 
 # Tighter than the params of `evaluate`: a stranger's request must not take minutes.
-SEARCH = {
+PARAMETERS = {
     "beam_size": Parameter(int, 1, 20, "Number of beams."),
     "length_penalty": Parameter(float, 0, 5, "0: total log-probability; 1: mean per token."),
     "max_length": Parameter(int, 1, 50, "Maximum caption length in tokens."),
     "no_repeat_ngram_size": Parameter(int, 0, 10, "No n-gram of this size twice; 0 allows all."),
     "beam_groups": Parameter(int, 1, 20, "Groups of beams; beam_size must be a multiple."),
     "diversity_penalty": Parameter(float, 0, 10, "Diversity penalty between beam groups."),
-}
-PARAMETERS = SEARCH | {
     "alternatives": Parameter(int, 0, 9, "Other captions to return; fewer than beam_size."),
     "attention": Parameter(bool, 0, 1, "Whether to return where the model looked, token by token."),
 }
