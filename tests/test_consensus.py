@@ -1,6 +1,7 @@
 """Consensus reranking: the captions of similar training images choose among the beams'."""
 
 import json
+import operator
 import shutil
 import zipfile
 from dataclasses import asdict, replace
@@ -66,11 +67,14 @@ def test_the_score_is_that_of_the_search_and_the_neighbours_mean_cider(
     made = build_search(TwoImages(), config, partial(neighbors_of, recipe))(features)
     found = BeamSearch(TwoImages(), replace(config, num_return_sequences=4))(features)
     score = CiderReward(References(CAPTIONS, len(WORDS)))
-    for captions, plain, near in zip(made, found, ([0, 1], [2, 3]), strict=True):
+    near = [part.tolist() for part in neighbors_of(recipe).nearest(features, 2)]
+    assert [set(images) for images in near[1]] == [{0, 1}, {2, 3}]
+    for captions, plain, weights, images in zip(made, found, *near, strict=True):
         expected = {}
         for caption in plain:
             ids = torch.tensor([caption.token_ids])
-            cider = sum(float(score(torch.tensor([image]), ids)) for image in near) / 2
+            ciders = [float(score(torch.tensor([image]), ids)) for image in images]
+            cider = sum(map(operator.mul, weights, ciders))
             expected[tuple(caption.token_ids)] = caption.score + 0.3 * cider
         assert {tuple(one.token_ids): one.score for one in captions} == pytest.approx(expected)
         assert [one.score for one in captions] == sorted(expected.values(), reverse=True)
@@ -101,15 +105,25 @@ def test_near_is_a_large_cosine_of_standardised_means(recipe: FeatureRecipe) -> 
     # The second number varies a hundred times as much and must not decide alone.
     vectors = [[0.0, 100.0], [0.2, -100.0], [1.0, 90.0], [0.9, -90.0]]
     features = torch.tensor([[0.1, 5.0], [0.9, -5.0]])  # nearly the mean in the second
-    near = neighbors_of(recipe, vectors).nearest(features, 2)
+    _, near = neighbors_of(recipe, vectors).nearest(features, 2)
     assert [set(row) for row in near.tolist()] == [{0, 1}, {2, 3}]
 
 
 def test_a_grid_has_the_neighbours_of_its_mean(recipe: FeatureRecipe) -> None:
     neighbors, grid = neighbors_of(recipe), torch.rand(5, 3, 3, 2)
     expected = neighbors.nearest(grid.mean(dim=(1, 2)), 4)
-    assert torch.equal(neighbors.nearest(grid, 4), expected)
-    assert torch.equal(neighbors.nearest(grid, 99), expected)  # there are no more
+    for count in (4, 99):  # there are no more
+        assert all(map(torch.equal, neighbors.nearest(grid, count), expected))
+
+
+def test_the_more_similar_a_neighbour_the_more_it_weighs(recipe: FeatureRecipe) -> None:
+    vectors = [[0.0, 1.0], [0.0, 1.0], [0.3, 0.9], [1.0, 0.0]]  # the first two are the same
+    ((first, second, third, fourth),), ((*_, last),) = (
+        part.tolist() for part in neighbors_of(recipe, vectors).nearest(torch.tensor([[0, 1.0]]), 4)
+    )
+    assert first == second > third > fourth
+    assert first + second + third + fourth == pytest.approx(1)
+    assert last == 3
 
 
 @pytest.fixture(scope="module")
@@ -246,4 +260,5 @@ def test_a_search_of_before_consensus_reranking_has_no_weight() -> None:
 
 def test_a_number_that_never_varies_counts_for_nothing(recipe: FeatureRecipe) -> None:
     neighbors = neighbors_of(recipe, [[0.0, 7.0], [0.1, 7.0], [1.0, 7.0], [0.9, 7.0]])
-    assert set(neighbors.nearest(torch.tensor([[0.0, 9.0]]), 2)[0].tolist()) == {0, 1}
+    _, near = neighbors.nearest(torch.tensor([[0.0, 9.0]]), 2)
+    assert set(near[0].tolist()) == {0, 1}

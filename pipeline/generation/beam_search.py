@@ -37,7 +37,7 @@ class BeamSearchConfig:
     num_return_sequences: int = 1  # the best captions to return of each group, at most its beams
     # Of consensus reranking (`pipeline.reranking.consensus`), not of the search itself.
     consensus_weight: float = 0.0
-    num_neighbors: int = 10
+    num_neighbors: int = 20
 
 
 @dataclass(frozen=True)

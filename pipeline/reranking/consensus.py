@@ -4,7 +4,7 @@ captions of similar training images.
 Devlin et al., "Exploring Nearest Neighbor Approaches for Image Captioning", 2015, and Mao et al.,
 "Deep Captioning with Multimodal Recurrent Neural Networks", ICLR 2015. A caption's score is that of
 the search plus `consensus_weight` times its mean CIDEr-D (0 to 10) with the captions of each of
-the `num_neighbors` nearest training images.
+the `num_neighbors` nearest training images. In this mean the more similar images weigh more.
 """
 
 from collections.abc import Callable
@@ -45,8 +45,10 @@ class ConsensusSearch:
 
     def __call__(self, features: Tensor) -> list[list[Hypothesis]]:
         found = self._search(features)
-        nearest = self._neighbors.nearest(features, self._count)  # (P, k)
-        consensus = self._score([[h.token_ids for h in captions] for captions in found], nearest)
+        weights, nearest = self._neighbors.nearest(features, self._count)  # (P, k) each
+        token_ids = [[caption.token_ids for caption in captions] for captions in found]
+        scores = self._score(token_ids, nearest)  # (P, k, S)
+        consensus = (weights.unsqueeze(-1) * scores).sum(dim=1)
         reranked = (
             [
                 replace(caption, score=caption.score + self._weight * value)
@@ -57,7 +59,7 @@ class ConsensusSearch:
         return [sorted(captions, key=lambda one: one.score, reverse=True) for captions in reranked]
 
     def _score(self, captions: list[list[list[int]]], nearest: Tensor) -> Tensor:
-        """The mean CIDEr-D (P, S) of each image's captions with those of its neighbours (P, k);
+        """The CIDEr-D (P, k, S) of each image's captions with those of its neighbours (P, k);
         images with fewer than S captions have numbers without a meaning at their end."""
         S, (P, k) = max(map(len, captions)), nearest.shape
         rows = [
@@ -74,4 +76,4 @@ class ConsensusSearch:
             self._cider(near.flatten(), own.expand(-1, k, -1, -1).flatten(0, 2))
             for own, near in parts
         ]
-        return torch.cat(scores).view(P, k, S).mean(dim=1)
+        return torch.cat(scores).view(P, k, S)
