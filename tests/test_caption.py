@@ -115,7 +115,7 @@ def test_every_group_of_beams_says_its_own(tiny: Artifacts, photos: Path) -> Non
     lines = result.stdout.splitlines()
     assert len(lines) == len(set(lines)) == 4
     refused = command(*caption(tiny, photo, "--beam-size", 5, "--beam-groups", 2))
-    assert "--beam-size 5 is not a multiple of --beam-groups 2" in one_line(refused)
+    assert "--beam-size 5 is not a multiple of --beam-groups 2; set both" in one_line(refused)
 
 
 def test_attention_of_two_images_of_one_name_is_refused_before_any_is_drawn(

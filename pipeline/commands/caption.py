@@ -34,7 +34,7 @@ def override_search(search: "BeamSearchConfig", **given: Any) -> "BeamSearchConf
 def require_whole_groups(beam_size: int, beam_groups: int) -> None:
     if beam_size % beam_groups:
         raise InputError(
-            f"--beam-size {beam_size} is not a multiple of --beam-groups {beam_groups}"
+            f"--beam-size {beam_size} is not a multiple of --beam-groups {beam_groups}; set both"
         )
 
 

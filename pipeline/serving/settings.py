@@ -83,7 +83,8 @@ def parse_settings(query: Iterable[tuple[str, str]], captioner: Captioner) -> Se
     search = replace(captioner.search, **given)
     if search.beam_size % search.beam_groups:
         raise InputError(
-            f"beam_size {search.beam_size} is not a multiple of beam_groups {search.beam_groups}"
+            f"beam_size {search.beam_size} is not a multiple of beam_groups {search.beam_groups}; "
+            "set both"
         )
     if alternatives >= search.beam_size:
         raise InputError(f"{alternatives} alternatives need a beam_size of {alternatives + 1}")
